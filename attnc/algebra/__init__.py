@@ -1,0 +1,1 @@
+"""Rewriting on meaning: rules, index sets, tiles, proofs. Owns islpy and sympy."""

@@ -1,0 +1,1 @@
+"""Measuring against peers: providers, cases, reports, pictures."""

@@ -1,0 +1,320 @@
+"""The typed intermediate representation: what a pattern means, free of names, scopes and syntax.
+
+An expression is a tree of frozen nodes. Every node knows its `type`; conversions are explicit (`Cast`); parameters are
+constants (which remember their name), `let`s and `def`s are inlined, chained comparisons are conjunctions, `clamp` is
+`min` of `max`, `softcap` is written out. Equality and hashing ignore spans and remembered names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from attnc.ir.types import Type
+from attnc.source import Span
+
+
+class IndexName(Enum):
+    """Coordinates of a pair of positions, and bounds of tiles in the results of the set analysis."""
+
+    BATCH = "b"
+    HEAD = "h"
+    QUERY = "i"
+    """Absolute position of the query."""
+    KEY = "j"
+    """Absolute position of the key."""
+    ROW = "r"
+    """Row of the query in the query tensor: `i = r + shift`."""
+    SHIFT = "shift"
+    """`i - r`: `M - N` under `align end`, 0 under `align start`, the user's expression under `align at`.
+
+    It appears in bounds of tile sets only, never in a user's expression.
+    """
+    QUERY_LOW = "i_lo"
+    """First query position of a query tile (bounds of tile sets only)."""
+    QUERY_HIGH = "i_hi"
+    """Last query position of a query tile that is a real row, inclusive (bounds of tile sets only)."""
+    KEY_LOW = "j_lo"
+    """First key position of a key tile (tile tests only)."""
+    KEY_HIGH = "j_hi"
+    """Last key position of a key tile that is a real key, inclusive (tile tests only)."""
+    DIM = "d"
+    """Index along a dimension of a learned tensor, in its initial value (`d0`, `d1`, ...): `Index(DIM, axis)`."""
+
+
+class SizeName(Enum):
+    """Sizes known when the module is called."""
+
+    BATCH = "B"
+    HEADS = "H"
+    QUERIES = "N"
+    KEYS = "M"
+    HEAD_SIZE = "D"
+    GROUP = "g"
+
+
+class UnaryOp(Enum):
+    """Operators of one operand."""
+
+    NEG = "-"
+    NOT = "not"
+
+
+class BinaryOp(Enum):
+    """Operators of two operands. Arithmetic operands have the result's type, comparison operands each other's.
+
+    `FLOORDIV` and `MOD` round toward minus infinity and are defined on two ints (0 where the divisor is 0) and on two
+    floats; `DIV` is always a float; `POW` is an int only for an int base and a constant int exponent >= 0.
+    """
+
+    ADD = "+"
+    SUB = "-"
+    MUL = "*"
+    DIV = "/"
+    FLOORDIV = "//"
+    MOD = "%"
+    POW = "**"
+    LT = "<"
+    LE = "<="
+    GT = ">"
+    GE = ">="
+    EQ = "=="
+    NE = "!="
+
+    @property
+    def is_comparison(self) -> bool:
+        """Whether the result is a bool."""
+        return self in _COMPARISONS
+
+
+_COMPARISONS = frozenset({BinaryOp.LT, BinaryOp.LE, BinaryOp.GT, BinaryOp.GE, BinaryOp.EQ, BinaryOp.NE})
+
+
+class Function(Enum):
+    """Functions that stay calls in the IR. All but `ABS`, `MIN`, `MAX`, `FLOOR`, `HASH` take and give floats."""
+
+    ABS = "abs"
+    MIN = "min"
+    """Two or more operands of the result's type."""
+    MAX = "max"
+    """Two or more operands of the result's type."""
+    EXP = "exp"
+    EXP2 = "exp2"
+    LOG = "log"
+    LOG2 = "log2"
+    SQRT = "sqrt"
+    TANH = "tanh"
+    SIGMOID = "sigmoid"
+    ERF = "erf"
+    SIN = "sin"
+    COS = "cos"
+    FLOOR = "floor"
+    """float -> int, rounding down, saturating, 0 for NaN."""
+    HASH = "hash"
+    """One or more ints -> int; LANGUAGE.md section 5."""
+
+
+class QuantifierKind(Enum):
+    """How a bounded quantifier combines its instances."""
+
+    ANY = "any"
+    ALL = "all"
+    SUM = "sum"
+
+
+@dataclass(frozen=True, slots=True)
+class Const:
+    """A constant. `name` is the parameter or prelude constant that it came from, for readable output."""
+
+    value: bool | int | float
+    type: Type
+    name: str | None = field(default=None, compare=False, kw_only=True)
+    span: Span | None = field(default=None, compare=False, repr=False, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A compile-time parameter whose value is not given: only `attnc check` sees one. No later stage accepts it."""
+
+    name: str
+    type: Type
+    span: Span | None = field(default=None, compare=False, repr=False, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """A coordinate; an int. `axis` is used by `DIM` alone."""
+
+    name: IndexName
+    axis: int = 0
+    span: Span | None = field(default=None, compare=False, repr=False, kw_only=True)
+
+    @property
+    def type(self) -> Type:
+        """Always an int."""
+        return Type.INT
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """A size; an int >= 1."""
+
+    name: SizeName
+    span: Span | None = field(default=None, compare=False, repr=False, kw_only=True)
+
+    @property
+    def type(self) -> Type:
+        """Always an int."""
+        return Type.INT
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """The variable of an enclosing `Quantifier`; an int. Names are unique within one attention."""
+
+    name: str
+    span: Span | None = field(default=None, compare=False, repr=False, kw_only=True)
+
+    @property
+    def type(self) -> Type:
+        """Always an int."""
+        return Type.INT
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The score so far: `scale * dot(query, key)`. A float; appears in `Attention.score` only."""
+
+    span: Span | None = field(default=None, compare=False, repr=False, kw_only=True)
+
+    @property
+    def type(self) -> Type:
+        """Always a float."""
+        return Type.FLOAT
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """An element of an input or learned tensor; a scalar input is a `Read` with an empty index.
+
+    Outside its table (a negative index included) it gives 0 (or false) and touches no memory. `inside` says that the
+    index was proven inside the table at every allowed pair.
+    """
+
+    table: str
+    index: tuple[Expr, ...]
+    type: Type
+    inside: bool = field(default=False, compare=False, kw_only=True)
+    span: Span | None = field(default=None, compare=False, repr=False, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Unary:
+    """`NEG` of a number, or `NOT` of a bool."""
+
+    op: UnaryOp
+    operand: Expr
+    type: Type
+    span: Span | None = field(default=None, compare=False, repr=False, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Binary:
+    """Arithmetic or a comparison of two operands of one type (two bools for `==`, `!=`)."""
+
+    op: BinaryOp
+    left: Expr
+    right: Expr
+    type: Type
+    span: Span | None = field(default=None, compare=False, repr=False, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class And:
+    """Conjunction of two or more bools. False decides: other operands never matter then."""
+
+    operands: tuple[Expr, ...]
+    span: Span | None = field(default=None, compare=False, repr=False, kw_only=True)
+
+    @property
+    def type(self) -> Type:
+        """Always a bool."""
+        return Type.BOOL
+
+
+@dataclass(frozen=True, slots=True)
+class Or:
+    """Disjunction of two or more bools. True decides: other operands never matter then."""
+
+    operands: tuple[Expr, ...]
+    span: Span | None = field(default=None, compare=False, repr=False, kw_only=True)
+
+    @property
+    def type(self) -> Type:
+        """Always a bool."""
+        return Type.BOOL
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """`then if condition else otherwise`; the operand that is not selected never matters, NaN or not."""
+
+    condition: Expr
+    then: Expr
+    otherwise: Expr
+    type: Type
+    span: Span | None = field(default=None, compare=False, repr=False, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A built-in function."""
+
+    function: Function
+    args: tuple[Expr, ...]
+    type: Type
+    span: Span | None = field(default=None, compare=False, repr=False, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """A conversion: int -> float, bool -> int (0 or 1), float -> int (truncates, saturates, 0 for NaN)."""
+
+    operand: Expr
+    type: Type
+    span: Span | None = field(default=None, compare=False, repr=False, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Quantifier:
+    """`any`, `all` or `sum` of `body` over `0 <= variable < count`; `count` from 0 to 1024."""
+
+    kind: QuantifierKind
+    variable: str
+    count: int
+    body: Expr
+    type: Type
+    span: Span | None = field(default=None, compare=False, repr=False, kw_only=True)
+
+
+Expr = (
+    Const
+    | Parameter
+    | Index
+    | Size
+    | Bound
+    | Score
+    | Read
+    | Unary
+    | Binary
+    | And
+    | Or
+    | Where
+    | Call
+    | Cast
+    | Quantifier
+)
+"""Any expression. Match on it with `assert_never` in the last case."""
+
+TRUE = Const(True, Type.BOOL)
+FALSE = Const(False, Type.BOOL)

@@ -1,0 +1,169 @@
+"""The typed IR of a whole file: its attentions and layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from attnc.ir.nodes import Const, Expr
+from attnc.ir.types import Type
+from attnc.source import SourceFile, Span
+
+
+class TensorKind(Enum):
+    """Who owns a tensor: the caller gives an `input` at each call, the module holds a `learned` one."""
+
+    INPUT = "input"
+    LEARNED = "learned"
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """An `input` or `learned` declaration.
+
+    Attributes:
+        dims: one int expression over sizes and constants per dimension; None is `?` (any length). Empty for a scalar.
+        sorted: the caller promises that it never decreases along its last dimension.
+        initial: the initial value of a learned tensor, over `h` and `Index(DIM, axis)`; None for an input.
+    """
+
+    name: str
+    kind: TensorKind
+    type: Type
+    dims: tuple[Expr | None, ...] = ()
+    sorted: bool = False
+    initial: Expr | None = None
+    span: Span | None = field(default=None, compare=False, kw_only=True)
+
+
+class AlignKind(Enum):
+    """Where the first query row stands among the keys: `i = r + shift`."""
+
+    END = "end"
+    START = "start"
+    AT = "at"
+
+
+@dataclass(frozen=True, slots=True)
+class Align:
+    """`shift` is an int expression over sizes, `b`, `h` and inputs: `M - N`, `0` or the user's."""
+
+    kind: AlignKind
+    shift: Expr
+    span: Span | None = field(default=None, compare=False, kw_only=True)
+
+
+class NormalizeKind(Enum):
+    """LANGUAGE.md section 6."""
+
+    SOFTMAX = "softmax"
+    SIGMOID = "sigmoid"
+    RELU = "relu"
+    ROWS = "rows"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Normalize:
+    """How scores become weights.
+
+    Attributes:
+        sink: softmax only: an extra score in the denominator, a float over `b`, `h`, `i`, inputs and learned tensors.
+        bias: sigmoid only: added to the score; 0 unless said. May use anything that a score may, but `s`.
+        power: relu only: a constant number > 0; 1 unless said.
+    """
+
+    kind: NormalizeKind
+    sink: Expr | None = None
+    bias: Expr | None = None
+    power: Const | None = None
+    span: Span | None = field(default=None, compare=False, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Assertion:
+    """`assert EXPR`, or `assert nonempty` where `condition` is None."""
+
+    condition: Expr | None
+    span: Span | None = field(default=None, compare=False, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """A statement of LANGUAGE.md sections 7, 8 or 10 that is checked and not yet compiled.
+
+    Attributes:
+        statement: `prepare`, `feature`, `keys` or `decompose`.
+        form: its form, `favor` in `feature favor(256)`.
+        arguments: names (empty for positional ones) and typed expressions or strings.
+    """
+
+    statement: str
+    form: str
+    arguments: tuple[tuple[str, Expr | str], ...] = ()
+    span: Span | None = field(default=None, compare=False, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """One attention operation, specialised to the values of its parameters.
+
+    Attributes:
+        params: name and value of each parameter, in the order of declaration.
+        mask: bool; the conjunction of all `mask` lines; `TRUE` if there are none.
+        score: float over `Score()`; all `score` lines composed; `Score()` if there are none.
+        scale: the factor on the dot product, a float over `b`, `h`, `i`, sizes, inputs, learned; None is `1 / sqrt(D)`.
+        weight: float; the product of all `weight` lines; None if there are none.
+        deferred: what no stage after `sema` understands yet; a plan is refused while there is any.
+        statements: span of each statement that the user wrote, in order, for comments in generated code.
+    """
+
+    name: str
+    params: tuple[tuple[str, Const], ...]
+    tensors: tuple[Tensor, ...]
+    mask: Expr
+    score: Expr
+    scale: Expr | None
+    weight: Expr | None
+    normalize: Normalize
+    align: Align
+    assertions: tuple[Assertion, ...] = ()
+    deferred: tuple[Deferred, ...] = ()
+    span: Span | None = field(default=None, compare=False, kw_only=True)
+    statements: tuple[Span, ...] = field(default=(), compare=False, kw_only=True)
+
+    def tensor(self, name: str) -> Tensor:
+        """Return the tensor of that name. Raises KeyError if there is none."""
+        for tensor in self.tensors:
+            if tensor.name == name:
+                return tensor
+        raise KeyError(name)
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """Tensors and scalars that the caller gives, in the order of declaration."""
+        return tuple(t for t in self.tensors if t.kind is TensorKind.INPUT)
+
+    @property
+    def learned(self) -> tuple[Tensor, ...]:
+        """Trainable parameters, in the order of declaration."""
+        return tuple(t for t in self.tensors if t.kind is TensorKind.LEARNED)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A `layer` declaration, checked for names and types; compiled by a later stage of the project."""
+
+    name: str
+    params: tuple[tuple[str, Const], ...]
+    attention: str
+    span: Span | None = field(default=None, compare=False, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """Everything that one file declares."""
+
+    source: SourceFile
+    attentions: tuple[Attention, ...]
+    layers: tuple[Layer, ...] = ()

@@ -1,0 +1,1 @@
+"""What will run: target-neutral, frozen, printable."""

@@ -1,0 +1,94 @@
+"""The plan of one attention: what will run, free of any target's syntax."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from attnc.algebra.derivation import Step
+from attnc.algebra.facts import Facts
+from attnc.algebra.key_intervals import TileSets
+from attnc.ir.nodes import Expr
+from attnc.ir.program import Attention
+
+
+class Form(Enum):
+    """How a pass computes."""
+
+    SOFTMAX = "softmax"
+    """Tiles of weights; the name stands for all six normalisers, quadratic in the touched tiles."""
+    LINEAR = "linear"
+    CHUNKED = "chunked"
+    LIBRARY = "library"
+    """One call of `scaled_dot_product_attention`."""
+
+
+class Library(Enum):
+    """Which library call a pass is."""
+
+    FULL = "full"
+    CAUSAL = "causal"
+
+
+class MapKind(Enum):
+    """How positions are ordered in memory while a pass runs."""
+
+    IDENTITY = "identity"
+
+
+@dataclass(frozen=True, slots=True)
+class CoordinateMap:
+    """Order in which a pass walks queries or keys."""
+
+    kind: MapKind = MapKind.IDENTITY
+
+
+IDENTITY = CoordinateMap()
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """How the dot product of a pair becomes its score.
+
+    Attributes:
+        score: float over `Score()`, natural units, what the user wrote after simplification, without `dropped` terms.
+        score_log2: softmax only: the same in base 2, over a `Score()` that stands for `scale * log2(e) * dot`.
+        dropped: sum of the terms that depend on the query alone and were left out under softmax without a sink; to be
+            added to a returned log-sum-exp. None if there are none.
+    """
+
+    score: Expr
+    score_log2: Expr | None
+    dropped: Expr | None
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One sweep over tiles of pairs.
+
+    Attributes:
+        library: set where `form` is LIBRARY; such a pass still has its tiles, for counting.
+    """
+
+    form: Form
+    tiles: TileSets
+    query_map: CoordinateMap = IDENTITY
+    key_map: CoordinateMap = IDENTITY
+    library: Library | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that code generation needs of one attention.
+
+    Attributes:
+        attention: after simplification.
+        passes: merged by log-sum-exp where there are several.
+        derivation: what simplification did, in order.
+    """
+
+    attention: Attention
+    scoring: Scoring
+    passes: tuple[Pass, ...]
+    facts: Facts
+    derivation: tuple[Step, ...] = ()

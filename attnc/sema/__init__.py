@@ -1,0 +1,1 @@
+"""Tree to typed IR: names, types, shapes."""

@@ -1,0 +1,50 @@
+# make run    compile an example, run it and compare it with its peers
+# make test   the tests (quick ones); `make check` adds the slow ones, `make lint` the linters
+# Each sets up its own virtual environment in .venv first, and does nothing there when nothing changed.
+
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+WORKERS ?= auto
+
+.PHONY: run test check lint format wheel gpu-bundle clean setup
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n '1,3s/^# //p' Makefile
+
+setup: $(READY)
+
+$(READY): pyproject.toml tools/setup.sh
+	@bash tools/setup.sh $(VENV)
+	@touch $@
+
+run: $(READY)
+	@mkdir -p build
+	$(BIN)/attnc compile examples/streaming.attn -o build/streaming.py
+	$(BIN)/attnc bench examples/streaming.attn -n 8192
+
+test: $(READY)
+	@$(BIN)/python -m pytest -m "not slow" -n $(WORKERS)
+
+check: lint
+	@$(BIN)/python -m pytest -n $(WORKERS)
+
+lint: $(READY)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(READY)
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+wheel: $(READY)
+	@$(BIN)/python -m pip wheel -q --no-deps -w dist .
+
+gpu-bundle: $(READY)
+	@$(BIN)/python tools/gpu_bundle.py --out build/gpu
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,84 @@
+"""What can be wrong with a file's text: one factory of a diagnostic for each code."""
+
+from __future__ import annotations
+
+from attnc.diagnostics import Diagnostic, Label
+from attnc.source import SourceFile, Span
+
+
+def cannot_read(name: str, reason: str) -> Diagnostic:
+    """The file is missing, a folder, or not readable."""
+    return Diagnostic("cannot-read", f"cannot read `{name}`: {reason}")
+
+
+def file_too_large(name: str) -> Diagnostic:
+    """More than 1 MiB."""
+    return Diagnostic(
+        "file-too-large",
+        f"`{name}` is larger than 1 MiB",
+        help="a pattern is a few lines of text; is this the right file?",
+    )
+
+
+def not_text(name: str, offset: int, found: str) -> Diagnostic:
+    """Not UTF-8, or with NUL bytes in it: binary data."""
+    return Diagnostic(
+        "not-text",
+        f"`{name}` is not UTF-8 text: it has {found} at offset {offset}",
+        help="save it as UTF-8; if it is a binary file, it is the wrong one",
+    )
+
+
+def empty_file(source: SourceFile) -> Diagnostic:
+    """No declaration at all."""
+    return Diagnostic(
+        "empty-file",
+        f"`{source.name}` declares nothing",
+        help="write at least one declaration, for example `attention gpt { mask causal }`",
+    )
+
+
+def nesting_too_deep(span: Span, limit: int) -> Diagnostic:
+    """Brackets or operators inside each other beyond the limit."""
+    return Diagnostic(
+        "nesting-too-deep",
+        f"expressions may be nested at most {limit} deep",
+        (Label(span, "this goes deeper"),),
+        help="name parts of it with `let` or `def`; a long sum nests once for each of its operators",
+    )
+
+
+def unexpected_character(span: Span, text: str, mend: str) -> Diagnostic:
+    """A character that no token starts with."""
+    return Diagnostic("unexpected-character", f"the language has no `{text}`", (Label(span),), help=mend)
+
+
+def unterminated_string(span: Span) -> Diagnostic:
+    """A `"` without its partner on the same line."""
+    return Diagnostic(
+        "unterminated-string",
+        "this string has no end",
+        (Label(span),),
+        help='close it with `"` on the same line',
+    )
+
+
+def bad_number(span: Span, text: str, mend: str) -> Diagnostic:
+    """`1.`, `.5`, `12abc`, `0x10`."""
+    return Diagnostic("bad-number", f"`{text}` is not a number", (Label(span),), help=mend)
+
+
+def reserved_name(span: Span, word: str) -> Diagnostic:
+    """A keyword where a name must be declared."""
+    return Diagnostic(
+        "reserved-name",
+        f"`{word}` is a word of the language",
+        (Label(span, "it cannot be a name"),),
+        help=f"choose another name, for example `{word}_`",
+    )
+
+
+def syntax_error(span: Span, found: str, expected: str, mend: str = "") -> Diagnostic:
+    """Anything else that the grammar does not allow."""
+    label = f"expected {expected}" if expected else ""
+    return Diagnostic("syntax", f"unexpected {found}", (Label(span, label),), help=mend)

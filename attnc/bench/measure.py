@@ -1,0 +1,146 @@
+"""Times and memory of several functions, taken so that they can be compared: warmed up, interleaved, medians."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+Work = Callable[[], object]
+
+SHORTEST_SAMPLE = 2e-3
+"""Seconds that one sample lasts at least; shorter work is repeated within it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds of one call.
+
+    Attributes:
+        median, best, worst: over the samples.
+        samples: how many there were.
+    """
+
+    median: float
+    best: float
+    worst: float
+    samples: int
+
+
+def measure(
+    work: Mapping[str, Work],
+    device: torch.device,
+    *,
+    seconds: float = 2.0,
+    least: int = 5,
+    most: int = 100,
+    progress: Callable[[], None] = lambda: None,
+) -> dict[str, Timing]:
+    """Time functions against each other.
+
+    Every function is called once to warm up; then rounds follow, in each of which every function gives one sample, in
+    an order that turns from round to round, so that a slow drift of the machine touches all of them alike.
+
+    Args:
+        work: the functions by name.
+        device: where they run.
+        least: samples of each, at least.
+        most: samples of each, at most.
+        seconds: time that one function's samples may take together, once there are `least` of them.
+        progress: called after every round.
+    """
+    repeats = {name: _repeats(_sample(one, 1, device)) for name, one in work.items()}  # the first call is the warm-up
+    repeats |= {name: _repeats(_sample(one, repeats[name], device)) for name, one in work.items()}
+    samples: dict[str, list[float]] = {name: [] for name in work}
+    for order in _orders(list(work)):
+        unfinished = [name for name in order if not _enough(samples[name], repeats[name], seconds, least, most)]
+        if not unfinished:
+            break
+        for name in unfinished:
+            samples[name].append(_sample(work[name], repeats[name], device))
+        progress()
+    return {
+        name: Timing(statistics.median(taken), min(taken), max(taken), len(taken)) for name, taken in samples.items()
+    }
+
+
+def once(work: Work, device: torch.device) -> float:
+    """Return the seconds of a single call, without warming up: for things that are done once."""
+    return _sample(work, 1, device)
+
+
+def peak_memory(work: Work, device: torch.device) -> int | None:
+    """Return the bytes that a call needs beyond what is in use before it; None where the system does not tell.
+
+    On a CPU it is the growth of the process's peak resident set, as Linux reports it.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        torch.cuda.synchronize(device)
+        return int(torch.cuda.max_memory_allocated(device) - before)
+    if not _reset_peak():
+        return None
+    before_kib = _status("VmRSS")
+    result = work()
+    peak_kib = _status("VmHWM")
+    del result
+    return None if before_kib is None or peak_kib is None else max(0, peak_kib - before_kib) * 1024
+
+
+def _sample(work: Work, repeats: int, device: torch.device) -> float:
+    if device.type == "cuda":
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda.synchronize(device)
+        start.record()
+        for _ in range(repeats):
+            work()
+        end.record()
+        torch.cuda.synchronize(device)
+        return float(start.elapsed_time(end)) / 1e3 / repeats
+    begin = time.perf_counter()
+    for _ in range(repeats):
+        work()
+    return (time.perf_counter() - begin) / repeats
+
+
+def _repeats(seconds: float) -> int:
+    return max(1, min(1000, round(SHORTEST_SAMPLE / max(seconds, 1e-7))))
+
+
+def _enough(taken: list[float], repeats: int, seconds: float, least: int, most: int) -> bool:
+    return len(taken) >= most or (len(taken) >= least and sum(taken) * repeats >= seconds)
+
+
+def _orders(names: list[str]) -> Iterator[list[str]]:
+    """Yield the names forward, backward, turned by one, and so on without end."""
+    while True:
+        yield list(names)
+        yield list(reversed(names))
+        names = names[1:] + names[:1]
+
+
+def _reset_peak() -> bool:
+    """Start the count of the peak resident set anew (`man 5 proc`: clear_refs)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _status(field: str) -> int | None:
+    try:
+        text = Path("/proc/self/status").read_text()
+    except OSError:
+        return None
+    for line in text.splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1])
+    return None

@@ -317,7 +317,10 @@ def _softmax(pairs: _Pairs, allowed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if pairs.sink is not None:
         peak = torch.maximum(peak, pairs.sink.detach())
     peak = torch.where(peak == -torch.inf, 0.0, peak)
-    exponentials = torch.exp(torch.where(allowed, pairs.scores - peak, 0.0))
+    shifted = torch.where(allowed, pairs.scores - peak, 0.0)
+    # only where the factor is 0 can a score lie above the peak; 0 times an overflow would be NaN
+    limit = math.log(torch.finfo(shifted.dtype).max) - 1
+    exponentials = torch.exp(torch.where(torch.isfinite(shifted), shifted.clamp(max=limit), shifted))
     weights = _multiply(exponentials, pairs.factors, allowed)
     total = weights.sum(-1, keepdim=True)
     if pairs.sink is not None:

@@ -1,0 +1,433 @@
+"""Typed IR to integer sets: what a bool allows at least and at most, what an int is exactly.
+
+`Translator` turns a bool into two sets of pairs, `must` and `may`, with `must <= truth <= may`. Where the expression
+is affine (with `//` and `%` by constants, `min`, `max`, `abs`, `where`, logic) the two are one. Elsewhere:
+
+- a sub-expression that is the same for every pair of a head (a scalar input, `length[b]`, `h // g`, a float test on
+  inputs) becomes a parameter, an *opaque*, that stands for its value;
+- any other sub-expression (a table read at `i` or `j`, a hash, a float) makes `must` empty and `may` everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import assert_never
+
+import islpy as isl
+
+from attnc.algebra.index_sets import pair_space
+from attnc.ir.nodes import (
+    And,
+    Binary,
+    BinaryOp,
+    Bound,
+    Call,
+    Cast,
+    Const,
+    Expr,
+    Function,
+    Index,
+    IndexName,
+    Or,
+    Parameter,
+    Quantifier,
+    QuantifierKind,
+    Read,
+    Score,
+    Size,
+    SizeName,
+    Unary,
+    UnaryOp,
+    Where,
+)
+from attnc.ir.program import AlignKind
+from attnc.ir.types import Type
+from attnc.ir.walk import children, indices, substitute, walk
+
+UNROLLED_SUM = 64
+"""Bounded sums up to this count are written out."""
+
+FLOAT32_INTEGERS = 2**24
+"""Up to here every integer is a float32, so that a comparison of a float with such a number means what it says."""
+
+_ByConstant = Callable[[isl.PwAff, isl.Val], isl.PwAff]
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """Where a bool holds at least (`must`) and at most (`may`)."""
+
+    must: isl.Set
+    may: isl.Set
+
+    @property
+    def exact(self) -> bool:
+        """Whether both are the same set."""
+        return self.must is self.may
+
+    def negated(self) -> Truth:
+        """Return the truth of `not` of it."""
+        if self.exact:
+            return exactly(self.must.complement())
+        return Truth(self.may.complement(), self.must.complement())
+
+    def both(self, other: Truth) -> Truth:
+        """Return the truth of the conjunction."""
+        if self.exact and other.exact:
+            return exactly(self.must.intersect(other.must).coalesce())
+        return Truth(self.must.intersect(other.must).coalesce(), self.may.intersect(other.may).coalesce())
+
+    def either(self, other: Truth) -> Truth:
+        """Return the truth of the disjunction."""
+        if self.exact and other.exact:
+            return exactly(self.must.union(other.must).coalesce())
+        return Truth(self.must.union(other.must).coalesce(), self.may.union(other.may).coalesce())
+
+
+def exactly(points: isl.Set) -> Truth:
+    """Return the truth of what holds in exactly these points."""
+    return Truth(points, points)
+
+
+@dataclass(slots=True)
+class Translator:
+    """Turns expressions of one attention into sets over `[i, j]`.
+
+    The names of parameters are those of the language (`N`, `M`, `h`, `shift`, `i_lo`, ...) and `x0`, `x1`, ... for
+    opaques.
+
+    Attributes:
+        align: under `END`, `N` is written `M - shift`, and under `START` the shift is 0.
+        opaques: the expression of each opaque parameter, an int (or the 0 or 1 of a bool).
+        reasons: why `must` and `may` differ somewhere, in the order of discovery: `data-dependent: doc`.
+    """
+
+    context: isl.Context
+    align: AlignKind
+    opaques: dict[str, Expr] = field(default_factory=dict)
+    reasons: dict[str, None] = field(default_factory=dict)
+    _truths: dict[Expr, Truth] = field(default_factory=dict)
+
+    def truth(self, expr: Expr) -> Truth:
+        """Translate a bool."""
+        if expr not in self._truths:
+            self._truths[expr] = self._truth(expr)
+        return self._truths[expr]
+
+    def number(self, expr: Expr) -> isl.PwAff | None:
+        """Translate an int, exactly; None where that is not possible."""
+        if expr.type is not Type.INT:
+            return None
+        value = self._number(expr)
+        if value is None and is_uniform(expr):
+            return self._opaque(expr)
+        return value
+
+    def universe(self) -> isl.Set:
+        """Return all pairs."""
+        return isl.Set.universe(pair_space(self.context))
+
+    def parameter(self, name: str) -> isl.PwAff:
+        """Return the value of a parameter at every pair."""
+        return isl.PwAff.read_from_str(self.context, f"[{name}] -> {{ [i, j] -> [{name}] }}")
+
+    def constant(self, value: int) -> isl.PwAff:
+        """Return a constant at every pair."""
+        return isl.PwAff.read_from_str(self.context, f"{{ [i, j] -> [{value}] }}")
+
+    def coordinate(self, name: IndexName) -> isl.PwAff:
+        """Return the value of an index at every pair."""
+        match name:
+            case IndexName.QUERY:
+                return isl.PwAff.read_from_str(self.context, "{ [i, j] -> [i] }")
+            case IndexName.KEY:
+                return isl.PwAff.read_from_str(self.context, "{ [i, j] -> [j] }")
+            case IndexName.ROW:
+                return self.coordinate(IndexName.QUERY).sub(self.coordinate(IndexName.SHIFT))
+            case IndexName.SHIFT if self.align is AlignKind.START:
+                return self.constant(0)
+            case _:
+                return self.parameter(name.value)
+
+    def size(self, name: SizeName) -> isl.PwAff:
+        """Return the value of a size at every pair."""
+        if name is SizeName.QUERIES and self.align is AlignKind.END:
+            return self.parameter("M").sub(self.coordinate(IndexName.SHIFT))
+        return self.parameter(name.value)
+
+    def key(self) -> isl.PwAff:
+        """Return `j` at every pair."""
+        return self.coordinate(IndexName.KEY)
+
+    def row(self) -> isl.PwAff:
+        """Return `i` at every pair."""
+        return self.coordinate(IndexName.QUERY)
+
+    def queries(self) -> isl.PwAff:
+        """Return `N`."""
+        return self.size(SizeName.QUERIES)
+
+    def flags(self) -> tuple[str, ...]:
+        """Return the opaque parameters that stand for bools."""
+        return tuple(name for name, expr in self.opaques.items() if isinstance(expr, Cast))
+
+    # -- bools
+
+    def _truth(self, expr: Expr) -> Truth:
+        match expr:
+            case Const(value=value):
+                return self._everything(bool(value))
+            case And(operands=operands):
+                return reduce(Truth.both, [self.truth(operand) for operand in operands])
+            case Or(operands=operands):
+                return reduce(Truth.either, [self.truth(operand) for operand in operands])
+            case Unary(op=UnaryOp.NOT, operand=operand):
+                return self.truth(operand).negated()
+            case Where(condition=condition, then=then, otherwise=otherwise):
+                return self._choice(self.truth(condition), self.truth(then), self.truth(otherwise))
+            case Binary(op=op, left=left, right=right):
+                known = self._comparison(op, left, right)
+                return known if known is not None else self._unknown(expr)
+            case Quantifier(kind=QuantifierKind.ANY | QuantifierKind.ALL):
+                return self._quantified(expr)
+            case _:
+                return self._unknown(expr)
+
+    def _everything(self, value: bool) -> Truth:
+        space = pair_space(self.context)
+        return exactly(isl.Set.universe(space) if value else isl.Set.empty(space))
+
+    def _choice(self, condition: Truth, then: Truth, otherwise: Truth) -> Truth:
+        """`(c and a) or (not c and b)`; where the condition is unknown, also `a and b`."""
+        chosen = condition.both(then).either(condition.negated().both(otherwise))
+        if condition.exact:
+            return chosen
+        return Truth(chosen.must.union(then.must.intersect(otherwise.must)), chosen.may)
+
+    def _unknown(self, expr: Expr) -> Truth:
+        if is_uniform(expr):
+            return exactly(self._opaque(Cast(expr, Type.INT)).eq_set(self.constant(1)))
+        self._explain(expr)
+        space = pair_space(self.context)
+        return Truth(isl.Set.empty(space), isl.Set.universe(space))
+
+    def _explain(self, expr: Expr) -> None:
+        data = list(dict.fromkeys(node.table for node in walk(expr) if isinstance(node, Read) and node.index))
+        if data:
+            self.reasons.setdefault(f"data-dependent: {', '.join(data)}")
+        elif any(isinstance(node, Call) and node.function is Function.HASH for node in walk(expr)):
+            self.reasons.setdefault("not affine: hash")
+        else:
+            self.reasons.setdefault("not affine")
+
+    def _comparison(self, op: BinaryOp, left: Expr, right: Expr) -> Truth | None:
+        if left.type is Type.BOOL:
+            return self._bools_compared(op, left, right)
+        if left.type is Type.FLOAT:
+            return self._floats_compared(op, left, right)
+        if left == right:
+            return self._everything(op in (BinaryOp.EQ, BinaryOp.LE, BinaryOp.GE))
+        first, second = self.number(left), self.number(right)
+        if first is None or second is None:
+            return None
+        return exactly(compared(op, first, second))
+
+    def _bools_compared(self, op: BinaryOp, left: Expr, right: Expr) -> Truth:
+        if left == right:
+            return self._everything(op is BinaryOp.EQ)
+        first, second = self.truth(left), self.truth(right)
+        same = first.both(second).either(first.negated().both(second.negated()))
+        return same if op is BinaryOp.EQ else same.negated()
+
+    def _floats_compared(self, op: BinaryOp, left: Expr, right: Expr) -> Truth | None:
+        """Compare a widened int with a number that float32 holds exactly: rounding keeps the order."""
+        match left, right:
+            case Cast(operand=operand), Const(value=value) if operand.type is Type.INT:
+                flipped = False
+            case Const(value=value), Cast(operand=operand) if operand.type is Type.INT:
+                flipped = True
+            case _:
+                return None
+        number = self.number(operand)
+        if number is None or not abs(value) < FLOAT32_INTEGERS or float(value) * 2 % 1:
+            return None
+        limit = self.constant(int(value * 2))
+        doubled = number.scale_val(isl.Val.int_from_si(self.context, 2))
+        return exactly(compared(op, limit, doubled) if flipped else compared(op, doubled, limit))
+
+    def _quantified(self, expr: Quantifier) -> Truth:
+        """Make the bound variable a parameter, and project it out."""
+        name = _bound_name(expr.variable)
+        span = self.parameter(name)
+        inside = span.ge_set(self.constant(0)).intersect(span.lt_set(self.constant(expr.count)))
+        body = self.truth(expr.body)
+
+        def exists(points: isl.Set) -> isl.Set:
+            return _without_parameter(points.intersect(inside), name).coalesce()
+
+        def for_all(points: isl.Set) -> isl.Set:
+            return exists(points.complement()).complement()
+
+        over = exists if expr.kind is QuantifierKind.ANY else for_all
+        return exactly(over(body.must)) if body.exact else Truth(over(body.must), over(body.may))
+
+    # -- ints
+
+    def _opaque(self, expr: Expr) -> isl.PwAff:
+        for name, known in self.opaques.items():
+            if known == expr:
+                return self.parameter(name)
+        name = f"x{len(self.opaques)}"
+        self.opaques[name] = expr
+        return self.parameter(name)
+
+    def _number(self, expr: Expr) -> isl.PwAff | None:
+        match expr:
+            case Const(value=value):
+                return self.constant(int(value))
+            case Index(name=IndexName.DIM):
+                return None
+            case Index(name=name):
+                return self.coordinate(name)
+            case Size(name=size):
+                return self.size(size)
+            case Bound(name=name):
+                return self.parameter(_bound_name(name))
+            case Parameter() | Read() | Score():
+                return None
+            case Unary(operand=operand):
+                inner = self.number(operand)
+                return None if inner is None else inner.neg()
+            case Binary(op=op, left=left, right=right):
+                first, second = self.number(left), self.number(right)
+                return None if first is None or second is None else _arithmetic(op, first, second)
+            case Where(condition=condition, then=then, otherwise=otherwise):
+                return self._number_choice(self.truth(condition), self.number(then), self.number(otherwise))
+            case Cast(operand=operand) if operand.type is Type.BOOL:
+                return self._number_choice(self.truth(operand), self.constant(1), self.constant(0))
+            case Call(function=function, args=args):
+                return self._call(function, args)
+            case Quantifier(kind=QuantifierKind.SUM, count=count) if count <= UNROLLED_SUM:
+                return self._sum(expr)
+            case Cast() | Quantifier() | And() | Or():
+                return None
+            case _:
+                assert_never(expr)
+
+    def _number_choice(self, condition: Truth, then: isl.PwAff | None, otherwise: isl.PwAff | None) -> isl.PwAff | None:
+        if not condition.exact or then is None or otherwise is None:
+            return None
+        return then.intersect_domain(condition.must).union_add(otherwise.intersect_domain(condition.must.complement()))
+
+    def _call(self, function: Function, args: tuple[Expr, ...]) -> isl.PwAff | None:
+        if function not in (Function.ABS, Function.MIN, Function.MAX):
+            return None
+        values = [self.number(arg) for arg in args]
+        known = [value for value in values if value is not None]
+        if len(known) < len(values):
+            return None
+        if function is Function.ABS:
+            return known[0].max(known[0].neg())
+        return reduce(isl.PwAff.min if function is Function.MIN else isl.PwAff.max, known)
+
+    def _sum(self, expr: Quantifier) -> isl.PwAff | None:
+        total = self.constant(0)
+        for value in range(expr.count):
+            term = self.number(instance(expr, value))
+            if term is None:
+                return None
+            total = total.add(term).coalesce()
+        return total
+
+
+def instance(expr: Quantifier, value: int) -> Expr:
+    """Return the body of a quantifier at one value of its variable."""
+    return substitute(expr.body, {Bound(expr.variable): Const(value, Type.INT)})
+
+
+def is_uniform(expr: Expr) -> bool:
+    """Tell whether an expression has one value for all pairs of a batch entry and head."""
+    if any(isinstance(node, Score) for node in walk(expr)) or free_bounds(expr):
+        return False
+    return indices(expr) <= {IndexName.BATCH, IndexName.HEAD, IndexName.SHIFT}
+
+
+def free_bounds(expr: Expr) -> frozenset[str]:
+    """Return the quantified variables that an expression uses without binding them."""
+    match expr:
+        case Bound(name=name):
+            return frozenset((name,))
+        case Quantifier(variable=variable, body=body):
+            return free_bounds(body) - {variable}
+        case _:
+            return frozenset().union(*(free_bounds(child) for child in children(expr)))
+
+
+def compared(op: BinaryOp, left: isl.PwAff, right: isl.PwAff) -> isl.Set:
+    """Return where a comparison of two exact numbers holds."""
+    match op:
+        case BinaryOp.LT:
+            return left.lt_set(right)
+        case BinaryOp.LE:
+            return left.le_set(right)
+        case BinaryOp.GT:
+            return left.gt_set(right)
+        case BinaryOp.GE:
+            return left.ge_set(right)
+        case BinaryOp.EQ:
+            return left.eq_set(right)
+        case BinaryOp.NE:
+            return left.ne_set(right)
+        case _:
+            raise ValueError(op)
+
+
+def _bound_name(variable: str) -> str:
+    return f"t_{variable}"
+
+
+def _without_parameter(points: isl.Set, name: str) -> isl.Set:
+    position = points.find_dim_by_name(isl.dim_type.param, name)
+    return points if position < 0 else points.project_out(isl.dim_type.param, position, 1)
+
+
+def _arithmetic(op: BinaryOp, left: isl.PwAff, right: isl.PwAff) -> isl.PwAff | None:
+    match op:
+        case BinaryOp.ADD:
+            return left.add(right).coalesce()
+        case BinaryOp.SUB:
+            return left.sub(right).coalesce()
+        case BinaryOp.MUL:
+            scaled = _by_constant_cases(right, left, isl.PwAff.scale_val)
+            return scaled if scaled is not None else _by_constant_cases(left, right, isl.PwAff.scale_val)
+        case BinaryOp.FLOORDIV:
+            return _by_constant_cases(right, left, _floor_division)
+        case BinaryOp.MOD:
+            return _by_constant_cases(right, left, _modulus)
+        case _:
+            return None
+
+
+def _by_constant_cases(selector: isl.PwAff, value: isl.PwAff, apply: _ByConstant) -> isl.PwAff | None:
+    """Apply an operation whose second operand must be constant on each piece of `selector`; None if it is not."""
+    result = None
+    for domain, aff in selector.coalesce().get_pieces():
+        if not aff.is_cst():
+            return None
+        piece = apply(value, aff.get_constant_val()).intersect_domain(domain)
+        result = piece if result is None else result.union_add(piece)
+    return result
+
+
+def _floor_division(value: isl.PwAff, divisor: isl.Val) -> isl.PwAff:
+    if divisor.is_zero():
+        return value.scale_val(divisor)
+    return value.scale_val(divisor.inv()).floor()
+
+
+def _modulus(value: isl.PwAff, divisor: isl.Val) -> isl.PwAff:
+    if divisor.is_zero():
+        return value.scale_val(divisor)
+    return value.sub(_floor_division(value, divisor).scale_val(divisor))

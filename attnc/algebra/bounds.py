@@ -1,0 +1,249 @@
+"""Integer sets back to typed IR: bounds and conditions over parameters, written as a person would write them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import reduce
+from itertools import combinations
+
+import islpy as isl
+
+from attnc.algebra.index_sets import OutOfBudgetError, budget
+from attnc.algebra.linear import Linear, NoClosedFormError, linear_form, write
+from attnc.ir.nodes import (
+    FALSE,
+    TRUE,
+    And,
+    Binary,
+    BinaryOp,
+    Call,
+    Cast,
+    Const,
+    Expr,
+    Function,
+    Index,
+    IndexName,
+    Or,
+    Size,
+    SizeName,
+    Where,
+)
+from attnc.ir.types import Type
+
+MOST_CONDITIONS = 12
+"""A condition with more comparisons than this is not worth writing out."""
+
+MOST_CASES = 4
+"""A bound with more cases than this is not worth writing out."""
+
+_INDEX_NAMES = {name.value: name for name in IndexName if name is not IndexName.DIM}
+_SIZE_NAMES = {name.value: name for name in SizeName}
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """A value as nested minima and maxima of affine forms: a leaf has a form, any other node its operands."""
+
+    aff: isl.PwAff | None = None
+    function: Function = Function.MAX
+    operands: tuple[_Shape, ...] = ()
+
+    def value(self) -> isl.PwAff:
+        """Return the value as one piecewise form, defined everywhere."""
+        if self.aff is not None:
+            return self.aff
+        combine = isl.PwAff.max if self.function is Function.MAX else isl.PwAff.min
+        return reduce(combine, [operand.value() for operand in self.operands]).coalesce()
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """An int over parameters, as IR and as a set-valued object: both are defined everywhere and equal."""
+
+    expr: Expr
+    value: isl.PwAff
+
+
+@dataclass(frozen=True, slots=True)
+class BoundsWriter:
+    """Writes values and conditions over named parameters as IR.
+
+    Attributes:
+        opaques: the expression that each opaque parameter stands for.
+        known: what is known of the parameters wherever the result is used.
+    """
+
+    opaques: Mapping[str, Expr]
+    known: isl.Set
+
+    def symbol(self, name: str) -> Expr:
+        """Return what a parameter or coordinate is called in the IR."""
+        if name in self.opaques:
+            return self.opaques[name]
+        return Index(_INDEX_NAMES[name]) if name in _INDEX_NAMES else Size(_SIZE_NAMES[name])
+
+    def affine(self, aff: isl.Aff) -> Expr:
+        """Write one affine form. A denominator becomes a floor division, since values are integers.
+
+        Raises:
+            NoClosedFormError: see `linear_form`.
+        """
+        form, denominator = linear_form(aff)
+        written = write(form, self.symbol)
+        if denominator == 1:
+            return written
+        return Binary(BinaryOp.FLOORDIV, written, Const(denominator, Type.INT), Type.INT)
+
+    def condition(self, points: isl.Set) -> Expr | None:
+        """Write when a set holds, given what is known; None if that is long, or out of budget."""
+        try:
+            with budget(points.get_ctx()):
+                if self.known.is_subset(points):
+                    return TRUE
+                made = points.intersect(self.known).coalesce().gist(self.known).compute_divs().coalesce()
+                parts = [[_comparison_parts(item) for item in _constraints(part)] for part in made.get_basic_sets()]
+        except (OutOfBudgetError, NoClosedFormError):
+            return None
+        if sum(len(part) for part in parts) > MOST_CONDITIONS:
+            return None
+        return _disjunction([_conjunction([self._comparison(*item) for item in part]) for part in parts])
+
+    def _comparison(self, form: Linear, op: BinaryOp) -> Expr:
+        """Write `form >= 0` or `form == 0` with each term on the side where its factor is positive."""
+        left = Linear(0, tuple(term for term in form.terms if term[1] > 0))
+        right = Linear(0, tuple((unit, -factor) for unit, factor in form.terms if factor < 0))
+        if op is BinaryOp.GE and form.constant == -1 and left.terms and right.terms:
+            return Binary(BinaryOp.GT, write(left, self.symbol), write(right, self.symbol), Type.BOOL)
+        if not left.terms:
+            flipped = BinaryOp.EQ if op is BinaryOp.EQ else BinaryOp.LE
+            return self._upper(flipped, right, form.constant)
+        if form.constant > 0 and right.terms:
+            left = Linear(form.constant, left.terms)
+        else:
+            right = Linear(-form.constant, right.terms)
+        return Binary(op, write(left, self.symbol), write(right, self.symbol), Type.BOOL)
+
+    def _upper(self, op: BinaryOp, terms: Linear, limit: int) -> Expr:
+        return Binary(op, write(terms, self.symbol), Const(limit, Type.INT), Type.BOOL)
+
+    def bound(self, piecewise: isl.PwAff) -> Bound | None:
+        """Write a piecewise affine value that is used only on its domain, given what is known.
+
+        Returns:
+            A bound that agrees with it there and is defined everywhere; None if it cannot be written shortly.
+        """
+        try:
+            with budget(piecewise.get_ctx()):
+                pieces = _grouped(piecewise.intersect_domain(self.known).coalesce().get_pieces())
+                domain = piecewise.domain().intersect(self.known)
+                if not pieces:
+                    return None
+                shape = self._shape(piecewise, domain, [_total(aff) for _, aff in pieces])
+                if shape is not None:
+                    return Bound(self._write_shape(shape), shape.value())
+        except (OutOfBudgetError, NoClosedFormError):
+            return None
+        return self._cases(pieces)
+
+    def _shape(self, piecewise: isl.PwAff, domain: isl.Set, affs: list[isl.PwAff]) -> _Shape | None:
+        for shape in _shapes(affs):
+            if domain.is_subset(piecewise.eq_set(shape.value())):
+                return shape
+        return None
+
+    def _write_shape(self, shape: _Shape) -> Expr:
+        if shape.aff is not None:
+            return self.affine(shape.aff.as_aff())
+        written = [self._write_shape(operand) for operand in shape.operands]
+        constants_first = sorted(written, key=lambda operand: not isinstance(operand, Const))
+        return Call(shape.function, tuple(constants_first), Type.INT)
+
+    def _cases(self, pieces: list[tuple[isl.Set, isl.Aff]]) -> Bound | None:
+        """Write a chain of conditions; the last piece also stands for what lies outside every domain."""
+        if len(pieces) > MOST_CASES:
+            return None
+        try:
+            expr, value = self.affine(pieces[-1][1]), _total(pieces[-1][1])
+            for domain, aff in reversed(pieces[:-1]):
+                condition = self.condition(domain)
+                if condition is None:
+                    return None
+                expr = Where(condition, self.affine(aff), expr, Type.INT)
+                value = chosen(domain, _total(aff), value)
+        except NoClosedFormError:
+            return None
+        return Bound(expr, value)
+
+
+def chosen(condition: isl.Set, then: isl.PwAff, otherwise: isl.PwAff) -> isl.PwAff:
+    """Return the value that is `then` where a condition holds and `otherwise` elsewhere."""
+    return then.intersect_domain(condition).union_add(otherwise.subtract_domain(condition)).coalesce()
+
+
+def as_int(condition: Expr) -> Expr:
+    """Return 1 where a condition holds, else 0."""
+    return Cast(condition, Type.INT)
+
+
+def _grouped(pieces: list[tuple[isl.Set, isl.Aff]]) -> list[tuple[isl.Set, isl.Aff]]:
+    """Join the domains of pieces that have one value."""
+    grouped: list[tuple[isl.Set, isl.Aff]] = []
+    for domain, aff in pieces:
+        for position, (other, same) in enumerate(grouped):
+            if linear_form(same) == linear_form(aff):
+                grouped[position] = (other.union(domain).coalesce(), same)
+                break
+        else:
+            grouped.append((domain, aff))
+    return grouped
+
+
+def _shapes(affs: list[isl.PwAff]) -> Iterator[_Shape]:
+    """Yield the ways to combine affine forms by minima and maxima that occur in practice, simple ones first."""
+    leaves = [_Shape(aff) for aff in affs]
+    yield from leaves
+    if len(leaves) > MOST_CASES + 1:
+        return
+    orders = ((Function.MAX, Function.MIN), (Function.MIN, Function.MAX))
+    for size in range(2, len(leaves) + 1):
+        for group in combinations(leaves, size):
+            for function, _ in orders:
+                yield _Shape(None, function, group)
+    if len(leaves) > MOST_CASES:
+        return
+    for outer, inner in orders:
+        for size in range(2, len(leaves)):
+            for group in combinations(leaves, size):
+                rest = tuple(leaf for leaf in leaves if not any(leaf is other for other in group))
+                for kept in ((leaf,) for leaf in rest):
+                    yield _Shape(None, outer, (*kept, _Shape(None, inner, group)))
+                if len(rest) > 1:
+                    yield _Shape(None, outer, (*rest, _Shape(None, inner, group)))
+
+
+def _total(aff: isl.Aff) -> isl.PwAff:
+    return isl.PwAff.from_aff(aff)
+
+
+def _constraints(part: isl.BasicSet) -> list[isl.Constraint]:
+    return [constraint for constraint in part.get_constraints() if not constraint.is_div_constraint()]
+
+
+def _comparison_parts(constraint: isl.Constraint) -> tuple[Linear, BinaryOp]:
+    form, _ = linear_form(constraint.get_aff())
+    return form, BinaryOp.EQ if constraint.is_equality() else BinaryOp.GE
+
+
+def _conjunction(parts: list[Expr]) -> Expr:
+    if not parts:
+        return TRUE
+    return parts[0] if len(parts) == 1 else And(tuple(parts))
+
+
+def _disjunction(parts: list[Expr]) -> Expr:
+    if TRUE in parts:
+        return TRUE
+    if not parts:
+        return FALSE
+    return parts[0] if len(parts) == 1 else Or(tuple(parts))

@@ -1,0 +1,74 @@
+"""The sets that questions range over: rows of a query tile with their keys, or every size, head and pair."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import islpy as isl
+
+from attnc.algebra.affine import Translator
+from attnc.ir.nodes import IndexName, SizeName
+from attnc.ir.program import AlignKind, Attention
+
+
+@dataclass(frozen=True, slots=True)
+class RowDomain:
+    """What is known inside one query tile, with `i_lo`, `i_hi` as parameters.
+
+    Attributes:
+        pairs: real rows of the tile with real keys.
+        rows: the same without `0 <= j < M`.
+        known: what is known of the parameters alone.
+    """
+
+    pairs: isl.Set
+    rows: isl.Set
+    known: isl.Set
+
+
+def row_domain(translator: Translator) -> RowDomain:
+    """Return the pairs of a query tile `i_lo .. i_hi` for all sizes, `N > M` included."""
+    t = translator
+    row, key = t.coordinate(IndexName.QUERY), t.coordinate(IndexName.KEY)
+    low, high = t.parameter("i_lo"), t.parameter("i_hi")
+    shift = t.coordinate(IndexName.SHIFT)
+    last = t.size(SizeName.QUERIES).add(shift).sub(t.constant(1))
+    parameters = size_constraints(t).intersect(low.le_set(high))
+    parameters = parameters.intersect(low.ge_set(shift)).intersect(high.le_set(last))
+    rows = parameters.intersect(row.ge_set(low)).intersect(row.le_set(high))
+    keys = key.ge_set(t.constant(0)).intersect(key.lt_set(t.size(SizeName.KEYS)))
+    return RowDomain(rows.intersect(keys), rows, parameters.params())
+
+
+def whole_domain(translator: Translator) -> isl.Set:
+    """Return every real pair of every size: `0 <= j < M`, `0 <= r < N`."""
+    t = translator
+    row, key = t.coordinate(IndexName.ROW), t.coordinate(IndexName.KEY)
+    zero = t.constant(0)
+    pairs = key.ge_set(zero).intersect(key.lt_set(t.size(SizeName.KEYS)))
+    return (
+        pairs.intersect(row.ge_set(zero)).intersect(row.lt_set(t.size(SizeName.QUERIES))).intersect(size_constraints(t))
+    )
+
+
+def size_constraints(translator: Translator) -> isl.Set:
+    """Return what holds of sizes, heads and opaque values everywhere, as a set of pairs."""
+    t = translator
+    one, zero = t.constant(1), t.constant(0)
+    known = t.size(SizeName.KEYS).ge_set(one).intersect(t.size(SizeName.QUERIES).ge_set(one))
+    for name in (SizeName.BATCH, SizeName.HEADS, SizeName.HEAD_SIZE, SizeName.GROUP):
+        known = known.intersect(t.size(name).ge_set(one))
+    known = known.intersect(t.size(SizeName.GROUP).le_set(t.size(SizeName.HEADS)))
+    for index, size in ((IndexName.HEAD, SizeName.HEADS), (IndexName.BATCH, SizeName.BATCH)):
+        value = t.coordinate(index)
+        known = known.intersect(value.ge_set(zero)).intersect(value.lt_set(t.size(size)))
+    for flag in t.flags():
+        value = t.parameter(flag)
+        known = known.intersect(value.ge_set(zero)).intersect(value.le_set(one))
+    return known
+
+
+def new_translator(attention: Attention, context: isl.Context) -> Translator:
+    """Return a translator for the expressions of one attention."""
+    kind: AlignKind = attention.align.kind
+    return Translator(context, kind)

@@ -1,0 +1,86 @@
+"""Integer sets of pairs: contexts, operation budgets, and the questions that the compiler asks of them.
+
+Every set lives over the pair `[i, j]` with everything else as a parameter. isl objects never leave this package.
+
+Reference: S. Verdoolaege, "isl: An Integer Set Library for the Polyhedral Model" (ICMS 2010).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import islpy as isl
+
+DEFAULT_OPERATIONS = 200_000
+"""isl operations that one question may take: about 0.2 s at worst."""
+
+QUERY_AXIS = 0
+KEY_AXIS = 1
+
+T = TypeVar("T")
+
+
+class OutOfBudgetError(Exception):
+    """A question took more isl operations than it was given: the caller must answer soundly without it."""
+
+
+@contextmanager
+def budget(context: isl.Context, operations: int = DEFAULT_OPERATIONS) -> Iterator[None]:
+    """Run isl under an operation budget. An inner one has its own count, after which the outer one starts afresh.
+
+    Raises:
+        OutOfBudgetError: the budget is exhausted. The context stays usable.
+    """
+    outer = context.get_max_operations()
+    context.reset_operations()
+    context.set_max_operations(operations)
+    try:
+        yield
+    except isl.Error as error:
+        if not _exhausted(context, error):
+            raise
+        raise OutOfBudgetError from None
+    finally:
+        context.set_max_operations(outer)
+        context.reset_operations()
+
+
+def attempt(context: isl.Context, question: Callable[[], T], operations: int = DEFAULT_OPERATIONS) -> T | None:
+    """Answer a question under a budget, or None where it is exhausted."""
+    try:
+        with budget(context, operations):
+            return question()
+    except OutOfBudgetError:
+        return None
+
+
+def _exhausted(context: isl.Context, error: isl.Error) -> bool:
+    limit = context.get_max_operations()
+    return limit > 0 and "maximal number of operations exceeded" in str(error)
+
+
+def new_context() -> isl.Context:
+    """Make a context in which an error raises instead of printing."""
+    return isl.Context()
+
+
+def pair_space(context: isl.Context) -> isl.Space:
+    """Return the space of pairs `[i, j]` without parameters."""
+    return isl.Space.create_from_names(context, set=["i", "j"])
+
+
+def included(inner: isl.Set, outer: isl.Set) -> bool:
+    """Tell whether `inner` is a subset of `outer`; False where the budget is exhausted."""
+    return bool(attempt(inner.get_ctx(), lambda: bool(inner.is_subset(outer))))
+
+
+def apart(left: isl.Set, right: isl.Set) -> bool:
+    """Tell whether two sets have no point in common; False where the budget is exhausted."""
+    return bool(attempt(left.get_ctx(), lambda: bool(left.is_disjoint(right))))
+
+
+def empty(points: isl.Set) -> bool:
+    """Tell whether a set has no point; False where the budget is exhausted."""
+    return bool(attempt(points.get_ctx(), lambda: bool(points.is_empty())))

@@ -1,0 +1,33 @@
+"""Conditions under which a tile holds any allowed pair, for masks with gaps."""
+
+from __future__ import annotations
+
+import islpy as isl
+
+from attnc.algebra.affine import Translator
+from attnc.algebra.bounds import BoundsWriter
+from attnc.algebra.domains import RowDomain
+from attnc.algebra.index_sets import attempt
+from attnc.ir.nodes import TRUE, Expr
+
+
+def tile_test(
+    translator: Translator, writer: BoundsWriter, domain: RowDomain, may: isl.Set
+) -> tuple[Expr | None, bool]:
+    """Derive when the tile `i_lo .. i_hi` by `j_lo .. j_hi` holds a pair of `may`.
+
+    Returns:
+        The condition (None if it always holds, is long, or is out of budget), and whether it is exact.
+    """
+    context = translator.context
+    key = translator.key()
+    tile = key.ge_set(translator.parameter("j_lo")).intersect(key.le_set(translator.parameter("j_hi")))
+    real = isl.Set.read_from_str(context, "[j_lo, j_hi, M] -> { : 0 <= j_lo <= j_hi < M }")
+    touched = attempt(context, lambda: may.intersect(tile).params().coalesce())
+    if touched is None:
+        return None, False
+    narrowed = BoundsWriter(writer.opaques, domain.known.intersect(real))
+    condition = narrowed.condition(touched)
+    if condition is None:
+        return None, False
+    return (None, True) if condition == TRUE else (condition, True)

@@ -1,0 +1,270 @@
+"""Which key tiles a query tile visits, which of them are full, and what remains to be tested in the others.
+
+Everything is derived once, over symbolic tile bounds in positions: `start`, `stop` of each interval are expressions
+that the kernel evaluates. See `key_intervals` for the contract, and docs/architecture.md for the idea.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import islpy as isl
+
+from attnc.algebra.affine import Translator, Truth, exactly
+from attnc.algebra.bounds import Bound, BoundsWriter, chosen
+from attnc.algebra.domains import RowDomain, new_translator, row_domain
+from attnc.algebra.index_sets import OutOfBudgetError, attempt, budget, empty, included, new_context
+from attnc.algebra.key_intervals import Coverage, KeyInterval, TileSets
+from attnc.algebra.residuals import Residuals
+from attnc.algebra.runs import Run, RunFinder
+from attnc.algebra.tile_tests import tile_test
+from attnc.ir.nodes import FALSE, TRUE, Binary, BinaryOp, Call, Const, Expr, Function, Where
+from attnc.ir.program import Attention
+from attnc.ir.types import Type
+
+_ZERO = Const(0, Type.INT)
+_ONE = Const(1, Type.INT)
+
+
+@dataclass(frozen=True, slots=True)
+class _Range:
+    """A key interval before its residual is known: bounds with their values as sets."""
+
+    coverage: Coverage
+    start: Bound
+    stop: Bound
+    run: Run
+
+    @property
+    def start_up(self) -> bool:
+        return self.coverage is Coverage.FULL
+
+    @property
+    def stop_up(self) -> bool:
+        return self.coverage is Coverage.PARTIAL
+
+
+def derive_tiles(attention: Attention, *, query_tile: int = 128, key_tile: int = 128) -> TileSets:
+    """Derive the interval list of an attention's mask.
+
+    Args:
+        attention: with a mask free of parameters.
+        query_tile: most rows of a query tile for which residuals must hold.
+        key_tile: most keys of a key tile for which residuals must hold.
+    """
+    return _Derivation.of(attention, query_tile, key_tile).tiles()
+
+
+@dataclass(frozen=True, slots=True)
+class _Derivation:
+    mask: Expr
+    translator: Translator
+    domain: RowDomain
+    writer: BoundsWriter
+    truth: Truth
+    query_tile: int
+    key_tile: int
+    notes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, attention: Attention, query_tile: int, key_tile: int) -> _Derivation:
+        translator = new_translator(attention, new_context())
+        notes: tuple[str, ...] = ()
+        try:
+            with budget(translator.context):
+                whole = translator.truth(attention.mask)
+        except OutOfBudgetError:
+            notes = ("operation budget: the mask is tested everywhere",)
+            everything = translator.universe()
+            whole = Truth(everything.subtract(everything), everything)
+        domain = row_domain(translator)
+        writer = BoundsWriter(translator.opaques, domain.known)
+        truth = _within(whole, domain.pairs)
+        return cls(attention.mask, translator, domain, writer, truth, query_tile, key_tile, notes)
+
+    def tiles(self) -> TileSets:
+        finder = RunFinder(self.domain, self.writer, self.truth.must, self.truth.may)
+        runs = finder.find()
+        ranges = [piece for position, run in enumerate(runs) for piece in self._ranges(run, runs[position + 1 :])]
+        intervals, exact, notes = self._intervals(ranges)
+        exact = exact and self.truth.exact and all(run.full_exact for run in runs)
+        return TileSets(
+            intervals, exact, self.query_tile, self.key_tile, (*self.notes, *self.translator.reasons, *notes)
+        )
+
+    # -- bounds
+
+    def _ranges(self, run: Run, later: tuple[Run, ...]) -> list[_Range]:
+        low, stop = run.low, _plus_one(run.high)
+        full = self._full_bounds(run, stop)
+        bounds = [low, stop] if full is None else [low, *full, stop]
+        guarded = self._guarded(bounds, run, moves=bool(later))
+        if guarded is None:
+            everything = Bound(_ZERO, _constant(self.translator, 0))
+            guarded = [everything, self._all_keys()]
+            full = None
+        if full is None:
+            return [_Range(Coverage.PARTIAL, guarded[0], guarded[1], run)]
+        first, full_start, full_stop, last = guarded
+        ranges = [
+            _Range(Coverage.PARTIAL, first, full_start, run),
+            _Range(Coverage.FULL, full_start, full_stop, run),
+            _Range(Coverage.PARTIAL, full_stop, last, run),
+        ]
+        return ranges[1:] if self._never_positive(full_start) else ranges
+
+    def _all_keys(self) -> Bound:
+        return Bound(self.writer.symbol("M"), isl.PwAff.read_from_str(self.translator.context, "[M] -> { [M] }"))
+
+    def _never_positive(self, bound: Bound) -> bool:
+        return included(self.domain.known, bound.value.le_set(_constant(self.translator, 0)))
+
+    def _full_bounds(self, run: Run, stop: Bound) -> tuple[Bound, Bound] | None:
+        if run.full_low is None or run.full_high is None or run.full_present is None:
+            return None
+        start, end = run.full_low, _plus_one(run.full_high)
+        if not included(self.domain.known, run.full_present):
+            condition = self.writer.condition(run.full_present)
+            if condition is None:
+                return None
+            start, end = (_where(condition, run.full_present, bound, stop) for bound in (start, end))
+        if not included(self.domain.known.intersect(run.present), start.value.le_set(stop.value)):
+            start = Bound(Call(Function.MIN, (start.expr, stop.expr), Type.INT), start.value.min(stop.value).coalesce())
+        return start, end
+
+    def _guarded(self, bounds: list[Bound], run: Run, *, moves: bool) -> list[Bound] | None:
+        """Make an absent run visit nothing, and leave `done` alone where later runs follow."""
+        absent = attempt(self.translator.context, lambda: self.domain.known.subtract(run.present))
+        if absent is None:
+            return None
+        zero = _constant(self.translator, 0)
+        nothing = included(absent, bounds[-1].value.le_set(zero)) and all(
+            included(absent, bound.value.le_set(zero)) for bound in (bounds if moves else bounds[1:])
+        )
+        if nothing:
+            return bounds
+        condition = self.writer.condition(run.present)
+        if condition is None:
+            return None
+        return [_where(condition, run.present, bound, Bound(_ZERO, zero)) for bound in bounds]
+
+    # -- residuals
+
+    def _intervals(self, ranges: list[_Range]) -> tuple[tuple[KeyInterval, ...], bool, list[str]]:
+        intervals: list[KeyInterval] = []
+        kept: list[_Range] = []
+        exact, notes = True, []
+        for piece in ranges:
+            visited = self._visited(piece, kept)
+            if empty(visited.intersect(self.domain.pairs)):
+                continue
+            interval = self._interval(piece, visited)
+            if interval is None:
+                continue
+            if not piece.run.contiguous and interval.coverage is Coverage.PARTIAL:
+                test, sharp = tile_test(self.translator, self.writer, self.domain, self.truth.may)
+                interval = replace(interval, tile_test=test)
+                exact = exact and sharp
+                if not sharp:
+                    notes.append("some visited tiles hold no allowed pair")
+            intervals.append(interval)
+            kept.append(piece)
+        return tuple(intervals), exact, list(dict.fromkeys(notes))
+
+    def _interval(self, piece: _Range, visited: isl.Set) -> KeyInterval | None:
+        if piece.coverage is Coverage.FULL:
+            return KeyInterval(Coverage.FULL, piece.start.expr, piece.stop.expr, True, False, label="full")
+        residuals = Residuals(self.translator)
+        residual = residuals.simplify(self.mask, visited.intersect(self.domain.pairs))
+        if residual == FALSE:
+            return None
+        ragged = self._reaches_past_last_key(residual, visited)
+        return KeyInterval(
+            Coverage.PARTIAL,
+            piece.start.expr,
+            piece.stop.expr,
+            False,
+            True,
+            residual,
+            ragged,
+            label=_label(residual, piece),
+        )
+
+    def _reaches_past_last_key(self, residual: Expr, visited: isl.Set) -> bool:
+        past = self.translator.key().ge_set(self.translator.parameter("M"))
+        truth = attempt(self.translator.context, lambda: self.translator.truth(residual))
+        allowed = visited if truth is None else visited.intersect(truth.may)
+        return not empty(allowed.intersect(self.domain.rows).intersect(past))
+
+    def _visited(self, piece: _Range, earlier: list[_Range]) -> isl.Set:
+        """Return rows and keys of the tiles that a range can visit, whatever the tile sizes up to the largest."""
+        margin = self.key_tile - 1
+        start_margin = 0 if piece.start_up else margin
+        pairs = self._query_rows()
+        pairs = pairs.intersect(self._keys_from(piece.start.value, start_margin))
+        pairs = pairs.intersect(self._keys_up_to(piece.stop.value, margin if piece.stop_up else 0))
+        for before in earlier:
+            pairs = pairs.intersect(self._keys_from(before.start.value, 0 if before.start_up else margin))
+            pairs = pairs.intersect(self._keys_from(before.stop.value, 0 if before.stop_up else margin))
+        return attempt(self.translator.context, pairs.coalesce) or pairs
+
+    def _query_rows(self) -> isl.Set:
+        short = isl.Set.read_from_str(
+            self.translator.context, f"[i_lo, i_hi] -> {{ : i_hi - i_lo < {self.query_tile} }}"
+        )
+        return self.domain.rows.intersect_params(short)
+
+    def _keys_from(self, bound: isl.PwAff, margin: int) -> isl.Set:
+        low = bound.add_constant_val(isl.Val.int_from_si(self.translator.context, -margin))
+        return self.translator.key().ge_set(low.insert_domain(self.domain.pairs.get_space()))
+
+    def _keys_up_to(self, bound: isl.PwAff, margin: int) -> isl.Set:
+        stop = bound.add_constant_val(isl.Val.int_from_si(self.translator.context, margin))
+        return self.translator.key().lt_set(stop.insert_domain(self.domain.pairs.get_space()))
+
+
+def _within(truth: Truth, domain: isl.Set) -> Truth:
+    if truth.exact:
+        return exactly(truth.must.intersect(domain).coalesce())
+    return Truth(truth.must.intersect(domain).coalesce(), truth.may.intersect(domain).coalesce())
+
+
+def _constant(translator: Translator, value: int) -> isl.PwAff:
+    return isl.PwAff.read_from_str(translator.context, f"{{ [{value}] }}")
+
+
+def _plus_one(bound: Bound) -> Bound:
+    """Turn a last key into a stop."""
+    one = isl.Val.one(bound.value.get_ctx())
+    return Bound(_incremented(bound.expr), bound.value.add_constant_val(one))
+
+
+def _incremented(expr: Expr) -> Expr:
+    """Add 1 to an int, where it reads best."""
+    match expr:
+        case Const(value=value):
+            return Const(int(value) + 1, Type.INT)
+        case Binary(op=BinaryOp.SUB, left=left, right=Const(value=value)):
+            return left if value == 1 else Binary(BinaryOp.SUB, left, Const(int(value) - 1, Type.INT), Type.INT)
+        case Binary(op=BinaryOp.ADD, left=left, right=Const(value=value)):
+            return Binary(BinaryOp.ADD, left, Const(int(value) + 1, Type.INT), Type.INT)
+        case Call(function=Function.MIN | Function.MAX, args=args):
+            return Call(expr.function, tuple(_incremented(arg) for arg in args), Type.INT)
+        case Where(condition=condition, then=then, otherwise=otherwise):
+            return Where(condition, _incremented(then), _incremented(otherwise), Type.INT)
+        case _:
+            return Binary(BinaryOp.ADD, expr, _ONE, Type.INT)
+
+
+def _where(condition: Expr, holds: isl.Set, then: Bound, otherwise: Bound) -> Bound:
+    if condition == TRUE:
+        return then
+    return Bound(Where(condition, then.expr, otherwise.expr, Type.INT), chosen(holds, then.value, otherwise.value))
+
+
+def _label(residual: Expr, piece: _Range) -> str:
+    if residual == TRUE:
+        return "tail"
+    if piece.run.full_low is None:
+        return "stretch"
+    return "left edge" if piece.stop.expr == piece.run.full_low.expr else "right edge"

@@ -1,0 +1,61 @@
+"""Chooses what will run for one attention."""
+
+from __future__ import annotations
+
+from attnc.algebra.facts import Facts
+from attnc.algebra.proofs import prove_facts
+from attnc.algebra.tiles import derive_tiles
+from attnc.diagnostics import CompileError, Diagnostic, Label
+from attnc.ir.nodes import Score
+from attnc.ir.program import Attention, Deferred, NormalizeKind
+from attnc.ir.walk import indices, tables
+from attnc.plan.kernel_plan import Form, Library, Pass, Plan, Scoring
+
+
+def plan_attention(attention: Attention) -> Plan:
+    """Simplify an attention, prove what it asserts, and derive the passes that compute it.
+
+    Raises:
+        CompileError: an assertion is false or cannot be decided, or a statement is not compiled yet.
+    """
+    if attention.deferred:
+        raise CompileError(*(not_compiled_yet(statement) for statement in attention.deferred))
+    facts = prove_facts(attention)
+    tiles = derive_tiles(attention)
+    library = library_call(attention, facts)
+    chosen = Pass(Form.SOFTMAX if library is None else Form.LIBRARY, tiles, library=library)
+    return Plan(attention, Scoring(attention.score, None, None), (chosen,), facts)
+
+
+def library_call(attention: Attention, facts: Facts) -> Library | None:
+    """Return the call of `scaled_dot_product_attention` that an attention is, if it is one."""
+    plain = (
+        attention.normalize.kind is NormalizeKind.SOFTMAX
+        and attention.normalize.sink is None
+        and attention.weight is None
+        and isinstance(attention.score, Score)
+    )
+    one_scale = attention.scale is None or not (indices(attention.scale) or _reads_tensors(attention))
+    if not plain or not one_scale:
+        return None
+    if facts.everything:
+        return Library.FULL
+    return Library.CAUSAL if facts.exactly_causal else None
+
+
+def _reads_tensors(attention: Attention) -> bool:
+    """Tell whether the scale depends on a table, or on a parameter that is trained."""
+    if attention.scale is None:
+        return False
+    trained = {tensor.name for tensor in attention.learned}
+    return any(name in trained or attention.tensor(name).dims for name in tables(attention.scale))
+
+
+def not_compiled_yet(statement: Deferred) -> Diagnostic:
+    """Say that a statement is understood and checked, but has no code yet."""
+    return Diagnostic(
+        "not-compiled-yet",
+        f"`{statement.statement} {statement.form}` is checked, but cannot be compiled yet",
+        (Label(statement.span),) if statement.span is not None else (),
+        "remove it to compile the rest of the pattern",
+    )

@@ -1,0 +1,103 @@
+"""Tiles against brute force: for lengths that no tile divides, N != M both ways, every alignment, heads and scalars."""
+
+import pytest
+from brief_ir import attention, scalar, table
+from tile_checks import check_tiles, environment
+
+from attnc.algebra.tiles import derive_tiles
+
+PATTERNS = {
+    "everything": "True",
+    "nothing": "j > i and j < i",
+    "causal": "j <= i",
+    "anticausal": "j > i",
+    "window": "j <= i and i - j < 20",
+    "narrow": "j <= i and i - j < 3",
+    "both_sides": "abs(i - j) <= 18",
+    "streaming": "j <= i and (i - j < 19 or j < 2)",
+    "longformer": "(-12 < i - j and i - j < 12) or (i < 2 or j < 2)",
+    "last_keys": "j <= i and (i - j < 9 or j >= M - 5)",
+    "prefix": "j <= i or j < 11",
+    "chunk": "i // 20 == j // 20",
+    "chunk_causal": "j // 18 <= i // 18",
+    "dilated": "abs(i - j) < 24 and (i - j) % 3 == 0",
+    "strided": "j <= i and (i - j < 8 or (i - j) % 8 == 0)",
+    "fixed": "j <= i and (i // 12 == j // 12 or j % 12 >= 10)",
+    "columns": "j % 32 < 18",
+    "rows": "i % 3 == 1",
+    "grid": "abs(i // 6 - j // 6) <= 1 and abs(i % 6 - j % 6) <= 1",
+    "primes": "(i - j) % 2 == 0 or (i - j) % 3 == 0 or (i - j) % 5 == 0 or (i - j) % 7 == 0",
+    "odd_and_even": "(i - j) % 2 == 0 or (i - j) % 2 == 1",
+    "per_head": "j <= i and (h < 1 or i - j < 20)",
+    "head_windows": "j <= i and i - j < (4 if h < H // 2 else 22)",
+    "group_heads": "j <= i or h // g == 0",
+    "scalar": "j <= i and i - j < w",
+    "two_scalars": "w <= j and j < v",
+    "scalar_product": "j < w * v",
+    "lengths": "j < length[b]",
+    "lengths_and_causal": "j <= i and j < length[b]",
+    "switch": "j <= i or flag",
+    "float_switch": "j <= i or level < 0.5",
+    "documents": "j <= i and doc[b, i] == doc[b, j]",
+    "documents_or_sinks": "j <= i and (doc[b, i] == doc[b, j] or j < 20)",
+    "kept": "j <= i and keep[b, j]",
+    "far": "i - j >= 20 or j - i >= 20",
+    "quantified": "any(t < 3, i - j == 7 * t)",
+    "all_quantified": "all(t < 4, i - j != 5 * t)",
+    "counted": "sum(t < 3, 1 if i > 9 * t else 0) >= j // 9",
+    "hashed": "j <= i and hash(i // 4, 1) % 3 == j // 8",
+    "clamped": "j <= min(max(i, 7), 33)",
+    "row_numbers": "j <= r + 2",
+    "implication": "(j <= i) == (i - j < 17)",
+    "chosen": "j <= i if i < 14 else j >= i",
+    "half": "float(j) <= 20.5",
+    "product_of_indices": "i * j < 50",
+    "scaled": "2 * j <= 3 * i + 1",
+}
+from attnc.ir.types import Type  # noqa: E402
+
+TENSORS = (
+    scalar("w"),
+    scalar("v"),
+    scalar("flag", Type.BOOL),
+    scalar("level", Type.FLOAT),
+    table("length", ["B"]),
+    table("doc", ["B", "M"]),
+    table("keep", ["B", "M"], Type.BOOL),
+)
+
+
+def tables(keys, w, v):
+    return {
+        "w": w,
+        "v": v,
+        "flag": w % 2 == 0,
+        "level": w / 20,
+        "length": [w, v],
+        "doc": [[at // 9 for at in range(keys)], [at % 4 for at in range(keys)]],
+        "keep": [[at % 5 != 0 for at in range(keys)]] * 2,
+    }
+
+
+SIZES = [(45, 45), (1, 45), (23, 41), (50, 19), (3, 3), (37, 64), (64, 37)]
+SHAPES = [(16, 16), (20, 32), (1, 16), (48, 16), (7, 5), (16, 1), (64, 64)]
+
+
+@pytest.mark.parametrize("align", ["end", "start", "at"])
+@pytest.mark.parametrize("name", PATTERNS)
+def test_tiles_are_what_the_mask_says(name, align):
+    example = attention(PATTERNS[name], align=align, shift="v - 5", tensors=TENSORS)
+    tiles = derive_tiles(example, query_tile=64, key_tile=64)
+    for case, (queries, keys) in enumerate(SIZES):
+        env = environment(
+            example,
+            queries,
+            keys,
+            heads=4,
+            head=case % 4,
+            batch=case % 2,
+            group=2,
+            tables=tables(keys, 3 * case, 7 + case),
+        )
+        for query_tile, key_tile in (SHAPES[case], SHAPES[(case + 3) % 7]):
+            check_tiles(tiles, example, env, query_tile, key_tile)

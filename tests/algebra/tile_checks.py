@@ -1,0 +1,74 @@
+"""Brute force over every pair of small attentions: what the derived tiles claim, against the mask itself."""
+
+from itertools import product
+
+from attnc.algebra.key_intervals import Coverage
+from attnc.algebra.walking import passes_test, row_tile, walk_tiles
+from attnc.ir.evaluate import Environment, evaluate
+from attnc.ir.nodes import IndexName, SizeName
+
+
+def environment(attention, queries, keys, *, heads=2, head=0, batch=0, group=1, tables=None):
+    sizes = {
+        SizeName.QUERIES: queries,
+        SizeName.KEYS: keys,
+        SizeName.HEADS: heads,
+        SizeName.BATCH: 2,
+        SizeName.GROUP: group,
+        SizeName.HEAD_SIZE: 16,
+    }
+    indices = {IndexName.HEAD: head, IndexName.BATCH: batch}
+    bare = Environment(indices=indices, sizes=sizes, tables=tables or {})
+    shift = evaluate(attention.align.shift, bare)
+    return Environment(indices={**indices, IndexName.SHIFT: shift}, sizes=sizes, tables=tables or {})
+
+
+def holds(expr, env, row, key):
+    shift = env.indices[IndexName.SHIFT]
+    here = {**env.indices, IndexName.ROW: row, IndexName.QUERY: row + shift, IndexName.KEY: key}
+    return bool(evaluate(expr, Environment(indices=here, sizes=env.sizes, tables=env.tables)))
+
+
+def dense(attention, env):
+    rows, keys = range(env.sizes[SizeName.QUERIES]), range(env.sizes[SizeName.KEYS])
+    return {(row, key): holds(attention.mask, env, row, key) for row, key in product(rows, keys)}
+
+
+def check_tiles(tiles, attention, env, query_tile, key_tile):
+    """Check every claim of `KeyInterval` and `TileSets` at one size and tile shape."""
+    allowed = dense(attention, env)
+    queries, keys = env.sizes[SizeName.QUERIES], env.sizes[SizeName.KEYS]
+    for first in range(0, queries, query_tile):
+        rows = range(first, min(first + query_tile, queries))
+        tile_env = row_tile(env, first, query_tile)
+        covered = set()
+        for visit in walk_tiles(tiles, tile_env, key_tile):
+            for tile in range(visit.begin, visit.end):
+                where = f"rows {rows}, tile {tile} of {key_tile}, {visit.interval.label}, N={queries} M={keys}"
+                assert tile not in covered, where
+                covered.add(tile)
+                _check_tile(tiles, visit.interval, allowed, env, tile_env, rows, tile, key_tile, where)
+        needed = {key // key_tile for row in rows for key in range(keys) if allowed[row, key]}
+        assert needed <= covered, f"rows {rows}: tiles {needed - covered} of {key_tile} missed, N={queries} M={keys}"
+
+
+def _check_tile(tiles, interval, allowed, env, tile_env, rows, tile, key_tile, where):
+    keys = env.sizes[SizeName.KEYS]
+    first, last = tile * key_tile, (tile + 1) * key_tile
+    assert last <= -(-keys // key_tile) * key_tile, where
+    real = [(row, key) for row in rows for key in range(first, min(last, keys))]
+    touched = any(allowed[pair] for pair in real)
+    if interval.coverage is Coverage.FULL:
+        assert last <= keys, where
+        assert all(allowed[pair] for pair in real), where
+        return
+    tested = passes_test(interval, tile_env, tile, key_tile)
+    assert tested or not touched, where
+    assert touched or not tested or not tiles.exact, where
+    if len(rows) >= 16 and key_tile >= 16 and tiles.exact and last <= keys:
+        assert not all(allowed[pair] for pair in real), where
+    for row, key in real:
+        assert holds(interval.residual, env, row, key) == allowed[row, key], f"{where}: row {row}, key {key}"
+    if not interval.ragged:
+        for row, key in product(rows, range(max(first, keys), last)):
+            assert not holds(interval.residual, env, row, key), f"{where}: row {row}, key {key} past the end"

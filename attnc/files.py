@@ -53,7 +53,7 @@ def write_bytes(name: str | Path, data: bytes) -> None:
         else:
             _replace(path.resolve(), data)
     except (OSError, ValueError) as error:
-        raise _problem(f"`{name}` cannot be written: {_reason(error)}") from None
+        raise cannot_write(name, error) from None
 
 
 def require_writable(name: str | Path, *inputs: str | Path) -> None:
@@ -74,7 +74,7 @@ def require_writable(name: str | Path, *inputs: str | Path) -> None:
         if not path.exists() and not os.access(folder, os.W_OK):
             raise _problem(f"`{name}` cannot be written: its folder is read-only")
     except (OSError, ValueError) as error:
-        raise _problem(f"`{name}` cannot be written: {_reason(error)}") from None
+        raise cannot_write(name, error) from None
 
 
 def _replace(path: Path, data: bytes) -> None:
@@ -93,6 +93,11 @@ def _umask() -> int:
     mask = os.umask(0o022)
     os.umask(mask)
     return mask
+
+
+def cannot_write(name: str | Path, error: OSError | ValueError) -> CompileError:
+    """Return the error that says why `name` could not be written."""
+    return _problem(f"`{name}` cannot be written: {_reason(error)}")
 
 
 def _problem(message: str, help: str = "") -> CompileError:

@@ -1,4 +1,4 @@
-"""Values of parameters as the command line gives them: `-D name=value`."""
+"""Reading what the command line gives as text: `-D name=value`, `-n 1024,4096`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ _INTEGER = re.compile(r"[+-]?[0-9]+")
 _REAL = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?|[+-]?inf")
 
 
+LARGEST_LENGTH = 1 << 30
+"""Positions lie below this."""
+
+
 class MalformedParameterError(ValueError):
-    """A text that is not `name=value`."""
+    """A text that cannot be read as what the command line asks for."""
 
 
 def parse_parameters(definitions: Iterable[str]) -> dict[str, Value]:
@@ -42,3 +46,18 @@ def parse_value(text: str) -> Value:
     if _INTEGER.fullmatch(text) and len(text) <= 4000:  # Python refuses to read integers of more digits
         return int(text)
     return float(text) if _REAL.fullmatch(text) else text
+
+
+def parse_lengths(text: str) -> tuple[int, ...]:
+    """Turn `"1024,4096"` into lengths, each once.
+
+    Raises:
+        MalformedParameterError: one is not a whole number from 1 to 2**30.
+    """
+    lengths = []
+    for part in text.split(","):
+        part = part.strip()
+        if not part.isascii() or not part.isdigit() or len(part) > 10 or not 1 <= int(part) <= LARGEST_LENGTH:
+            raise MalformedParameterError(f"{part!r} is not a length, as in 1024,4096")
+        lengths.append(int(part))
+    return tuple(dict.fromkeys(lengths))

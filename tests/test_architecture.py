@@ -28,7 +28,7 @@ OWNERS = {
     "sympy": {"algebra"},
     "jinja2": {"codegen"},
     "typer": {"cli"},
-    "matplotlib": {"show", "bench"},
+    "matplotlib": {"show", "pictures", "bench"},
     "platformdirs": {"runtime", "compiler"},
 }
 """Third-party libraries with an owner: no other stage imports them."""

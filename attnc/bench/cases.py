@@ -143,7 +143,7 @@ def _make_one(
         case Type.BOOL:
             made = torch.rand(sizes, generator=generator) < 0.7
         case Type.FLOAT:
-            made = _floats(tensor, sizes, generator, wild)
+            made = _floats(tensor, shape, sizes, generator, wild)
             made = made.to(dtype) if dtype is not None and tensor.dims else made
         case Type.INT:
             made = _ints(attention, tensor, shape, sizes, generator, choose, wild)
@@ -156,41 +156,16 @@ def _broadcasts(dim: Expr | None) -> bool:
     return dim is not None and getattr(dim, "name", None) in (SizeName.BATCH, SizeName.HEADS)
 
 
-def _floats(tensor: Tensor, sizes: list[int], generator: torch.Generator, wild: bool) -> torch.Tensor:
+def _floats(tensor: Tensor, shape: Shape, sizes: list[int], generator: torch.Generator, wild: bool) -> torch.Tensor:
     """Scalars lie in [0.5, 1.5], other inputs are normal; learned tensors start where they were declared to."""
     import torch
 
+    from attnc.reference import initial_value
+
     if tensor.initial is None:
         return torch.randn(sizes, generator=generator) if sizes else 0.5 + torch.rand((), generator=generator)
-    made = initial_value(tensor, sizes)
+    made = initial_value(tensor, shape.sizes(), dtype=torch.float32)
     return made + 0.3 * torch.randn(sizes, generator=generator) if wild else made
-
-
-def initial_value(tensor: Tensor, sizes: list[int]) -> torch.Tensor:
-    """Return the declared initial value of a learned tensor, in float32.
-
-    `h` runs along the dimension that is declared as `H`.
-    """
-    import torch
-
-    if tensor.initial is None:
-        raise ValueError(f"{tensor.name} has no initial value")
-    heads_axis = next((axis for axis, dim in enumerate(tensor.dims) if getattr(dim, "name", 0) is SizeName.HEADS), None)
-    heads = sizes[heads_axis] if heads_axis is not None else 1
-    if not any(isinstance(node, Index) for node in walk(tensor.initial)):
-        return torch.full(sizes, float(evaluate(tensor.initial, Environment(sizes={SizeName.HEADS: heads}))))
-    made = torch.empty(sizes)
-    for place in _places(sizes):
-        indices = {IndexName.HEAD: place[heads_axis]} if heads_axis is not None else {}
-        env = Environment(indices=indices, sizes={SizeName.HEADS: heads}, dims=place)
-        made[place] = float(evaluate(tensor.initial, env))
-    return made
-
-
-def _places(sizes: list[int]) -> Iterator[tuple[int, ...]]:
-    from itertools import product
-
-    return product(*(range(size) for size in sizes))
 
 
 def _ints(

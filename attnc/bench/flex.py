@@ -158,7 +158,7 @@ class _Printer:
     def _index(self, name: IndexName) -> str:
         match name:
             case IndexName.BATCH | IndexName.HEAD:
-                return name.value
+                return str(name.value)
             case IndexName.KEY:
                 return "kv"
             case IndexName.ROW:

@@ -96,7 +96,7 @@ def peak_memory(work: Work, device: torch.device) -> int | None:
 
 def _sample(work: Work, repeats: int, device: torch.device) -> float:
     if device.type == "cuda":
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start, end = _event(), _event()
         torch.cuda.synchronize(device)
         start.record()
         for _ in range(repeats):
@@ -108,6 +108,10 @@ def _sample(work: Work, repeats: int, device: torch.device) -> float:
     for _ in range(repeats):
         work()
     return (time.perf_counter() - begin) / repeats
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
 def _repeats(seconds: float) -> int:

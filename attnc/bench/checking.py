@@ -1,0 +1,145 @@
+"""Whether a contender computes the right thing: the gate before any time is taken.
+
+The rule is FlashAttention's: the error may be at most twice (for gradients, three times) the error that plain PyTorch
+makes in the same precision, both against float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from attnc.bench.contender import Case, Contender, Run
+from attnc.reference import dense_weights, reference
+
+WHOLE = 1 << 26
+"""Pairs, over batch and heads, up to which every row is checked."""
+
+SAMPLED_ROWS = 256
+"""Rows that are checked beyond that: the first, the last, and some evenly spread between."""
+
+BLOCK = 1 << 24
+"""Pairs of the reference that are held at once."""
+
+SMALL_LENGTH = 256
+"""Length at which gradients are checked."""
+
+FORWARD_FACTOR, BACKWARD_FACTOR = 2.0, 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a check found.
+
+    Attributes:
+        error: the greatest absolute error.
+        allowed: what it may be.
+        rows: rows that were compared.
+        what: the worst of what was compared: `output`, `gradient of key`...
+    """
+
+    error: float
+    allowed: float
+    rows: int
+    what: str = "output"
+
+    @property
+    def right(self) -> bool:
+        """Whether the error is within what is allowed; a NaN never is."""
+        return self.error <= self.allowed
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """Rows of the right output, and what PyTorch makes of them in the case's own precision."""
+
+    rows: torch.Tensor
+    exact: torch.Tensor
+    error: float
+
+
+def true_rows(case: Case) -> Truth:
+    """Compute the rows that outputs are compared with, in float64 and in the case's precision."""
+    rows = _chosen_rows(case).to(case.device)
+    at_once = max(1, BLOCK // (case.shape.batch * case.shape.heads * case.shape.keys))
+    pieces = [(_rows(case, part, torch.float64), _rows(case, part, case.dtype)) for part in torch.split(rows, at_once)]
+    exact = torch.cat([piece[0] for piece in pieces], dim=2)
+    same = torch.cat([piece[1] for piece in pieces], dim=2)
+    return Truth(rows, exact, _distance(same, exact))
+
+
+def check_output(contender: Contender, case: Case, truth: Truth) -> Verdict:
+    """Compare a contender's output with the truth."""
+    with torch.no_grad():
+        out = contender.run(case.query, case.key, case.value)
+    if out.shape != (*case.query.shape[:3], case.shape.value_size):
+        return Verdict(float("nan"), 0.0, 0, f"shape {tuple(out.shape)}")
+    error = _distance(out[:, :, truth.rows], truth.exact)
+    return Verdict(error, allowance(truth.error, truth.exact, case.dtype, FORWARD_FACTOR), len(truth.rows))
+
+
+def check_gradients(contender: Contender, case: Case) -> Verdict:
+    """Compare a contender's gradients of query, key and value with those of the dense reference."""
+
+    def exactly(dtype: torch.dtype) -> Run:
+        def run(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+            out = reference(case.attention, query, key, value, case.data, dtype=dtype)
+            assert isinstance(out, torch.Tensor)
+            return out
+
+        return run
+
+    double = replace(case, query=case.query.double(), key=case.key.double(), value=case.value.double())
+    exact = gradients(exactly(torch.float64), double)
+    same = gradients(exactly(case.dtype), case)
+    found = gradients(contender.run, case)
+    worst = Verdict(0.0, 0.0, case.shape.queries)
+    for name, one, right, plain in zip(("query", "key", "value"), found, exact, same, strict=True):
+        allowed = allowance(_distance(plain, right), right, case.dtype, BACKWARD_FACTOR)
+        verdict = Verdict(_distance(one, right), allowed, case.shape.queries, f"gradient of {name}")
+        if not verdict.right:
+            return verdict
+        worst = max(worst, verdict, key=lambda verdict: verdict.error)
+    return worst
+
+
+def gradients(run: Run, case: Case) -> tuple[torch.Tensor, ...]:
+    """Return the gradients of query, key and value for the same gradient of the output every time."""
+    leaves = tuple(tensor.detach().clone().requires_grad_() for tensor in (case.query, case.key, case.value))
+    out = run(*leaves)
+    generator = torch.Generator().manual_seed(0)
+    upstream = torch.randn(out.shape, generator=generator).to(device=out.device, dtype=out.dtype)
+    return torch.autograd.grad(out, leaves, upstream)
+
+
+def allowance(plain: float, exact: torch.Tensor, dtype: torch.dtype, factor: float) -> float:
+    """Return the error that is allowed where plain PyTorch makes the error `plain`.
+
+    A few units in the last place are always allowed: on few numbers PyTorch may be right by luck.
+    """
+    largest = float(exact.abs().max()) if exact.numel() else 0.0
+    return factor * plain + 8 * torch.finfo(dtype).eps * max(largest, 1e-3)
+
+
+def _chosen_rows(case: Case) -> torch.Tensor:
+    shape = case.shape
+    if shape.batch * shape.heads * shape.queries * shape.keys <= WHOLE or shape.queries <= SAMPLED_ROWS:
+        return torch.arange(shape.queries)
+    edge = SAMPLED_ROWS // 4
+    between = torch.linspace(edge, shape.queries - edge - 1, SAMPLED_ROWS - 2 * edge).long()
+    rows = [torch.arange(edge), between, torch.arange(shape.queries - edge, shape.queries)]
+    chosen: torch.Tensor = torch.cat(rows).unique()  # type: ignore[no-untyped-call]
+    return chosen
+
+
+def _rows(case: Case, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    weights = dense_weights(case.attention, case.query, case.key, rows=rows, inputs=case.data, dtype=dtype)
+    value = case.value.to(dtype).repeat_interleave(case.shape.group, dim=1)
+    return torch.einsum("bhrm,bhme->bhre", weights, value)
+
+
+def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Return the greatest absolute difference; NaN where either side is not finite."""
+    difference = (one.double() - other.double()).abs()
+    return float(difference.max()) if difference.numel() else 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from attnc.diagnostics import Diagnostic
 from attnc.ir.nodes import Const, Expr
 from attnc.ir.types import Type
 from attnc.source import SourceFile, Span
@@ -162,8 +163,9 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """Everything that one file declares."""
+    """Everything that one file declares, and what was remarked on the way."""
 
     source: SourceFile
     attentions: tuple[Attention, ...]
     layers: tuple[Layer, ...] = ()
+    warnings: tuple[Diagnostic, ...] = field(default=(), compare=False)

@@ -1,4 +1,5 @@
 """Builds the syntax tree while Lark parses: one method per rule of `grammar/attn.lark`, named as the rule is."""
+# ruff: noqa: D102 - a method does what its rule says
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from typing import TypeVar
 
 from lark import Token, Transformer, v_args
 
+from attnc.diagnostics import InternalError
 from attnc.source import SourceFile, Span
 from attnc.syntax import tree
 
@@ -34,7 +36,8 @@ _Node = TypeVar("_Node")
 def span_of(token: Token) -> Span:
     """Return the place of a token in the current file."""
     start, end, line, column = token.start_pos, token.end_pos, token.line, token.column
-    assert start is not None and end is not None and line is not None and column is not None
+    if start is None or end is None or line is None or column is None:
+        raise InternalError(f"the token {token!r} has no place")
     return Span(CURRENT_SOURCE.get(), start, end, line, column)
 
 
@@ -131,7 +134,7 @@ class TreeBuilder(Transformer[Token, tree.File]):
         return tree.TensorType(_name(element), dims or (), span)
 
     def dims(self, *dims: _Built | tree.AnyLength | None) -> tuple[tree.Expr | tree.AnyLength, ...]:
-        return tuple(dim if isinstance(dim, tree.AnyLength) else _bare(dim) for dim in _present(dims))
+        return tuple(dim if isinstance(dim, tree.AnyLength) else _bare(dim) for dim in dims if dim is not None)
 
     def any_length(self, mark: Token) -> tree.AnyLength:
         return tree.AnyLength(span_of(mark))
@@ -214,7 +217,7 @@ class TreeBuilder(Transformer[Token, tree.File]):
         return tree.Subscript(_name(table), index, span_of(table).to(span_of(close)))
 
     def subscripts(self, *index: _Built | None) -> tuple[tree.Expr, ...]:
-        return tuple(_bare(part) for part in _present(index))
+        return tuple(_bare(part) for part in index if part is not None)
 
     def number(self, token: Token) -> tree.Number:
         written = str(token)

@@ -83,5 +83,4 @@ class StatementEnds:
             yield token
             last = kind
         if last != "_SEP":
-            end = Token("_SEP", "") if last == "LBRACE" else Token("_SEP", "")
-            yield end
+            yield Token("_SEP", "")

@@ -8,14 +8,13 @@ have, `WILD` data also steps outside every range.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
 from attnc.ir.evaluate import Environment, evaluate
 from attnc.ir.nodes import Binary, Bound, Call, Expr, Function, Index, IndexName, Read, SizeName
-from attnc.ir.program import AlignKind, Attention, Tensor, TensorKind
+from attnc.ir.program import AlignKind, Attention, Tensor, TensorKind, expressions
 from attnc.ir.types import Type
 from attnc.ir.walk import tables, walk
 
@@ -212,7 +211,7 @@ def value_range(attention: Attention, name: str, shape: Shape, choose: random.Ra
         return 0, max(0, shape.keys - shape.queries)
     ranges = [
         found
-        for root in _expressions(attention)
+        for root in expressions(attention)
         for node in walk(root)
         if (found := _range_at(attention, node, name, shape, choose)) is not None
     ]
@@ -273,18 +272,3 @@ def _is_length(attention: Attention, name: str) -> bool:
         and name in (*tables(node.left), *tables(node.right))
         for node in walk(attention.mask)
     )
-
-
-def _expressions(attention: Attention) -> Iterator[Expr]:
-    normalize = attention.normalize
-    for expr in (
-        attention.mask,
-        attention.score,
-        attention.scale,
-        attention.weight,
-        attention.align.shift,
-        normalize.sink,
-        normalize.bias,
-    ):
-        if expr is not None:
-            yield expr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -169,3 +170,15 @@ class Program:
     attentions: tuple[Attention, ...]
     layers: tuple[Layer, ...] = ()
     warnings: tuple[Diagnostic, ...] = field(default=(), compare=False)
+
+
+def expressions(attention: Attention) -> Iterator[Expr]:
+    """Yield every expression of an attention: what it computes, then its assertions and declarations."""
+    normalize = attention.normalize
+    computed = (attention.mask, attention.score, attention.scale, attention.weight, attention.align.shift)
+    asserted = (assertion.condition for assertion in attention.assertions)
+    initial = (tensor.initial for tensor in attention.tensors)
+    dims = (dim for tensor in attention.tensors for dim in tensor.dims)
+    for expr in (*computed, normalize.sink, normalize.bias, *asserted, *initial, *dims):
+        if expr is not None:
+            yield expr

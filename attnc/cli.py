@@ -1,0 +1,327 @@
+"""The command `attnc`: arguments in, text out. What the commands do stands in the modules that they call."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from contextvars import ContextVar
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from attnc import __version__, terminal
+from attnc.diagnostics import CompileError
+from attnc.parameters import MalformedParameterError, parse_lengths, parse_parameters
+
+USER_MISTAKE, INTERNAL, INTERRUPTED = 1, 70, 130
+"""Exit codes, besides 0 and 2 (usage, which typer gives)."""
+
+DEBUG: ContextVar[bool] = ContextVar("DEBUG", default=False)
+"""Whether a failure of the compiler's own is shown with its traceback."""
+
+app = typer.Typer(
+    name="attnc",
+    help="Compile attention patterns (.attn files) to Triton kernels and PyTorch modules.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Stage(StrEnum):
+    """What `compile --emit` can print."""
+
+    TREE = "tree"
+    IR = "ir"
+    SIMPLIFIED = "simplified"
+    PLAN = "plan"
+    TRITON = "triton"
+
+
+class Dtype(StrEnum):
+    """Element types of query, key and value."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+
+
+File = Annotated[Path, typer.Argument(metavar="FILE", help="The pattern; `-` is standard input.", allow_dash=True)]
+Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="The patterns.", allow_dash=True)]
+Definitions = Annotated[
+    list[str], typer.Option("-D", "--define", metavar="NAME=VALUE", help="Value of a parameter; may be repeated.")
+]
+Length = Annotated[int, typer.Option("-n", "--length", metavar="LEN", min=1, max=1 << 30, help="Queries and keys.")]
+Heads = Annotated[int, typer.Option("--heads", min=1, max=4096, help="Query heads.")]
+HeadSize = Annotated[int, typer.Option("--head-size", min=1, max=256, help="Head size.")]
+
+
+def main() -> None:
+    """Run the command line and leave with its exit code."""
+    app(prog_name="attnc")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"attnc {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar="ATTNC_DEBUG", help="Show a traceback where the compiler itself fails.")
+    ] = False,
+) -> None:
+    """Compile attention patterns (.attn files) to Triton kernels and PyTorch modules."""
+    DEBUG.set(debug)
+
+
+def guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn exceptions into the exit codes that the command line promises."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **options: Any) -> None:
+        try:
+            command(*args, **options)
+            _flush()
+        except CompileError as error:
+            terminal.report_error(error)
+            raise typer.Exit(USER_MISTAKE) from None
+        except MalformedParameterError as error:
+            raise typer.BadParameter(str(error)) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
+        except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
+            raise
+        except Exception as error:
+            _report_bug(error)
+            raise typer.Exit(INTERNAL) from None
+
+    return run
+
+
+def _flush() -> None:
+    """Write out what was printed while an error can still be told, as on a full disk."""
+    from attnc.files import cannot_write
+
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - so that leaving does not fail once more
+        raise cannot_write("standard output", error) from None
+
+
+def _report_bug(error: Exception) -> None:
+    summary = f"{type(error).__name__}: {error}".split("\n")[0][:500]
+    sys.stderr.write(f"internal error: {summary}\n")
+    if DEBUG.get():
+        traceback.print_exception(error)
+    else:
+        sys.stderr.write(
+            f"This is a bug of attnc {__version__}, not of your pattern. Please report it, with the pattern and the\n"
+            "traceback that `attnc --debug ...` prints.\n"
+        )
+
+
+@app.command()
+@guarded
+def check(files: Files, define: Definitions = []) -> None:  # noqa: B006 - typer copies it
+    """Check patterns: names, types, proofs of what they assert.
+
+    Examples:
+        attnc check streaming.attn
+
+        attnc check examples/*.attn
+    """
+    from attnc.compiler import check_all
+
+    diagnostics, failed = check_all(files, parse_parameters(define))
+    terminal.report(diagnostics)
+    if failed:
+        raise typer.Exit(USER_MISTAKE)
+
+
+@app.command("compile")
+@guarded
+def compile_(
+    file: File,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", metavar="OUT", allow_dash=True, help="Where to write; `-` is standard output."),
+    ] = None,
+    define: Definitions = [],  # noqa: B006
+    standalone: Annotated[
+        bool, typer.Option("--standalone", help="Write a module that needs torch and triton alone.")
+    ] = False,
+    emit: Annotated[Stage | None, typer.Option("--emit", help="Print a stage instead of writing a module.")] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option("--gpu", metavar="ARCH", help="Report the kernels' machine code: sm_80, sm_90, sm_100, gfx942."),
+    ] = None,
+    head_size: HeadSize = 64,
+) -> None:
+    """Compile a pattern to a Python module, NAME.py in the current folder unless told otherwise.
+
+    Examples:
+        attnc compile streaming.attn
+
+        attnc compile streaming.attn -D window=512 -o model/streaming.py --standalone
+
+        attnc compile streaming.attn --emit plan
+
+        attnc compile streaming.attn --gpu sm_90 --head-size 128
+    """
+    from attnc import commands
+
+    parameters = parse_parameters(define)
+    if emit is not None:
+        commands.emit(file, parameters, emit.value, out)
+        return
+    if gpu is not None:
+        commands.report_machine_code(file, parameters, gpu, head_size)
+        if out is None:
+            return
+    commands.compile_file(file, parameters, out, standalone=standalone)
+
+
+@app.command()
+@guarded
+def explain(
+    file: File,
+    define: Definitions = [],  # noqa: B006
+    length: Length = 8192,
+    heads: Heads = 8,
+    head_size: HeadSize = 64,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+) -> None:
+    """Explain a pattern: normal form, proofs, tiles, exact pairs, cost.
+
+    Examples:
+        attnc explain streaming.attn
+
+        attnc explain streaming.attn -D window=512 -n 100000 --json
+    """
+    from attnc import commands
+
+    commands.explain(file, parse_parameters(define), length, heads, head_size, json=json)
+
+
+@app.command()
+@guarded
+def show(
+    file: File,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="PIC.png", help="The picture; NAME.png unless said.")
+    ] = None,
+    define: Definitions = [],  # noqa: B006
+    length: Length = 1024,
+    heads: Heads = 8,
+    head: Annotated[int, typer.Option("--head", min=0, help="Which head, where they differ.")] = 0,
+) -> None:
+    """Draw a pattern's mask and its tiles.
+
+    Examples:
+        attnc show streaming.attn -D window=256 -o streaming.png
+
+        attnc show longformer.attn -n 100000 -o longformer.png
+    """
+    from attnc import commands
+
+    commands.show(file, parse_parameters(define), length, heads, head, out)
+
+
+@app.command()
+@guarded
+def verify(
+    files: Files,
+    define: Definitions = [],  # noqa: B006
+    json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+) -> None:
+    """Verify patterns by brute force over small sizes: sets, tiles, programs, gradients, kernels.
+
+    Examples:
+        attnc verify streaming.attn
+
+        attnc verify examples/*.attn
+    """
+    from attnc import commands
+
+    if not commands.verify(files, parse_parameters(define), json=json):
+        raise typer.Exit(USER_MISTAKE)
+
+
+@app.command()
+@guarded
+def bench(
+    files: Annotated[
+        list[Path] | None, typer.Argument(metavar="FILE...", help="The patterns.", allow_dash=True)
+    ] = None,
+    define: Definitions = [],  # noqa: B006
+    lengths: Annotated[
+        str, typer.Option("-n", "--length", metavar="LEN,...", help="Queries and keys; several lengths by commas.")
+    ] = "1024,4096",
+    peers: Annotated[
+        str, typer.Option("--peers", metavar="NAME,...", help="What to compare with: sdpa, flex, none.")
+    ] = "sdpa,flex",
+    backward: Annotated[bool, typer.Option("--backward", help="Time forward and backward together.")] = False,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Batch size.")] = 1,
+    heads: Heads = 8,
+    kv_heads: Annotated[int | None, typer.Option("--kv-heads", min=1, help="Key and value heads.")] = None,
+    head_size: HeadSize = 64,
+    dtype: Annotated[Dtype, typer.Option("--dtype", help="Element type.")] = Dtype.FLOAT32,
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda, or auto.")] = "auto",
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=0.0, max=3600.0, help="Time to spend on each measurement.")
+    ] = 2.0,
+    suite: Annotated[bool, typer.Option("--suite", help="Measure the patterns that come with attnc.")] = False,
+    json: Annotated[
+        Path | None, typer.Option("--json", metavar="OUT", allow_dash=True, help="Write JSON; `-` is standard output.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="PIC.png", help="Draw time against length.")] = None,
+) -> None:
+    """Measure patterns against PyTorch's attention.
+
+    Every contender is first checked against a float64 reference; one that is wrong gets no time.
+
+    Examples:
+        attnc bench streaming.attn -n 8192
+
+        attnc bench streaming.attn longformer.attn -n 2048,4096,8192 --plot times.png --json times.json
+
+        attnc bench gpt.attn --backward --peers sdpa --heads 16 --head-size 128
+    """
+    from attnc import commands
+
+    commands.bench(
+        commands.BenchRequest(
+            files=tuple(files or ()),
+            parameters=parse_parameters(define),
+            lengths=parse_lengths(lengths),
+            peers=commands.parse_peers(peers),
+            backward=backward,
+            batch=batch,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_size=head_size,
+            dtype=dtype.value,
+            device=device,
+            seconds=seconds,
+            suite=suite,
+            json=json,
+            plot=plot,
+        )
+    )

@@ -1,0 +1,273 @@
+"""The stages in order, one call each: what happens to a pattern between its text and a running module.
+
+    text --parse_source--> tree --check_program--> IR --prove--> IR --plan_attention--> plan --render_module--> text
+
+Every stage is a plain function; this page is the only place that knows their order. What the user did wrong is a
+`CompileError` whose text is the rendered diagnostics.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from attnc.diagnostics import CompileError, Diagnostic, Label, Severity
+from attnc.files import read_pattern, require_writable, write_text
+from attnc.ir.nodes import Parameter
+from attnc.ir.program import Attention, Layer, Program, expressions
+from attnc.ir.walk import walk
+from attnc.sema.check import check_program
+from attnc.source import SourceFile
+from attnc.syntax.parse import parse_source
+
+if TYPE_CHECKING:
+    from attnc.plan.kernel_plan import Plan
+
+Parameters = Mapping[str, Any]
+"""Values of parameters by name."""
+
+
+class PatternWarning(UserWarning):
+    """What the compiler warns of when it is called from Python."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A pattern without mistakes.
+
+    Attributes:
+        program: reads that are proven to stay inside their tables are marked.
+        warnings: in the order of the source.
+    """
+
+    program: Program
+    warnings: tuple[Diagnostic, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A pattern that can run.
+
+    Attributes:
+        plans: one for each attention, in the order of the source.
+    """
+
+    source: SourceFile
+    plans: tuple[Plan, ...]
+    warnings: tuple[Diagnostic, ...]
+
+
+def check_source(source: SourceFile, params: Parameters | None = None, *, complete: bool = False) -> Checked:
+    """Parse, check and prove one file.
+
+    Args:
+        source: the file.
+        params: values of parameters.
+        complete: whether every parameter must have a value; what depends on one without is not proven otherwise.
+
+    Raises:
+        CompileError: every mistake that could be found.
+    """
+    tree = parse_source(source)
+    program = check_program(tree, params=params or {}, require_params=complete)
+    return _prove(program)
+
+
+def _prove(program: Program) -> Checked:
+    """Hold every attention against its assertions, and mark the reads that need no test."""
+    from attnc.algebra.assertions import check_assertions
+    from attnc.algebra.table_proofs import mark_reads
+
+    mistakes: list[Diagnostic] = []
+    found = list(program.warnings)
+    attentions = []
+    for attention in program.attentions:
+        if not _has_open_parameters(attention):
+            mistakes.extend(_mistakes(lambda attention=attention: check_assertions(attention)))
+            attention, unsure = mark_reads(attention)
+            found.extend(unsure)
+        attentions.append(attention)
+    if mistakes:
+        raise CompileError(*_sorted([*mistakes, *found]))
+    return Checked(replace(program, attentions=tuple(attentions)), tuple(_sorted(found)))
+
+
+def plan_source(source: SourceFile, params: Parameters | None = None) -> Compiled:
+    """Take one file as far as its plans.
+
+    Raises:
+        CompileError: every mistake that could be found, or a declaration that has no code yet.
+    """
+    from attnc.plan.choose import plan_attention
+
+    checked = check_source(source, params, complete=True)
+    program = checked.program
+    mistakes = [_layer_not_compiled(layer) for layer in program.layers]
+    plans: list[Plan] = []
+    for attention in program.attentions:
+        mistakes.extend(_mistakes(lambda attention=attention: plans.append(plan_attention(attention))))
+    if mistakes:
+        raise CompileError(*_sorted(mistakes))
+    if not plans:
+        raise CompileError(
+            Diagnostic(
+                "nothing-to-compile",
+                f"`{source.name}` declares no attention",
+                help="a file of definitions is for `use`; compile the file that uses it",
+            )
+        )
+    return Compiled(source, tuple(plans), checked.warnings)
+
+
+def render(compiled: Compiled, *, standalone: bool = False) -> str:
+    """Return the text of the module."""
+    from attnc.codegen.render import render_module
+
+    return render_module(compiled.plans, standalone=standalone)
+
+
+def check(file: str | Path, params: Parameters | None = None) -> tuple[Diagnostic, ...]:
+    """Check a pattern file and return the warnings.
+
+    Raises:
+        CompileError: it has mistakes; its text is what `attnc check` prints.
+    """
+    return check_source(read_pattern(file), params).warnings
+
+
+def compile(
+    file: str | Path,
+    out: str | Path | None = None,
+    params: Parameters | None = None,
+    *,
+    standalone: bool = False,
+) -> Path:
+    """Compile a pattern file to a Python module and return the module's path.
+
+    Args:
+        file: the pattern.
+        out: where to write; NAME.py in the current folder unless said.
+        params: values of parameters.
+        standalone: write a module that needs torch and triton alone, and not this package.
+
+    Raises:
+        CompileError: the pattern has mistakes, or the module cannot be written; nothing is written then.
+    """
+    target = Path(out) if out is not None else default_output(file, ".py")
+    require_writable(target, file)
+    compiled = plan_source(read_pattern(file), params)
+    _warn(compiled.warnings)
+    write_text(target, render(compiled, standalone=standalone))
+    return target
+
+
+def load(file: str | Path, /, **params: Any) -> ModuleType:
+    """Compile a pattern file, or take it from the cache, and import the module.
+
+    Args:
+        file: the pattern.
+        params: values of parameters.
+
+    Raises:
+        CompileError: the pattern has mistakes.
+    """
+    return _import(read_pattern(file), params)
+
+
+def loads(text: str, /, **params: Any) -> ModuleType:
+    """Do as `load` does for a pattern given as text. Files that it `use`s are looked for in the current folder.
+
+    Raises:
+        CompileError: the pattern has mistakes.
+    """
+    return _import(SourceFile("<string>", text, Path.cwd() / "<string>"), params)
+
+
+def explain(
+    file: str | Path,
+    params: Parameters | None = None,
+    *,
+    length: int = 8192,
+    heads: int = 8,
+    head_size: int = 64,
+) -> list[dict[str, Any]]:
+    """Return what `attnc explain --json` prints: one dictionary for each attention.
+
+    Args:
+        file: the pattern.
+        params: values of parameters.
+        length: queries and keys.
+        heads: query heads.
+        head_size: size of a head of query, key and value.
+
+    Raises:
+        CompileError: the pattern has mistakes.
+    """
+    from attnc.explanation import explain_plan
+
+    compiled = plan_source(read_pattern(file), params)
+    _warn(compiled.warnings)
+    return [
+        explain_plan(plan, length=length, heads=heads, head_size=head_size).as_json() for plan in compiled.plans
+    ]
+
+
+def import_compiled(compiled: Compiled) -> ModuleType:
+    """Render a compiled pattern and import it, through the cache."""
+    from attnc.runtime.load import load_module
+
+    return load_module(render(compiled), name=Path(compiled.source.name).stem)
+
+
+def default_output(file: str | Path, suffix: str) -> Path:
+    """Return where a result goes unless the user says so: beside where the user stands, named after the pattern."""
+    name = "pattern" if str(file) == "-" else Path(file).stem
+    return Path((name or "pattern") + suffix)
+
+
+def _import(source: SourceFile, params: Parameters) -> ModuleType:
+    compiled = plan_source(source, params)
+    _warn(compiled.warnings)
+    return import_compiled(compiled)
+
+
+def _has_open_parameters(attention: Attention) -> bool:
+    return any(isinstance(node, Parameter) for expr in expressions(attention) for node in walk(expr))
+
+
+def _mistakes(stage: Any) -> Iterable[Diagnostic]:
+    """Run a stage and return what it complains of, so that the mistakes of all attentions are told at once."""
+    try:
+        stage()
+    except CompileError as error:
+        return error.diagnostics
+    return ()
+
+
+def _sorted(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
+    def place(diagnostic: Diagnostic) -> tuple[str, int]:
+        if not diagnostic.labels:
+            return ("", 0)
+        span = diagnostic.labels[0].span
+        return (span.source.name, span.start)
+
+    return sorted(dict.fromkeys(diagnostics), key=place)
+
+
+def _layer_not_compiled(layer: Layer) -> Diagnostic:
+    return Diagnostic(
+        "not-compiled-yet",
+        f"the layer `{layer.name}` is checked, but cannot be compiled yet",
+        (Label(layer.span),) if layer.span is not None else (),
+        "remove it to compile the attentions of this file",
+    )
+
+
+def _warn(diagnostics: Iterable[Diagnostic]) -> None:
+    for diagnostic in diagnostics:
+        assert diagnostic.severity is Severity.WARNING
+        warnings.warn(f"\n{diagnostic}", PatternWarning, stacklevel=3)

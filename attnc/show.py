@@ -1,0 +1,188 @@
+"""A pattern as a picture: its pairs where they can be seen, and its tiles coloured by what a kernel does in them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from attnc.bench.cases import TYPICAL_DOCUMENT, Data, make_data, square
+from attnc.blockwise import mask_blocks, reads_data, varies
+from attnc.ir.nodes import IndexName
+from attnc.ir.program import Attention
+from attnc.ir.types import Type
+from attnc.ir.walk import tables
+from attnc.pictures import figure_class
+from attnc.plan.kernel_plan import Plan
+from attnc.tile_map import TileKind, evaluated_grid, planned_grid
+
+EMPTY_COLOUR, PARTIAL_COLOUR, FULL_COLOUR = (0.955, 0.955, 0.955), (0.99, 0.80, 0.49), (0.48, 0.68, 0.84)
+PAIR_COLOURS = ((0.955, 0.955, 0.955), (0.80, 0.40, 0.05), (0.13, 0.40, 0.65))
+"""Colours of an allowed pair in an empty (never), a partial and a full tile."""
+
+PAIRS_SHOWN = 2048
+"""Longest sequence whose single pairs are drawn."""
+
+EVALUATED = 16384
+"""Longest sequence whose tiles are found by evaluating a mask that depends on data."""
+
+TILES_ACROSS = 1024
+"""Most tiles that are drawn side by side; longer sequences are drawn in coarser tiles."""
+
+GRID_LINES = 40
+"""Most tiles across for which tile borders are drawn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One attention, ready to be drawn.
+
+    Attributes:
+        kinds: uint8 grid of `TileKind`, query tiles by key tiles.
+        pairs: bool, queries by keys; None where single pairs would not be seen.
+        tile: positions that one cell of `kinds` spans.
+    """
+
+    title: str
+    subtitle: str
+    length: int
+    tile: int
+    kinds: torch.Tensor
+    pairs: torch.Tensor | None
+
+
+def draw(plans: Sequence[Plan], length: int, *, heads: int = 8, head: int = 0) -> bytes:
+    """Draw one panel for each attention; a PNG.
+
+    Args:
+        plans: of the attentions.
+        length: queries and keys.
+        heads: how many heads there are, for patterns that depend on it.
+        head: the head that is drawn.
+
+    Raises:
+        CompileError: matplotlib is missing.
+    """
+    made = figure_class()
+    panels = [make_panel(plan, length, heads=heads, head=head) for plan in plans]
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = made(figsize=(6.2 * columns, 6.9 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for position, place in enumerate(axes.flat):
+        if position < len(panels):
+            _draw_panel(place, panels[position])
+        else:
+            place.set_axis_off()
+    _legend(figure, any(panel.pairs is not None for panel in panels))
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()
+
+
+def make_panel(plan: Plan, length: int, *, heads: int = 8, head: int = 0) -> Panel:
+    """Classify the tiles of one attention, and evaluate its pairs where they can be seen."""
+    attention = plan.attention
+    shape = square(length, heads=heads)
+    with_data = reads_data(attention)
+    data: Data = make_data(attention, shape, seed=0) if with_data else {}
+    tiles = plan.passes[0].tiles
+    kernel_tile = min(tiles.query_tile, tiles.key_tile)
+    tile = kernel_tile * max(1, -(-length // (kernel_tile * TILES_ACROSS)))
+    evaluated = with_data and length <= EVALUATED
+    if evaluated:
+        blocks = evaluated_grid(attention, shape.sizes(), data, query_tile=tile, key_tile=tile, head=head)
+    else:
+        blocks = planned_grid(attention, tiles, shape.sizes(), data, query_tile=tile, key_tile=tile, head=head)
+    pairs = None
+    if length <= PAIRS_SHOWN:
+        found = [
+            block.allowed[0, min(head, block.allowed.shape[1] - 1)]
+            for block in mask_blocks(attention, shape.sizes(), data)
+        ]
+        pairs = torch.cat(found)
+    remarks = [f"{length:,} x {length:,}, tiles of {kernel_tile} x {kernel_tile}"]
+    if tile != kernel_tile:
+        remarks.append(f"drawn in tiles of {tile}")
+    if varies(attention, IndexName.HEAD):
+        remarks.append(f"head {head} of {heads}")
+    if with_data:
+        remarks.append(_data_words(attention, evaluated))
+    return Panel(attention.name, ", ".join(remarks), length, tile, torch.cat(list(blocks)), pairs)
+
+
+def _data_words(attention: Attention, evaluated: bool) -> str:
+    """Say what data the picture shows."""
+    read = dict.fromkeys((*tables(attention.mask), *tables(attention.align.shift)))
+    words = []
+    for name in read:
+        tensor = attention.tensor(name)
+        if tensor.sorted:
+            words.append(f"{name} in runs of {TYPICAL_DOCUMENT}")
+        elif tensor.type is Type.INT:
+            words.append(f"{name} drawn at random")
+        else:
+            words.append(f"{name} at random")
+    where = "" if evaluated else "\nbefore the data is known, every tile that it might touch counts as partial;"
+    return f"{where}\nexample data: {', '.join(words)}"
+
+
+def _draw_panel(place: Any, panel: Panel) -> None:
+    place.imshow(
+        _pixels(panel),
+        extent=(0, panel.length, panel.length, 0) if panel.pairs is not None else _extent(panel),
+        interpolation="nearest",
+        aspect="equal",
+    )
+    place.set_xlim(0, panel.length)
+    place.set_ylim(panel.length, 0)
+    across = panel.kinds.shape[1]
+    if 1 < across <= GRID_LINES:
+        for number in range(1, across):
+            place.axhline(number * panel.tile, color="white", linewidth=0.5)
+            place.axvline(number * panel.tile, color="white", linewidth=0.5)
+    place.set_xlabel("key position j")
+    place.set_ylabel("query position i")
+    place.set_title(f"{panel.title}\n", loc="left", fontweight="bold")
+    place.text(0, 1.01, panel.subtitle + "\n" + _share(panel), transform=place.transAxes, fontsize=8, va="bottom")
+
+
+def _extent(panel: Panel) -> tuple[int, int, int, int]:
+    rows, columns = panel.kinds.shape
+    return (0, columns * panel.tile, rows * panel.tile, 0)
+
+
+def _pixels(panel: Panel) -> Any:
+    """Return the picture's colours, one pixel a pair or one a tile."""
+    palette = torch.tensor([EMPTY_COLOUR, PARTIAL_COLOUR, FULL_COLOUR])
+    kinds = panel.kinds.long()
+    if panel.pairs is None:
+        return palette[kinds].numpy()
+    spread = kinds.repeat_interleave(panel.tile, 0).repeat_interleave(panel.tile, 1)
+    spread = spread[: panel.length, : panel.length]
+    colours = torch.where(panel.pairs.unsqueeze(-1), torch.tensor(PAIR_COLOURS)[spread], palette[spread])
+    return colours.numpy()
+
+
+def _share(panel: Panel) -> str:
+    counts = torch.bincount(panel.kinds.flatten(), minlength=3).tolist()
+    total = max(1, sum(counts))
+    names = {TileKind.FULL: "full", TileKind.PARTIAL: "partial", TileKind.EMPTY: "empty"}
+    return ", ".join(f"{counts[kind]:,} {name} ({counts[kind] / total:.1%})" for kind, name in names.items()) + " tiles"
+
+
+def _legend(figure: Any, with_pairs: bool) -> None:
+    from matplotlib.patches import Patch
+
+    entries = [
+        Patch(facecolor=FULL_COLOUR, label="full tile: no test"),
+        Patch(facecolor=PARTIAL_COLOUR, label="partial tile: tested"),
+        Patch(facecolor=EMPTY_COLOUR, edgecolor="0.7", label="empty tile: never visited"),
+    ]
+    if with_pairs:
+        entries.append(Patch(facecolor=PAIR_COLOURS[1], label="allowed pair in a partial tile"))
+        entries.append(Patch(facecolor=PAIR_COLOURS[2], label="allowed pair in a full tile"))
+    figure.legend(handles=entries, loc="outside lower center", ncols=3, frameon=False, fontsize=9)

@@ -10,7 +10,6 @@ is affine (with `//` and `%` by constants, `min`, `max`, `abs`, `where`, logic) 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import assert_never
@@ -18,6 +17,9 @@ from typing import assert_never
 import islpy as isl
 
 from attnc.algebra.index_sets import pair_space
+from attnc.algebra.piecewise import arithmetic, compared
+from attnc.algebra.ranges import UNBOUNDED, Range, combined, compared_ranges, extreme
+from attnc.algebra.truths import Truth, exactly
 from attnc.ir.nodes import (
     And,
     Binary,
@@ -51,44 +53,6 @@ UNROLLED_SUM = 64
 
 FLOAT32_INTEGERS = 2**24
 """Up to here every integer is a float32, so that a comparison of a float with such a number means what it says."""
-
-_ByConstant = Callable[[isl.PwAff, isl.Val], isl.PwAff]
-
-
-@dataclass(frozen=True, slots=True)
-class Truth:
-    """Where a bool holds at least (`must`) and at most (`may`)."""
-
-    must: isl.Set
-    may: isl.Set
-
-    @property
-    def exact(self) -> bool:
-        """Whether both are the same set."""
-        return self.must is self.may
-
-    def negated(self) -> Truth:
-        """Return the truth of `not` of it."""
-        if self.exact:
-            return exactly(self.must.complement())
-        return Truth(self.may.complement(), self.must.complement())
-
-    def both(self, other: Truth) -> Truth:
-        """Return the truth of the conjunction."""
-        if self.exact and other.exact:
-            return exactly(self.must.intersect(other.must).coalesce())
-        return Truth(self.must.intersect(other.must).coalesce(), self.may.intersect(other.may).coalesce())
-
-    def either(self, other: Truth) -> Truth:
-        """Return the truth of the disjunction."""
-        if self.exact and other.exact:
-            return exactly(self.must.union(other.must).coalesce())
-        return Truth(self.must.union(other.must).coalesce(), self.may.union(other.may).coalesce())
-
-
-def exactly(points: isl.Set) -> Truth:
-    """Return the truth of what holds in exactly these points."""
-    return Truth(points, points)
 
 
 @dataclass(slots=True)
@@ -165,9 +129,17 @@ class Translator:
         """Return `i` at every pair."""
         return self.coordinate(IndexName.QUERY)
 
+    def diagonal(self) -> isl.Set:
+        """Return the pairs with `i == j`."""
+        return self.row().eq_set(self.key())
+
     def queries(self) -> isl.PwAff:
         """Return `N`."""
         return self.size(SizeName.QUERIES)
+
+    def known_opaque(self, expr: Expr) -> isl.PwAff | None:
+        """Return the parameter of an opaque expression, if it was met."""
+        return next((self.parameter(name) for name, known in self.opaques.items() if known == expr), None)
 
     def flags(self) -> tuple[str, ...]:
         """Return the opaque parameters that stand for bools."""
@@ -230,9 +202,31 @@ class Translator:
         if left == right:
             return self._everything(op in (BinaryOp.EQ, BinaryOp.LE, BinaryOp.GE))
         first, second = self.number(left), self.number(right)
-        if first is None or second is None:
+        if first is not None and second is not None:
+            return exactly(compared(op, first, second))
+        if is_uniform(left) and is_uniform(right):
             return None
-        return exactly(compared(op, first, second))
+        self._explain(Binary(op, left, right, Type.BOOL))
+        return compared_ranges(op, self.range(left), self.range(right), self.universe())
+
+    def range(self, expr: Expr) -> Range:
+        """Return between which exact numbers an int lies, as far as its operators say; data can be any int."""
+        exact = self.number(expr)
+        if exact is not None:
+            return Range(exact, exact)
+        match expr:
+            case Binary(op=op, left=left, right=right):
+                return combined(op, self.range(left), self.range(right))
+            case Unary(operand=operand):
+                return self.range(operand).negated()
+            case Call(function=Function.MIN | Function.MAX as function, args=args):
+                return extreme(function, [self.range(arg) for arg in args])
+            case Cast(operand=operand) if operand.type is Type.BOOL:
+                return Range(self.constant(0), self.constant(1))
+            case Where(then=then, otherwise=otherwise):
+                return self.range(then).joined(self.range(otherwise))
+            case _:
+                return UNBOUNDED
 
     def _bools_compared(self, op: BinaryOp, left: Expr, right: Expr) -> Truth:
         if left == right:
@@ -276,9 +270,9 @@ class Translator:
     # -- ints
 
     def _opaque(self, expr: Expr) -> isl.PwAff:
-        for name, known in self.opaques.items():
-            if known == expr:
-                return self.parameter(name)
+        known = self.known_opaque(expr)
+        if known is not None:
+            return known
         name = f"x{len(self.opaques)}"
         self.opaques[name] = expr
         return self.parameter(name)
@@ -302,7 +296,7 @@ class Translator:
                 return None if inner is None else inner.neg()
             case Binary(op=op, left=left, right=right):
                 first, second = self.number(left), self.number(right)
-                return None if first is None or second is None else _arithmetic(op, first, second)
+                return None if first is None or second is None else arithmetic(op, first, second)
             case Where(condition=condition, then=then, otherwise=otherwise):
                 return self._number_choice(self.truth(condition), self.number(then), self.number(otherwise))
             case Cast(operand=operand) if operand.type is Type.BOOL:
@@ -365,25 +359,6 @@ def free_bounds(expr: Expr) -> frozenset[str]:
             return frozenset().union(*(free_bounds(child) for child in children(expr)))
 
 
-def compared(op: BinaryOp, left: isl.PwAff, right: isl.PwAff) -> isl.Set:
-    """Return where a comparison of two exact numbers holds."""
-    match op:
-        case BinaryOp.LT:
-            return left.lt_set(right)
-        case BinaryOp.LE:
-            return left.le_set(right)
-        case BinaryOp.GT:
-            return left.gt_set(right)
-        case BinaryOp.GE:
-            return left.ge_set(right)
-        case BinaryOp.EQ:
-            return left.eq_set(right)
-        case BinaryOp.NE:
-            return left.ne_set(right)
-        case _:
-            raise ValueError(op)
-
-
 def _bound_name(variable: str) -> str:
     return f"t_{variable}"
 
@@ -391,43 +366,3 @@ def _bound_name(variable: str) -> str:
 def _without_parameter(points: isl.Set, name: str) -> isl.Set:
     position = points.find_dim_by_name(isl.dim_type.param, name)
     return points if position < 0 else points.project_out(isl.dim_type.param, position, 1)
-
-
-def _arithmetic(op: BinaryOp, left: isl.PwAff, right: isl.PwAff) -> isl.PwAff | None:
-    match op:
-        case BinaryOp.ADD:
-            return left.add(right).coalesce()
-        case BinaryOp.SUB:
-            return left.sub(right).coalesce()
-        case BinaryOp.MUL:
-            scaled = _by_constant_cases(right, left, isl.PwAff.scale_val)
-            return scaled if scaled is not None else _by_constant_cases(left, right, isl.PwAff.scale_val)
-        case BinaryOp.FLOORDIV:
-            return _by_constant_cases(right, left, _floor_division)
-        case BinaryOp.MOD:
-            return _by_constant_cases(right, left, _modulus)
-        case _:
-            return None
-
-
-def _by_constant_cases(selector: isl.PwAff, value: isl.PwAff, apply: _ByConstant) -> isl.PwAff | None:
-    """Apply an operation whose second operand must be constant on each piece of `selector`; None if it is not."""
-    result = None
-    for domain, aff in selector.coalesce().get_pieces():
-        if not aff.is_cst():
-            return None
-        piece = apply(value, aff.get_constant_val()).intersect_domain(domain)
-        result = piece if result is None else result.union_add(piece)
-    return result
-
-
-def _floor_division(value: isl.PwAff, divisor: isl.Val) -> isl.PwAff:
-    if divisor.is_zero():
-        return value.scale_val(divisor)
-    return value.scale_val(divisor.inv()).floor()
-
-
-def _modulus(value: isl.PwAff, divisor: isl.Val) -> isl.PwAff:
-    if divisor.is_zero():
-        return value.scale_val(divisor)
-    return value.sub(_floor_division(value, divisor).scale_val(divisor))

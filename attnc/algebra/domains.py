@@ -7,8 +7,12 @@ from dataclasses import dataclass
 import islpy as isl
 
 from attnc.algebra.affine import Translator
-from attnc.ir.nodes import IndexName, SizeName
+from attnc.ir.nodes import Binary, BinaryOp, Expr, Index, IndexName, Size, SizeName
 from attnc.ir.program import AlignKind, Attention
+from attnc.ir.types import Type
+
+_KEY_HEAD = Binary(BinaryOp.FLOORDIV, Index(IndexName.HEAD), Size(SizeName.GROUP), Type.INT)
+_KEY_HEADS = Binary(BinaryOp.FLOORDIV, Size(SizeName.HEADS), Size(SizeName.GROUP), Type.INT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,16 @@ def whole_domain(translator: Translator) -> isl.Set:
     )
 
 
+def proof_domain(translator: Translator, shift: Expr) -> isl.Set:
+    """Return every pair that proofs range over: the whole domain, with `N <= M` under `align end`."""
+    domain = whole_domain(translator)
+    if translator.align is AlignKind.END:
+        not_longer = isl.Set.read_from_str(translator.context, "[shift] -> { [i, j] : shift >= 0 }")
+        return domain.intersect(not_longer)
+    value = translator.number(shift)
+    return domain if value is None else domain.intersect(value.eq_set(translator.coordinate(IndexName.SHIFT)))
+
+
 def size_constraints(translator: Translator) -> isl.Set:
     """Return what holds of sizes, heads and opaque values everywhere, as a set of pairs."""
     t = translator
@@ -62,10 +76,22 @@ def size_constraints(translator: Translator) -> isl.Set:
     for index, size in ((IndexName.HEAD, SizeName.HEADS), (IndexName.BATCH, SizeName.BATCH)):
         value = t.coordinate(index)
         known = known.intersect(value.ge_set(zero)).intersect(value.lt_set(t.size(size)))
+    return known.intersect(opaque_facts(t))
+
+
+def opaque_facts(translator: Translator) -> isl.Set:
+    """Return what holds of opaque values: bools are 0 or 1, and key heads number `H // g`, without remainder."""
+    t = translator
+    known = t.universe()
     for flag in t.flags():
         value = t.parameter(flag)
-        known = known.intersect(value.ge_set(zero)).intersect(value.le_set(one))
-    return known
+        known = known.intersect(value.ge_set(t.constant(0))).intersect(value.le_set(t.constant(1)))
+    head, count = t.known_opaque(_KEY_HEAD), t.known_opaque(_KEY_HEADS)
+    if head is not None:
+        known = known.intersect(head.ge_set(t.constant(0))).intersect(head.le_set(t.coordinate(IndexName.HEAD)))
+    if count is not None:
+        known = known.intersect(count.ge_set(t.constant(1))).intersect(count.le_set(t.size(SizeName.HEADS)))
+    return known if head is None or count is None else known.intersect(head.lt_set(count))
 
 
 def new_translator(attention: Attention, context: isl.Context) -> Translator:

@@ -7,13 +7,14 @@ from collections.abc import Callable
 import islpy as isl
 
 from attnc.algebra.affine import Translator
-from attnc.algebra.domains import new_translator, whole_domain
+from attnc.algebra.domains import new_translator, proof_domain
 from attnc.algebra.facts import Facts
 from attnc.algebra.index_sets import OutOfBudgetError, attempt, budget, new_context
 from attnc.algebra.runs import as_map, row_contiguous
-from attnc.ir.nodes import Expr, Read
-from attnc.ir.program import AlignKind, Attention
+from attnc.ir.nodes import Cast, Expr, Index, IndexName, Read
+from attnc.ir.program import Attention
 from attnc.ir.types import Type
+from attnc.ir.walk import substitute
 
 
 def prove_facts(attention: Attention) -> Facts:
@@ -25,13 +26,13 @@ def prove_facts(attention: Attention) -> Facts:
     try:
         with budget(translator.context):
             truth = translator.truth(attention.mask)
-        domain = proof_domain(translator)
+        domain = proof_domain(translator, attention.align.shift)
         with budget(translator.context):
             must, may = truth.must.intersect(domain), truth.may.intersect(domain)
     except OutOfBudgetError:
         return Facts()
     must = may if truth.exact else must
-    facts = _FactProver(translator, domain, must, may)
+    facts = _FactProver(translator, domain, must, may, rows_with_a_key(translator, attention.mask, domain, must))
     return Facts(
         causal=facts.causal(),
         nonempty=facts.nonempty(),
@@ -42,13 +43,18 @@ def prove_facts(attention: Attention) -> Facts:
     )
 
 
-def proof_domain(translator: Translator) -> isl.Set:
-    """Return every pair that proofs range over."""
-    domain = whole_domain(translator)
-    if translator.align is AlignKind.END:
-        not_longer = isl.Set.read_from_str(translator.context, "[shift] -> { [i, j] : shift >= 0 }")
-        domain = domain.intersect(not_longer)
-    return domain
+def rows_with_a_key(translator: Translator, mask: Expr, domain: isl.Set, must: isl.Set) -> isl.Set:
+    """Return rows that have an allowed key for certain.
+
+    Besides the pairs that are certain one by one, a row sees itself where the mask with `j = i` holds: that
+    `doc[b, i] == doc[b, i]` needs no data.
+    """
+    certain = as_map(must).domain()
+    itself = substitute(mask, {Index(IndexName.KEY): Index(IndexName.QUERY)})
+    diagonal = attempt(translator.context, lambda: translator.truth(itself).must.intersect(translator.diagonal()))
+    if diagonal is None:
+        return certain
+    return certain.union(as_map(diagonal.intersect(domain)).domain()).coalesce()
 
 
 def refutable(translator: Translator) -> bool:
@@ -57,14 +63,15 @@ def refutable(translator: Translator) -> bool:
 
 
 def _free_int(expr: Expr) -> bool:
-    return isinstance(expr, Read) and expr.type is Type.INT
+    value = expr.operand if isinstance(expr, Cast) else expr
+    return isinstance(value, Read) and value.type is not Type.FLOAT
 
 
 class _FactProver:
     """Decides each fact from the least and the most that a mask allows."""
 
-    def __init__(self, translator: Translator, domain: isl.Set, must: isl.Set, may: isl.Set) -> None:
-        self.translator, self.domain, self.must, self.may = translator, domain, must, may
+    def __init__(self, translator: Translator, domain: isl.Set, must: isl.Set, may: isl.Set, seeing: isl.Set) -> None:
+        self.translator, self.domain, self.must, self.may, self.seeing = translator, domain, must, may, seeing
         self.exact = must is may
         row, key = translator.row(), translator.key()
         self.lower = key.le_set(row)
@@ -74,9 +81,7 @@ class _FactProver:
 
     def nonempty(self) -> bool | None:
         rows = self.domain.project_out(isl.dim_type.set, 1, 1)
-        return self._decide(
-            lambda: rows.is_subset(as_map(self.must).domain()), lambda: not rows.is_subset(as_map(self.may).domain())
-        )
+        return self._decide(lambda: rows.is_subset(self.seeing), lambda: not rows.is_subset(as_map(self.may).domain()))
 
     def everything(self) -> bool | None:
         return self._decide(lambda: self.domain.is_subset(self.must), lambda: not self.domain.is_subset(self.may))

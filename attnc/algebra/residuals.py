@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import islpy as isl
 
-from attnc.algebra.affine import Translator, Truth
+from attnc.algebra.affine import Translator
 from attnc.algebra.index_sets import OutOfBudgetError, apart, budget, included
+from attnc.algebra.truths import Truth
 from attnc.ir.nodes import FALSE, TRUE, And, Expr, Or, Unary, UnaryOp, Where
 from attnc.ir.types import Type
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import islpy as isl
 
-from attnc.algebra.affine import Translator, Truth, exactly
+from attnc.algebra.affine import Translator
 from attnc.algebra.bounds import Bound, BoundsWriter, chosen
 from attnc.algebra.domains import RowDomain, new_translator, row_domain
 from attnc.algebra.index_sets import OutOfBudgetError, attempt, budget, empty, included, new_context
@@ -18,6 +18,7 @@ from attnc.algebra.key_intervals import Coverage, KeyInterval, TileSets
 from attnc.algebra.residuals import Residuals
 from attnc.algebra.runs import Run, RunFinder
 from attnc.algebra.tile_tests import tile_test
+from attnc.algebra.truths import Truth, exactly
 from attnc.ir.nodes import FALSE, TRUE, Binary, BinaryOp, Call, Const, Expr, Function, Where
 from attnc.ir.program import Attention
 from attnc.ir.types import Type

@@ -18,7 +18,7 @@ from attnc.ir.nodes import Expr, IndexName, SizeName
 from attnc.ir.program import AlignKind, Attention
 from attnc.ir.walk import depends_on, tables
 
-COUNT_OPERATIONS = 5_000_000
+COUNT_OPERATIONS = 50_000_000
 """isl operations that counting one head may take."""
 
 CountHead = Callable[[int], int]
@@ -79,7 +79,8 @@ def _count_by_sets(attention: Attention, sizes: Mapping[SizeName, int], head: in
             if not truth.exact:
                 return None
             allowed = _at(truth.must.intersect(whole_domain(translator)), attention, translator, sizes, head)
-            return int(allowed.count_val().to_python())
+            count: str | None = allowed.count_val().to_str()
+            return None if count is None else int(count)  # None: the budget ran out inside the count
     except OutOfBudgetError:
         return None
 

@@ -153,12 +153,66 @@ class Attention:
 
 
 @dataclass(frozen=True, slots=True)
+class Via:
+    """How the product with a projection matrix is computed: `strassen`, `winograd` or `bilinear`."""
+
+    form: str
+    arguments: tuple[tuple[str, Expr | str], ...] = ()
+    span: Span | None = field(default=None, compare=False, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """The structure of a projection matrix.
+
+    Attributes:
+        structure: `dense`, `low_rank`, `block_diagonal`, `monarch`, `banded`, `masked`, `conv` or `conv2d`.
+        arguments: names and constants; for `masked` a bool over the matrix's row `i` and column `j`.
+        via: None is the plain product.
+    """
+
+    structure: str = "dense"
+    arguments: tuple[tuple[str, Expr | str], ...] = ()
+    via: Via | None = None
+    span: Span | None = field(default=None, compare=False, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class FeedForward:
+    """The feed-forward part of a layer: `gelu` or `swiglu`, with `hidden` (a constant int) features inside."""
+
+    form: str
+    hidden: Expr
+    weight: Projection
+    span: Span | None = field(default=None, compare=False, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
 class Layer:
-    """A `layer` declaration, checked for names and types; compiled by a later stage of the project."""
+    """A `layer` declaration, checked for names and types; compiled by a later stage of the project.
+
+    Attributes:
+        params: name and value of each parameter that has one, in the order of declaration; `width` is among them.
+        attention: name of the attention that it attends with.
+        norm: `rms`, `layer` or `none`.
+        heads: a constant int >= 1, as `kv_heads` and `head_size`.
+        projections: those of `query`, `key`, `value` and `output`, in this order.
+        theta: base of the rotary embedding; None: there is none.
+        attend: the attention, specialised to the arguments that the layer gives.
+        feedforward: None: there is none.
+    """
 
     name: str
     params: tuple[tuple[str, Const], ...]
     attention: str
+    norm: str = "none"
+    heads: Expr | None = None
+    kv_heads: Expr | None = None
+    head_size: Expr | None = None
+    projections: tuple[tuple[str, Projection], ...] = ()
+    theta: Expr | None = None
+    attend: Attention | None = None
+    feedforward: FeedForward | None = None
     span: Span | None = field(default=None, compare=False, kw_only=True)
 
 

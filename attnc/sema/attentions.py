@@ -39,13 +39,16 @@ STATEMENTS = (
 """Words that begin a statement of an attention."""
 
 
+_UNCHANGED: Expr = Score()
+
+
 @dataclass(slots=True)
 class _Parts:
     """What the statements said so far."""
 
     tensors: list[Tensor] = field(default_factory=list)
     masks: list[Expr] = field(default_factory=list)
-    score: Expr = Score()
+    score: Expr = _UNCHANGED
     scale: Expr | None = None
     weights: list[Expr] = field(default_factory=list)
     normalize: Normalize | None = None

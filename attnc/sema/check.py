@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 
-from attnc.diagnostics import CompileError, Severity
-from attnc.ir.program import Program
+from attnc.ir.program import Attention, Layer, Program
 from attnc.sema import errors
 from attnc.sema.attentions import check_attention
 from attnc.sema.context import Context, Workshop
@@ -41,32 +41,24 @@ def check_program(
     """
     workshop = Workshop()
     report = workshop.report
-    program = None
-    try:
-        _check_choice(file, params or {}, attention, workshop)
-        context = Context(workshop, open_file(file, workshop))
-        attentions, layers = [], []
-        for declaration in file.declarations:
-            match declaration:
-                case tree.Attention():
-                    chosen = attention is None or declaration.name.text == attention
-                    values = (params or {}) if chosen else {}
-                    checked = check_attention(declaration, context, values, require_params and chosen)
-                    attentions += [checked] if chosen else []
-                case tree.Layer():
-                    required = require_params and attention is None
-                    layer = check_layer(declaration, context, params or {}, required)
-                    layers += [layer] if layer is not None and attention is None else []
-                case tree.Use() | tree.Def():
-                    pass
-        warnings = tuple(d for d in report.sorted() if d.severity is Severity.WARNING)
-        program = Program(file.source, tuple(attentions), tuple(layers), warnings)
-    except TooManyErrors:
-        pass
+    given = params or {}
+    attentions: list[Attention] = []
+    layers: list[Layer] = []
+
+    def operation(declaration: tree.Attention | tree.Layer, context: Context) -> None:
+        if isinstance(declaration, tree.Layer):
+            layer = check_layer(declaration, context, given, require_params and attention is None)
+            layers.extend([layer] if layer is not None and attention is None else [])
+            return
+        chosen = attention is None or declaration.name.text == attention
+        checked = check_attention(declaration, context, given if chosen else {}, require_params and chosen)
+        attentions.extend([checked] if chosen else [])
+
+    with contextlib.suppress(TooManyErrors):
+        _check_choice(file, given, attention, workshop)
+        open_file(file, workshop, operation)
     report.raise_errors()
-    if program is None:
-        raise CompileError(*report.sorted())
-    return program
+    return Program(file.source, tuple(attentions), tuple(layers), report.sorted())
 
 
 def _check_choice(

@@ -129,7 +129,7 @@ def exact_integer(node: Expr) -> int | None:
 
 
 def is_constant(expr: Expr) -> bool:
-    """Tell whether an expression is a compile-time constant: one with parameters whose values are not given included."""
+    """Tell whether an expression is a compile-time constant; parameters without values count as such."""
     return all(isinstance(leaf, Const | Parameter) for leaf in leaves(expr))
 
 

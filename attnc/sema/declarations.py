@@ -60,7 +60,7 @@ def declare(name: tree.Name, meaning: Meaning, context: Context) -> bool:
     if name.text in scope.names:
         context.report.add(errors.declared_twice(name.span, name.text, declared_at(scope.names[name.text])))
         return False
-    scope.names[name.text] = meaning
+    scope.declare(name.text, meaning)
     return True
 
 

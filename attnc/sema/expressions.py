@@ -3,8 +3,8 @@
 A check returns None where the expression has no meaning; why was told then, and whoever gets None stays silent.
 
 Spans: a node points to where it is written, if that is in the file of the attention; what a definition of another file
-(the prelude included) writes points to the use of that definition. What a name stands for (a `let`, a definition without
-arguments, a call of one) points, at its top, to the name. So every span of an attention lies in its own file.
+(the prelude included) writes points to the use of that definition. What a name stands for (a `let`, a `def`) points, at
+its top, to the name or call. So every span of an attention lies in its own file.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -30,6 +31,9 @@ from attnc.source import SourceFile, Span
 from attnc.syntax import tree
 from attnc.syntax.parse import parse_source
 from attnc.syntax.read import read_source
+
+Operation = Callable[[tree.Attention | tree.Layer, Context], None]
+"""What to do with an attention or layer of the first file."""
 
 MAX_CHAIN = 50
 """How long a chain of files may be that use each other."""
@@ -78,15 +82,22 @@ def prelude_scope() -> Scope:
     return scope
 
 
-def open_file(file: tree.File, workshop: Workshop) -> Scope:
-    """Check the uses and definitions of the file that the user gave, and return its scope."""
+def open_file(file: tree.File, workshop: Workshop, operation: Operation) -> None:
+    """Check the declarations of the file that the user gave, in order.
+
+    Args:
+        file: its tree.
+        workshop: takes the mistakes.
+        operation: checks an attention or layer; what stands above it is visible then.
+    """
     path = file.source.path.resolve() if file.source.path is not None else None
     opened = Opened(workshop, path.parent if path is not None else None)
     opened.chain.append((path, file.source.name))
-    return _file_scope(file, opened)
+    _file_scope(file, opened, operation)
 
 
-def _file_scope(file: tree.File, opened: Opened) -> Scope:
+def _file_scope(file: tree.File, opened: Opened, operation: Operation | None) -> Scope:
+    """Return what a file declares. Without `operation`, its attentions and layers are left alone."""
     workshop = opened.workshop
     workshop.report.sources.append(file.source)
     used = Scope(prelude_scope())
@@ -100,7 +111,9 @@ def _file_scope(file: tree.File, opened: Opened) -> Scope:
             case tree.Def():
                 _declare_definition(declaration, context)
             case tree.Attention() | tree.Layer():
-                declare(declaration.name, OperationMeaning(declaration), context)
+                if operation is not None:
+                    operation(declaration, context)
+                declare(declaration.name, OperationMeaning(declaration, scope.as_of_now()), context)
     return scope
 
 
@@ -140,7 +153,8 @@ def _declare_definition(definition: tree.Def, context: Context) -> None:
     inner = Context(inner.workshop, inner.scope, score=Score(), shortened=True)
     check(definition.body, inner)
     scope.current = None
-    declare(definition.name, DefinitionMeaning(definition, scope, broken=len(report.found) > before), context)
+    broken = len(report.found) > before
+    declare(definition.name, DefinitionMeaning(definition, scope.as_of_now(), broken), context)
 
 
 def _use(use: tree.Use, user: SourceFile, used: Scope, seen: set[Path], opened: Opened) -> None:
@@ -169,7 +183,7 @@ def _use(use: tree.Use, user: SourceFile, used: Scope, seen: set[Path], opened: 
         first = used.names.get(name)
         if isinstance(first, DefinitionMeaning):
             report.add(errors.used_names_clash(use.path.span, name, first.span, meaning.span))
-        used.names[name] = meaning
+        used.declare(name, meaning)
 
 
 def _locate(use: tree.Use, user: SourceFile, opened: Opened) -> Path | None:
@@ -222,7 +236,7 @@ def _read(use: tree.Use, path: Path, user: SourceFile, opened: Opened) -> Scope 
     opened.chain.append((path, shown))
     try:
         file = parse_source(read_source(path, name=shown))
-        return _file_scope(file, opened)
+        return _file_scope(file, opened, None)
     except CompileError as error:
         for diagnostic in error.diagnostics:
             known = diagnostic.labels

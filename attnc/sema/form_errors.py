@@ -115,6 +115,11 @@ def permutation_form(span: Span) -> Diagnostic:
     )
 
 
+def not_a_string(span: Span, name: str) -> Diagnostic:
+    """Something else where the name of a file must stand."""
+    return Diagnostic("not-a-string", f"`{name}` must be a string", (Label(span),), help='write it in `"..."`')
+
+
 def via_misplaced(span: Span) -> Diagnostic:
     """`via` outside a layer's weights."""
     return Diagnostic(
@@ -122,4 +127,60 @@ def via_misplaced(span: Span) -> Diagnostic:
         "`via` means something only after a layer's weight",
         (Label(span),),
         help="it says how the product with a projection matrix is computed",
+    )
+
+
+# --- layers ---
+
+
+def unknown_item(span: Span, word: str, suggestion: str | None) -> Diagnostic:
+    """A word that begins no item of a layer."""
+    return Diagnostic(
+        "unknown-item",
+        f"a layer has no item `{word}`",
+        (Label(span),),
+        help=did_you_mean(
+            suggestion,
+            "its items are `norm`, `heads`, `kv_heads`, `head_size`, `query`, `key`, `value`, `output`, `rotary`, "
+            "`attend` and `feedforward`",
+        ),
+    )
+
+
+def item_form(span: Span, usage: str) -> Diagnostic:
+    """An item of a layer that is not written as it must be."""
+    return Diagnostic("item-form", f"this item is written `{usage}`", (Label(span),))
+
+
+def missing_item(span: Span, layer: str, item: str, usage: str) -> Diagnostic:
+    """An item that every layer needs."""
+    return Diagnostic("missing-item", f"the layer `{layer}` needs `{item}`", (Label(span),), help=f"write `{usage}`")
+
+
+def layer_without_width(span: Span, layer: str) -> Diagnostic:
+    """A layer without the parameter that says its width."""
+    return Diagnostic(
+        "layer-without-width",
+        f"the layer `{layer}` needs a parameter `width: int`",
+        (Label(span, "the number of features of its input and output"),),
+        help=f"write `layer {layer}(width: int = 1024)`",
+    )
+
+
+def heads_not_grouped(span: Span, heads: int, kv_heads: int) -> Diagnostic:
+    """Key/value heads that do not divide the heads."""
+    return Diagnostic(
+        "heads-not-grouped",
+        "`kv_heads` must divide `heads`",
+        (Label(span, f"{heads} heads cannot share {kv_heads}"),),
+    )
+
+
+def not_an_attention(span: Span, name: str, suggestion: str | None) -> Diagnostic:
+    """`attend` with something that is not an attention of this file."""
+    return Diagnostic(
+        "not-an-attention",
+        f"`{name}` is not an attention",
+        (Label(span, "a layer attends with an attention that is declared above it"),),
+        help=did_you_mean(suggestion),
     )

@@ -24,14 +24,14 @@ class Slot:
     """One argument of a form.
 
     Attributes:
-        type: what it must be.
+        type: what it must be; None: a string.
         constant: whether it must be a compile-time constant.
         least: the least value of a constant; it must be above that if `above`.
         default: the value if it is left out; None: it must be given, unless `optional`.
     """
 
     name: str
-    type: Type
+    type: Type | None
     constant: bool = True
     least: int | None = None
     above: bool = False
@@ -93,8 +93,25 @@ PERMUTATIONS: Mapping[str, tuple[Slot, ...]] = {
     "tile": (positive("width"), positive("th"), positive("tw")),
 }
 
-Bound = dict[str, Expr]
-"""Arguments by the names of their slots; those that are left out and have no default are absent."""
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """Arguments by the names of their slots; those that are left out and have no default are absent."""
+
+    values: dict[str, Expr | str]
+
+    def expr(self, name: str) -> Expr | None:
+        """Return an argument that is an expression."""
+        value = self.values.get(name)
+        return None if isinstance(value, str) else value
+
+    def exprs(self) -> dict[str, Expr]:
+        """Return all arguments that are expressions."""
+        return {name: value for name, value in self.values.items() if not isinstance(value, str)}
+
+    def items(self) -> tuple[tuple[str, Expr | str], ...]:
+        """Return names and arguments in the order of the slots."""
+        return tuple(self.values.items())
 
 
 def find_form(
@@ -141,25 +158,34 @@ def bind(
             right = False
             continue
         places[slot_name] = argument
-    bound: Bound = {}
+    bound: dict[str, Expr | str] = {}
     for slot in slots:
         if slot.name in places:
-            value = check_slot(places[slot.name].value, slot, context)
+            written = places[slot.name].value
+            value = (check_expr if slot.type is not None else _check_text)(written, slot, context)
             if value is None:
                 right = False
             else:
                 bound[slot.name] = value
         elif slot.default is not None:
-            default = float(slot.default) if slot.type is Type.FLOAT else slot.default
-            bound[slot.name] = Const(default, slot.type, span=span)
+            kind = Type.FLOAT if slot.type is Type.FLOAT else Type.INT
+            bound[slot.name] = Const(float(slot.default) if kind is Type.FLOAT else slot.default, kind, span=span)
         elif not slot.optional:
             context.report.add(form_errors.missing_argument(span, name.text, slot.name, usage))
             right = False
-    return bound if right else None
+    return Bound(bound) if right else None
 
 
-def check_slot(expr: tree.Expr, slot: Slot, context: Context) -> Expr | None:
-    """Check one argument of a form."""
+def _check_text(expr: tree.Expr, slot: Slot, context: Context) -> str | None:
+    if isinstance(expr, tree.Text):
+        return expr.value
+    context.report.add(form_errors.not_a_string(expr.span, slot.name))
+    return None
+
+
+def check_expr(expr: tree.Expr, slot: Slot, context: Context) -> Expr | None:
+    """Check one argument of a form that is not a string."""
+    assert slot.type is not None
     value = check(expr, context)
     if value is None:
         return None
@@ -184,10 +210,10 @@ def check_normalize(statement: tree.FormRule, context: Context) -> Normalize | N
     bound = None if slots is None else bind(form.name, form.span, form.arguments or (), slots, context)
     if bound is None:
         return None
-    sink = bound.get("sink")
+    sink = bound.expr("sink")
     if sink is not None and not obeys(sink, form.span, replace(PER_QUERY, where="a sink"), context):
         return None
-    bias, power = bound.get("bias"), bound.get("power")
+    bias, power = bound.expr("bias"), bound.expr("power")
     kind = NormalizeKind(form.name.text)
     if kind is NormalizeKind.SIGMOID and bias is None:
         bias = Const(0.0, Type.FLOAT, span=form.span)
@@ -210,7 +236,7 @@ def check_align(statement: tree.FormRule, inputs: frozenset[str], context: Conte
         case AlignKind.START:
             shift = Const(0, Type.INT, span=form.span)
         case AlignKind.AT:
-            shift = bound["position"]
+            shift = bound.exprs()["position"]
             restriction = Restriction(
                 "`align at`",
                 indices=frozenset({IndexName.BATCH, IndexName.HEAD}),
@@ -234,7 +260,7 @@ def check_deferred(statement: tree.FormRule, context: Context) -> list[Deferred]
     bound = bind(form.name, form.span, form.arguments or (), slots, context)
     if bound is None or (keyword, form.name.text) == ("decompose", "auto"):
         return []
-    return [Deferred(keyword, form.name.text, tuple(bound.items()), span=statement.span)]
+    return [Deferred(keyword, form.name.text, bound.items(), span=statement.span)]
 
 
 def _permutation(statement: tree.FormRule, context: Context) -> list[Deferred]:

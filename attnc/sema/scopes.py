@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 
 from attnc.ir.nodes import Expr, IndexName, SizeName
@@ -77,9 +77,10 @@ class DefinitionMeaning:
 
 @dataclass(frozen=True, slots=True)
 class OperationMeaning:
-    """An attention or a layer."""
+    """An attention or a layer, with the scope in which it is read."""
 
     declaration: tree.Attention | tree.Layer
+    scope: Scope
 
     @property
     def span(self) -> Span:
@@ -120,6 +121,7 @@ class Scope:
         incomplete: something that should have declared names here could not be read, so unknown names are no surprise.
         references: for a file, the names that each of its definitions mentions.
         current: for a file, the definition whose body is being checked on its own.
+        horizon: how many of `names` are visible; None: all, those still to come included.
     """
 
     parent: Scope | None = None
@@ -128,12 +130,33 @@ class Scope:
     incomplete: bool = False
     references: dict[str, frozenset[str]] = field(default_factory=dict)
     current: str | None = None
+    horizon: int | None = None
+    _order: dict[str, int] = field(default_factory=dict)
+
+    def declare(self, name: str, meaning: Meaning) -> None:
+        """Make a name mean something from here on."""
+        self._order.setdefault(name, len(self._order))
+        self.names[name] = meaning
+
+    def as_of_now(self) -> Scope:
+        """Return a view of this scope and those around it that does not see what is declared later."""
+        if self.parent is None or self.horizon is not None:
+            return self
+        return replace(self, parent=self.parent.as_of_now(), horizon=len(self._order))
+
+    def own(self, name: str) -> Meaning | None:
+        """Return what a name means by this level alone."""
+        meaning = self.names.get(name)
+        if meaning is None or (self.horizon is not None and self._order.get(name, -1) >= self.horizon):
+            return None
+        return meaning
 
     def lookup(self, name: str) -> Meaning | None:
         """Return what a name means here, from the inside out."""
         for scope in self.outwards():
-            if name in scope.names:
-                return scope.names[name]
+            meaning = scope.own(name)
+            if meaning is not None:
+                return meaning
         return None
 
     def outwards(self) -> Iterator[Scope]:
@@ -172,7 +195,7 @@ class Scope:
 
     def visible(self) -> list[str]:
         """Return all names that mean something here."""
-        return list(dict.fromkeys(name for scope in self.outwards() for name in scope.names))
+        return list(dict.fromkeys(name for scope in self.outwards() for name in scope.names if scope.own(name)))
 
 
 def nearest(name: str, candidates: list[str] | tuple[str, ...]) -> str | None:

@@ -161,6 +161,9 @@ class TreeBuilder(Transformer[Token, tree.File]):
         last = via.span if via is not None else value.span
         return tree.Item(_name(word), _bare(value), via, span_of(word).to(last))
 
+    def layer_norm(self, word: Token, value: Token) -> tree.Item:
+        return tree.Item(_name(word), _name(value), None, span_of(word).to(span_of(value)))
+
     def assignment(self, word: Token, name: Token | None, value: _Built) -> tree.Assignment:
         named = _name(name) if name is not None else None
         return tree.Assignment(_name(word), named, _bare(value), span_of(word).to(value.span))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
+
 from attnc.diagnostics import Diagnostic, Label
 from attnc.source import SourceFile, Span
 
@@ -75,6 +77,35 @@ def reserved_name(span: Span, word: str) -> Diagnostic:
         f"`{word}` is a word of the language",
         (Label(span, "it cannot be a name"),),
         help=f"choose another name, for example `{word}_`",
+    )
+
+
+def unclosed_bracket(opened: Span, found: Span | None) -> Diagnostic:
+    """An opening bracket whose partner is missing. `found` is where that showed; None at the end of the file."""
+    sign = opened.text
+    partner = {"(": ")", "[": "]", "{": "}"}[sign]
+    labels = (Label(opened, "opened here"),)
+    return Diagnostic(
+        "unclosed-bracket",
+        f"this `{sign}` is never closed",
+        labels if found is None else (*labels, Label(found, f"expected `{partner}` before this")),
+    )
+
+
+def unmatched_bracket(span: Span, sign: str) -> Diagnostic:
+    """A closing bracket that nothing opened."""
+    return Diagnostic("unmatched-bracket", f"this `{sign}` closes nothing", (Label(span),), help="remove it")
+
+
+def unknown_declaration(span: Span, word: str) -> Diagnostic:
+    """A word at the top of a file that begins no declaration."""
+    close = get_close_matches(word, ("use", "def", "attention", "layer"), n=1)
+    mend = f"did you mean `{close[0]}`?" if close else "statements such as `mask` stand inside `attention NAME { ... }`"
+    return Diagnostic(
+        "unknown-declaration",
+        f"there is no declaration `{word}`",
+        (Label(span, "expected `use`, `def`, `attention` or `layer`"),),
+        help=mend,
     )
 
 

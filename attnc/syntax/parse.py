@@ -6,14 +6,14 @@ import re
 from collections.abc import Iterator
 from functools import cache
 
-from lark import Lark, Token, UnexpectedInput
+from lark import Lark, Token, UnexpectedCharacters, UnexpectedInput, UnexpectedToken
 
-from attnc.diagnostics import CompileError
+from attnc.diagnostics import CompileError, InternalError
 from attnc.resources import grammar_text
 from attnc.source import SourceFile, Span
 from attnc.syntax import errors, tree
 from attnc.syntax.build import CURRENT_SOURCE, TreeBuilder
-from attnc.syntax.explain import explain_syntax_error
+from attnc.syntax.explain import Stop, explain
 from attnc.syntax.lines import MAX_NESTING, StatementEnds, TooDeep
 from attnc.syntax.read import check_text
 
@@ -35,8 +35,8 @@ def parse_source(source: SourceFile) -> tree.File:
     token = CURRENT_SOURCE.set(source)
     try:
         file = _parser().parse(text)
-    except UnexpectedInput as error:
-        raise CompileError(explain_syntax_error(error, source)) from None
+    except UnexpectedInput:
+        raise CompileError(explain(_stop(text), source)) from None
     except TooDeep as error:
         raise CompileError(errors.nesting_too_deep(_token_span(source, error.token), MAX_NESTING)) from None
     finally:
@@ -59,6 +59,25 @@ def _parser() -> Lark:
         postlex=StatementEnds(),
         maybe_placeholders=True,
     )
+
+
+def _stop(text: str) -> Stop:
+    """Parse a wrong text again, step by step, to learn what could have followed."""
+    interactive = _parser().parse_interactive(text)
+    try:
+        interactive.exhaust_lexer()
+        interactive.feed_eof()  # type: ignore[no-untyped-call]
+    except UnexpectedToken as error:
+        position = error.token.start_pos
+        kind: str | None = error.token.type
+        if position is None or kind == "$END":
+            position = len(text)
+    except UnexpectedCharacters as error:
+        position, kind = error.pos_in_stream, None
+    else:
+        raise InternalError("a text that could not be parsed was parsed the second time")
+    accepted: set[str] = interactive.accepts()  # type: ignore[no-untyped-call]
+    return Stop(position if position is not None else len(text), kind, frozenset(accepted))
 
 
 def _token_span(source: SourceFile, token: Token) -> Span:

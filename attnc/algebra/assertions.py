@@ -12,7 +12,7 @@ from attnc.algebra.domains import new_translator, proof_domain
 from attnc.algebra.facts import Counterexample, Verdict
 from attnc.algebra.index_sets import OutOfBudgetError, budget, new_context
 from attnc.algebra.proofs import refutable, rows_with_a_key
-from attnc.algebra.runs import as_map
+from attnc.algebra.stretches import as_map
 from attnc.diagnostics import CompileError, Diagnostic, Label
 from attnc.ir.nodes import Expr, Read
 from attnc.ir.program import Assertion, Attention

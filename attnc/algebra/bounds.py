@@ -37,6 +37,11 @@ MOST_CONDITIONS = 12
 MOST_CASES = 4
 """A bound with more cases than this is not worth writing out."""
 
+MOST_DIVIDED = 8
+"""A bound with more pieces than this is not divided by cases of heads and inputs."""
+
+_TILE_PARAMETERS = ("i_lo", "i_hi", "j_lo", "j_hi", "M", "N", "shift")
+
 _INDEX_NAMES = {name.value: name for name in IndexName if name is not IndexName.DIM}
 _SIZE_NAMES = {name.value: name for name in SizeName}
 
@@ -97,17 +102,22 @@ class BoundsWriter:
 
     def condition(self, points: isl.Set) -> Expr | None:
         """Write when a set holds, given what is known; None if that is long, or out of budget."""
+        written = self.written_condition(points)
+        return None if written is None else written[0]
+
+    def written_condition(self, points: isl.Set) -> tuple[Expr, isl.Set] | None:
+        """Write when a set holds, and return what was written as a set, also where nothing is known."""
         try:
             with budget(points.get_ctx()):
                 if self.known.is_subset(points):
-                    return TRUE
+                    return TRUE, isl.Set.universe(points.get_space())
                 made = points.intersect(self.known).coalesce().gist(self.known).compute_divs().coalesce()
                 parts = [[_comparison_parts(item) for item in _constraints(part)] for part in made.get_basic_sets()]
         except (OutOfBudgetError, NoClosedFormError):
             return None
         if sum(len(part) for part in parts) > MOST_CONDITIONS:
             return None
-        return _disjunction([_conjunction([self._comparison(*item) for item in part]) for part in parts])
+        return _disjunction([_conjunction([self._comparison(*item) for item in part]) for part in parts]), made
 
     def _comparison(self, form: Linear, op: BinaryOp) -> Expr:
         """Write `form >= 0` or `form == 0` with each term on the side where its factor is positive."""
@@ -144,7 +154,8 @@ class BoundsWriter:
                     return Bound(self._write_shape(shape), shape.value())
         except (OutOfBudgetError, NoClosedFormError):
             return None
-        return self._cases(pieces)
+        divided = self._divided(piecewise)
+        return divided if divided is not None else self._cases(pieces, domain)
 
     def _shape(self, piecewise: isl.PwAff, domain: isl.Set, affs: list[isl.PwAff]) -> _Shape | None:
         for shape in _shapes(affs):
@@ -159,18 +170,46 @@ class BoundsWriter:
         constants_first = sorted(written, key=lambda operand: not isinstance(operand, Const))
         return Call(shape.function, tuple(constants_first), Type.INT)
 
-    def _cases(self, pieces: list[tuple[isl.Set, isl.Aff]]) -> Bound | None:
+    def _divided(self, piecewise: isl.PwAff) -> Bound | None:
+        """Write a value by cases of what does not depend on the tile: `where(h < 2, 0, i_lo - 63)`."""
+        try:
+            with budget(piecewise.get_ctx()):
+                case = self._tile_free_case(piecewise)
+                if case is None:
+                    return None
+                inside, outside = piecewise.intersect_domain(case), piecewise.subtract_domain(case)
+        except OutOfBudgetError:
+            return None
+        first = BoundsWriter(self.opaques, self.known.intersect(case)).bound(inside)
+        second = BoundsWriter(self.opaques, self.known.subtract(case)).bound(outside)
+        condition = self.condition(case)
+        if first is None or second is None or condition is None:
+            return None
+        return Bound(Where(condition, first.expr, second.expr, Type.INT), chosen(case, first.value, second.value))
+
+    def _tile_free_case(self, piecewise: isl.PwAff) -> isl.Set | None:
+        """Find a condition on heads and inputs alone under which some piece never applies."""
+        known = _without(self.known, _TILE_PARAMETERS)
+        pieces = piecewise.intersect_domain(self.known).coalesce().get_pieces()
+        for domain, _ in pieces if len(pieces) <= MOST_DIVIDED else []:
+            case = _without(domain.intersect(self.known), _TILE_PARAMETERS).coalesce()
+            if not known.is_subset(case):
+                return case.gist(known).coalesce()
+        return None
+
+    def _cases(self, pieces: list[tuple[isl.Set, isl.Aff]], domain: isl.Set) -> Bound | None:
         """Write a chain of conditions; the last piece also stands for what lies outside every domain."""
         if len(pieces) > MOST_CASES:
             return None
+        narrowed = BoundsWriter(self.opaques, domain)
         try:
             expr, value = self.affine(pieces[-1][1]), _total(pieces[-1][1])
-            for domain, aff in reversed(pieces[:-1]):
-                condition = self.condition(domain)
-                if condition is None:
+            for part, aff in reversed(pieces[:-1]):
+                written = narrowed.written_condition(part)
+                if written is None:
                     return None
-                expr = Where(condition, self.affine(aff), expr, Type.INT)
-                value = chosen(domain, _total(aff), value)
+                expr = Where(written[0], self.affine(aff), expr, Type.INT)
+                value = chosen(written[1], _total(aff), value)
         except NoClosedFormError:
             return None
         return Bound(expr, value)
@@ -184,6 +223,15 @@ def chosen(condition: isl.Set, then: isl.PwAff, otherwise: isl.PwAff) -> isl.PwA
 def as_int(condition: Expr) -> Expr:
     """Return 1 where a condition holds, else 0."""
     return Cast(condition, Type.INT)
+
+
+def _without(points: isl.Set, names: tuple[str, ...]) -> isl.Set:
+    """Project parameters out."""
+    for name in names:
+        position = points.find_dim_by_name(isl.dim_type.param, name)
+        if position >= 0:
+            points = points.project_out(isl.dim_type.param, position, 1)
+    return points
 
 
 def _grouped(pieces: list[tuple[isl.Set, isl.Aff]]) -> list[tuple[isl.Set, isl.Aff]]:

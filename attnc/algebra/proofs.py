@@ -10,7 +10,7 @@ from attnc.algebra.affine import Translator
 from attnc.algebra.domains import new_translator, proof_domain
 from attnc.algebra.facts import Facts
 from attnc.algebra.index_sets import OutOfBudgetError, attempt, budget, new_context
-from attnc.algebra.runs import as_map, row_contiguous
+from attnc.algebra.stretches import as_map, row_contiguous
 from attnc.ir.nodes import Cast, Expr, Index, IndexName, Read
 from attnc.ir.program import Attention
 from attnc.ir.types import Type

@@ -6,15 +6,18 @@ import islpy as isl
 
 from attnc.algebra.affine import Translator
 from attnc.algebra.bounds import BoundsWriter
-from attnc.algebra.domains import RowDomain
 from attnc.algebra.index_sets import attempt
 from attnc.ir.nodes import TRUE, Expr
 
 
-def tile_test(
-    translator: Translator, writer: BoundsWriter, domain: RowDomain, may: isl.Set
-) -> tuple[Expr | None, bool]:
+def tile_test(translator: Translator, writer: BoundsWriter, known: isl.Set, may: isl.Set) -> tuple[Expr | None, bool]:
     """Derive when the tile `i_lo .. i_hi` by `j_lo .. j_hi` holds a pair of `may`.
+
+    Args:
+        translator: that made the set.
+        writer: for the condition.
+        known: of the tiles that are tested, over parameters.
+        may: pairs of the tile's rows that the mask may allow.
 
     Returns:
         The condition (None if it always holds, is long, or is out of budget), and whether it is exact.
@@ -26,8 +29,7 @@ def tile_test(
     touched = attempt(context, lambda: may.intersect(tile).params().coalesce())
     if touched is None:
         return None, False
-    narrowed = BoundsWriter(writer.opaques, domain.known.intersect(real))
-    condition = narrowed.condition(touched)
+    condition = BoundsWriter(writer.opaques, known.intersect(real)).condition(touched)
     if condition is None:
         return None, False
     return (None, True) if condition == TRUE else (condition, True)

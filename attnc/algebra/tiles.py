@@ -7,6 +7,7 @@ that the kernel evaluates. See `key_intervals` for the contract, and docs/archit
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from enum import Enum
 
 import islpy as isl
 
@@ -16,10 +17,11 @@ from attnc.algebra.domains import RowDomain, new_translator, row_domain
 from attnc.algebra.index_sets import OutOfBudgetError, attempt, budget, empty, included, new_context
 from attnc.algebra.key_intervals import Coverage, KeyInterval, TileSets
 from attnc.algebra.residuals import Residuals
-from attnc.algebra.runs import Run, RunFinder
+from attnc.algebra.runs import RunFinder
+from attnc.algebra.stretches import Run, StretchFinder, as_map, between
 from attnc.algebra.tile_tests import tile_test
 from attnc.algebra.truths import Truth, exactly
-from attnc.ir.nodes import FALSE, TRUE, Binary, BinaryOp, Call, Const, Expr, Function, Where
+from attnc.ir.nodes import FALSE, TRUE, Binary, BinaryOp, Call, Const, Expr, Function, Index, IndexName, Where
 from attnc.ir.program import Attention
 from attnc.ir.types import Type
 
@@ -27,14 +29,30 @@ _ZERO = Const(0, Type.INT)
 _ONE = Const(1, Type.INT)
 
 
+_DIAGONAL = Binary(BinaryOp.LE, Index(IndexName.KEY), Index(IndexName.QUERY), Type.BOOL)
+
+
+class _Place(Enum):
+    """Where a range stands in its run."""
+
+    ALONE = "alone"
+    LEFT = "left"
+    MIDDLE = "middle"
+    RIGHT = "right"
+
+
 @dataclass(frozen=True, slots=True)
 class _Range:
     """A key interval before its residual is known: bounds with their values as sets."""
 
-    coverage: Coverage
+    place: _Place
     start: Bound
     stop: Bound
     run: Run
+
+    @property
+    def coverage(self) -> Coverage:
+        return Coverage.FULL if self.place is _Place.MIDDLE else Coverage.PARTIAL
 
     @property
     def start_up(self) -> bool:
@@ -84,8 +102,8 @@ class _Derivation:
         return cls(attention.mask, translator, domain, writer, truth, query_tile, key_tile, notes)
 
     def tiles(self) -> TileSets:
-        finder = RunFinder(self.domain, self.writer, self.truth.must, self.truth.may)
-        runs = finder.find()
+        stretches = StretchFinder.of(self.domain, self.writer, self.truth.must, self.translator.align)
+        runs = RunFinder(stretches, self.truth.may).find()
         ranges = [piece for position, run in enumerate(runs) for piece in self._ranges(run, runs[position + 1 :])]
         intervals, exact, notes = self._intervals(ranges)
         exact = exact and self.truth.exact and all(run.full_exact for run in runs)
@@ -105,12 +123,12 @@ class _Derivation:
             guarded = [everything, self._all_keys()]
             full = None
         if full is None:
-            return [_Range(Coverage.PARTIAL, guarded[0], guarded[1], run)]
+            return [_Range(_Place.ALONE, guarded[0], guarded[1], run)]
         first, full_start, full_stop, last = guarded
         ranges = [
-            _Range(Coverage.PARTIAL, first, full_start, run),
-            _Range(Coverage.FULL, full_start, full_stop, run),
-            _Range(Coverage.PARTIAL, full_stop, last, run),
+            _Range(_Place.LEFT, first, full_start, run),
+            _Range(_Place.MIDDLE, full_start, full_stop, run),
+            _Range(_Place.RIGHT, full_stop, last, run),
         ]
         return ranges[1:] if self._never_positive(full_start) else ranges
 
@@ -162,8 +180,8 @@ class _Derivation:
             interval = self._interval(piece, visited)
             if interval is None:
                 continue
-            if not piece.run.contiguous and interval.coverage is Coverage.PARTIAL:
-                test, sharp = tile_test(self.translator, self.writer, self.domain, self.truth.may)
+            if interval.coverage is Coverage.PARTIAL and not self._all_touched(piece):
+                test, sharp = self._tile_test(piece)
                 interval = replace(interval, tile_test=test)
                 exact = exact and sharp
                 if not sharp:
@@ -171,6 +189,27 @@ class _Derivation:
             intervals.append(interval)
             kept.append(piece)
         return tuple(intervals), exact, list(dict.fromkeys(notes))
+
+    def _all_touched(self, piece: _Range) -> bool:
+        """Tell whether every key of a range is touched."""
+        if piece.run.contiguous:
+            return True
+
+        def touched() -> bool:
+            keys = as_map(self.domain.pairs).range()
+            stretch = between(keys, piece.start.value, _shifted(piece.stop.value, -1))
+            return bool(stretch.is_subset(as_map(self.truth.may).range()))
+
+        return bool(attempt(self.translator.context, touched))
+
+    def _tile_test(self, piece: _Range) -> tuple[Expr | None, bool]:
+        """Derive when a tile of a range holds an allowed pair."""
+        reach = self.key_tile - 1
+        first = _parameter(self.translator, "j_lo").ge_set(_shifted(piece.start.value, -reach))
+        last = _parameter(self.translator, "j_lo").lt_set(piece.stop.value)
+        return tile_test(
+            self.translator, self.writer, first.intersect(last).intersect(self.domain.known), self.truth.may
+        )
 
     def _interval(self, piece: _Range, visited: isl.Set) -> KeyInterval | None:
         if piece.coverage is Coverage.FULL:
@@ -216,12 +255,10 @@ class _Derivation:
         return self.domain.rows.intersect_params(short)
 
     def _keys_from(self, bound: isl.PwAff, margin: int) -> isl.Set:
-        low = bound.add_constant_val(isl.Val.int_from_si(self.translator.context, -margin))
-        return self.translator.key().ge_set(low.insert_domain(self.domain.pairs.get_space()))
+        return self.translator.key().ge_set(_shifted(bound, -margin).insert_domain(self.domain.pairs.get_space()))
 
     def _keys_up_to(self, bound: isl.PwAff, margin: int) -> isl.Set:
-        stop = bound.add_constant_val(isl.Val.int_from_si(self.translator.context, margin))
-        return self.translator.key().lt_set(stop.insert_domain(self.domain.pairs.get_space()))
+        return self.translator.key().lt_set(_shifted(bound, margin).insert_domain(self.domain.pairs.get_space()))
 
 
 def _within(truth: Truth, domain: isl.Set) -> Truth:
@@ -234,10 +271,17 @@ def _constant(translator: Translator, value: int) -> isl.PwAff:
     return isl.PwAff.read_from_str(translator.context, f"{{ [{value}] }}")
 
 
+def _parameter(translator: Translator, name: str) -> isl.PwAff:
+    return isl.PwAff.read_from_str(translator.context, f"[{name}] -> {{ [{name}] }}")
+
+
+def _shifted(value: isl.PwAff, amount: int) -> isl.PwAff:
+    return value.add_constant_val(isl.Val.int_from_si(value.get_ctx(), amount))
+
+
 def _plus_one(bound: Bound) -> Bound:
     """Turn a last key into a stop."""
-    one = isl.Val.one(bound.value.get_ctx())
-    return Bound(_incremented(bound.expr), bound.value.add_constant_val(one))
+    return Bound(_incremented(bound.expr), _shifted(bound.value, 1))
 
 
 def _incremented(expr: Expr) -> Expr:
@@ -264,8 +308,11 @@ def _where(condition: Expr, holds: isl.Set, then: Bound, otherwise: Bound) -> Bo
 
 
 def _label(residual: Expr, piece: _Range) -> str:
+    """Name a partial range for comments in generated code."""
     if residual == TRUE:
         return "tail"
-    if piece.run.full_low is None:
-        return "stretch"
-    return "left edge" if piece.stop.expr == piece.run.full_low.expr else "right edge"
+    if piece.place is _Place.LEFT:
+        return "left edge"
+    if piece.place is _Place.RIGHT:
+        return "diagonal" if residual == _DIAGONAL else "right edge"
+    return "stretch"

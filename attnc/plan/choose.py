@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from attnc.algebra.assertions import check_assertions
 from attnc.algebra.facts import Facts
 from attnc.algebra.proofs import prove_facts
+from attnc.algebra.scoring import derive_scoring
+from attnc.algebra.simplify import simplify_attention
+from attnc.algebra.table_proofs import mark_reads
 from attnc.algebra.tiles import derive_tiles
 from attnc.diagnostics import CompileError, Diagnostic, Label
 from attnc.ir.nodes import Score
@@ -20,20 +24,30 @@ def plan_attention(attention: Attention) -> Plan:
     """
     if attention.deferred:
         raise CompileError(*(not_compiled_yet(statement) for statement in attention.deferred))
-    facts = prove_facts(attention)
-    tiles = derive_tiles(attention)
-    library = library_call(attention, facts)
-    chosen = Pass(Form.SOFTMAX if library is None else Form.LIBRARY, tiles, library=library)
-    return Plan(attention, Scoring(attention.score, None, None), (chosen,), facts)
+    check_assertions(attention)
+    simplified, steps = simplify_attention(attention)
+    simplified, _ = mark_reads(simplified)
+    score, score_log2, dropped, scored = derive_scoring(simplified)
+    scoring = Scoring(score, score_log2, dropped)
+    facts = prove_facts(simplified)
+    library = library_call(simplified, scoring, facts)
+    form = Form.SOFTMAX if library is None else Form.LIBRARY
+    only_pass = Pass(form, derive_tiles(simplified), library=library)
+    return Plan(simplified, scoring, (only_pass,), facts, (*steps, *scored))
 
 
-def library_call(attention: Attention, facts: Facts) -> Library | None:
-    """Return the call of `scaled_dot_product_attention` that an attention is, if it is one."""
+def library_call(attention: Attention, scoring: Scoring, facts: Facts) -> Library | None:
+    """Return the call of `scaled_dot_product_attention` that an attention is, if it is one.
+
+    It is one where the mask is proven to be everything or exactly causal, the score is the scaled dot product, and the
+    scale is one number for the whole call.
+    """
     plain = (
         attention.normalize.kind is NormalizeKind.SOFTMAX
         and attention.normalize.sink is None
         and attention.weight is None
-        and isinstance(attention.score, Score)
+        and isinstance(scoring.score, Score)
+        and scoring.dropped is None
     )
     one_scale = attention.scale is None or not (indices(attention.scale) or _reads_tensors(attention))
     if not plain or not one_scale:

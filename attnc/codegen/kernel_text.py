@@ -1,0 +1,162 @@
+"""Lines, names and arguments of a kernel that is being written."""
+
+from __future__ import annotations
+
+import itertools
+import keyword
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from attnc.source import Span
+
+LINE_WIDTH = 88
+"""Widest line of generated code: what formatters make of a file without configuration."""
+
+INDENT = "    "
+LONGEST_STEM = 20
+"""Names of the user's are cut to this length inside a kernel, so that lines stay within `LINE_WIDTH`."""
+
+MATH_FUNCTIONS = frozenset(
+    re.findall(
+        r"\w+",
+        """
+        clamp_position floor_div floor_mod checked_div checked_mod floor_div_float floor_mod_float float_to_int
+        hash_mix tanh sin cos power read_scalar load_tile is_spoiled finite_part nonfinite_code nonfinite_sum
+        """,
+    )
+)
+"""Functions of `runtime.kernel_math` that kernels call."""
+
+RESERVED = MATH_FUNCTIONS | frozenset(
+    re.findall(
+        r"\w+",
+        """
+        batch head kv_head row_idx q_idx kv_idx q_lo q_hi kv_lo kv_hi shift row_lo tile tile_m tiles begin end pid
+        B H N M D g q k v s p qk acc m_i l_i m_new m_safe alpha lse out inverse spoiled column reach rows chunk
+        seen codes query key value inputs scale precision launch tl triton torch float int bool range min max abs
+        None True False query_ptr key_ptr value_ptr out_ptr lse_ptr query_base key_base value_base out_base
+        lse_base qk_scale q_stride_b q_stride_h q_stride_n k_stride_b k_stride_h k_stride_n v_stride_b v_stride_h
+        v_stride_n o_stride_b o_stride_h o_stride_n first_column v_dim offsets inside part places real rest kinds
+        call read_tables start_launch finish_launch BLOCK_M BLOCK_N BLOCK_D BLOCK_V HEAD_SIZE VALUE_SIZE PRECISION
+        WIDE_TABLES SCALE_GIVEN CHUNK index_type Tiles launchable
+        """,
+    )
+)
+"""Names with a meaning of their own in every kernel and launcher."""
+
+
+COMPARISON, OR, AND, SUM, PRODUCT, UNARY, ATOM = range(7)
+"""How tightly operators bind in Python."""
+
+
+class Shape(IntEnum):
+    """What a value has one of: program, query row, key, or pair."""
+
+    SCALAR = 0
+    ROW = 1
+    KEY = 2
+    PAIR = 3
+
+    def join(self, other: Shape) -> Shape:
+        """Return the shape of an operation on both: a row and a key make a pair."""
+        return Shape(self | other)
+
+
+SUFFIX = {Shape.SCALAR: "", Shape.ROW: "_row", Shape.KEY: "_key", Shape.PAIR: "_pair"}
+EXTENT = {Shape.SCALAR: "[]", Shape.ROW: "[BLOCK_M]", Shape.KEY: "[BLOCK_N]", Shape.PAIR: "[BLOCK_M, BLOCK_N]"}
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """Source text of a value.
+
+    Attributes:
+        binding: how tightly its outermost operator binds; `ATOM` for names and calls.
+        shape: what there is one of.
+        depth: number of the innermost block that it needs, 0 before all loops.
+        bits: width of an int, 0 where the caller's tensor decides or it is no int.
+        constant: whether it is a literal.
+    """
+
+    text: str
+    binding: int
+    shape: Shape = Shape.SCALAR
+    depth: int = 0
+    bits: int = 0
+    constant: bool = False
+
+    @property
+    def simple(self) -> bool:
+        """Whether it is a name or a literal."""
+        return self.constant or self.text.isidentifier()
+
+
+@dataclass(slots=True)
+class Block:
+    """Statements that are executed together, and the text of each value that was written at their depth."""
+
+    lines: list[str] = field(default_factory=list)
+    written: dict[object, Fragment] = field(default_factory=dict)
+
+
+class Names:
+    """Hands out names. Those of a loop's own values are free again in the next loop, and there alone."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set(RESERVED) | set(keyword.kwlist) | set(keyword.softkwlist)
+        self._local: set[str] = set()
+        self._former: set[str] = set()
+
+    def fresh(self, stem: str, depth: int = 0) -> str:
+        """Return `stem`, or `stem_1`, `stem_2`, ... if that is taken, and take it.
+
+        Args:
+            stem: the beginning of an identifier.
+            depth: 0 for values of the whole kernel, more for those of the loop that is being written.
+        """
+        stem = stem[:LONGEST_STEM]
+        for count in itertools.count():
+            name = f"{stem}_{count}" if count else stem
+            if name not in self._taken or (depth > 0 and name in self._former and name not in self._local):
+                break
+        self._taken.add(name)
+        if depth > 0:
+            self._local.add(name)
+        return name
+
+    def end_loop(self) -> None:
+        """Free the names of the loop that has been written."""
+        self._former |= self._local
+        self._local = set()
+
+
+def place(span: Span | None) -> str:
+    """Return `streaming.attn:3`, on one line whatever the file is called; empty without a span."""
+    if span is None:
+        return ""
+    name = span.source.name.replace("\\", "/").rsplit("/", 1)[-1]
+    return f"{''.join(c if c.isprintable() else '?' for c in name)}:{span.line}"
+
+
+def places(spans: Iterable[Span | None]) -> str:
+    """Return the distinct places of some spans, comma-separated, in the order of their lines."""
+    found = {(span.source.name, span.line): span for span in spans if span is not None}
+    return ", ".join(place(found[key]) for key in sorted(found))
+
+
+def with_comment(line: str, comment: str, depth: int) -> list[str]:
+    """Put a comment beside a line, or above it where the line would become too wide.
+
+    Args:
+        line: a statement.
+        comment: without its `#`; empty for none.
+        depth: number of indents that the line will get.
+    """
+    if not comment:
+        return [line]
+    beside = f"{line}  # {comment}"
+    if len(beside) + len(INDENT) * depth <= LINE_WIDTH:
+        return [beside]
+    return [f"# {comment}", line]

@@ -1,0 +1,310 @@
+"""What the kernel's template lays out: everything is decided here, as text and flags.
+
+`templates/kernel.py.jinja` renders a `KernelView`, named `kernel`, to a jitted kernel `_<name>_kernel`, the tables of
+its tiles and inputs, and a launcher
+
+    _<name>_launch(query, key, value, out, lse, inputs, scale, precision)
+
+which writes `out` and, unless it is None, `lse`. The module around it must have in scope: `triton` and `tl` (take both
+from `attnc.runtime.kernel_math`, which has stand-ins where Triton is not installed), the functions of
+`attnc.runtime.kernel_math` named in `math_functions`, and `Tiles`, `start_launch`, `finish_launch`, `read_tables` of
+`attnc.runtime.launch`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from attnc.codegen.expr_triton import Writer
+from attnc.codegen.functions_triton import fold
+from attnc.codegen.kernel_text import MATH_FUNCTIONS, Block, Names, Shape, place, places
+from attnc.codegen.loops import Body, Loop, Weighing, write_body, write_loop
+from attnc.codegen.reads_triton import Argument, Table, Tables
+from attnc.diagnostics import InternalError
+from attnc.ir.nodes import (
+    TRUE,
+    And,
+    Binary,
+    BinaryOp,
+    Call,
+    Const,
+    Expr,
+    Function,
+    Index,
+    IndexName,
+    Score,
+    Size,
+    SizeName,
+    Where,
+)
+from attnc.ir.program import Attention, NormalizeKind
+from attnc.ir.types import Type
+from attnc.ir.walk import walk
+from attnc.plan.configs import TileRow, tile_rows
+from attnc.plan.kernel_plan import Form, Pass, Plan
+
+LOG2_E = math.log2(math.e)
+_REAL_KEY = Binary(BinaryOp.LT, Index(IndexName.KEY), Size(SizeName.KEYS), Type.BOOL)
+
+
+@dataclass(frozen=True, slots=True)
+class InputView:
+    """One of the user's tensors in the launcher.
+
+    Attributes:
+        local: the launcher's name for it.
+        position: among all inputs.
+        broadcast_text: tuple of `B`, `H` or nothing per dimension: what a dimension of size 1 is expanded to.
+        used: whether the kernel reads it.
+    """
+
+    local: str
+    position: int
+    broadcast_text: str
+    used: bool
+
+
+@dataclass(frozen=True, slots=True)
+class KernelView:
+    """A kernel and its launcher as text and flags.
+
+    Attributes:
+        header: comment lines: the statements of the pattern.
+        normalize: `softmax`, `rows` or `sum` (weights that are not divided by their sum).
+        before_shift: statements that compute an `align at`.
+        shift: text of `i - r`; empty if it is 0 and `q_idx` is the row itself.
+        clamped: whether positions are clamped because `shift` is the caller's.
+        prologue: statements before all loops.
+        scale: text of the pattern's own scale, base 2 under softmax; empty where the launcher computes it.
+        scale_is_row: whether it differs between query rows.
+        sink, dropped: text per row; empty without one.
+        careful: body of the second walk that masked pairs with a NaN or infinite value ask for; None if no pair is
+            masked.
+        reverse: whether the last query tiles start first, having the most work.
+        used: fixed names that the text mentions.
+        math_functions: of `runtime.kernel_math`, sorted.
+        parameters: of the kernel, as they are declared.
+        unspecialized: parameters that Triton must not compile for particular values of.
+        call: name and value of each argument in the launcher.
+        tiles: lines of the table of default tiles.
+    """
+
+    name: str
+    header: tuple[str, ...]
+    normalize: str
+    before_shift: tuple[str, ...]
+    shift: str
+    clamped: bool
+    prologue: tuple[str, ...]
+    loops: tuple[Loop, ...]
+    scale: str
+    scale_is_row: bool
+    sink: str
+    dropped: str
+    careful: Body | None
+    reverse: bool
+    used: frozenset[str]
+    math_functions: tuple[str, ...]
+    parameters: tuple[str, ...]
+    unspecialized: tuple[str, ...]
+    call: tuple[tuple[str, str], ...]
+    inputs: tuple[InputView, ...]
+    tiles: tuple[str, ...]
+
+
+def kernel_view(plan: Plan) -> KernelView:
+    """Decide everything about the Triton kernel of a plan of one pass in plain order."""
+    if len(plan.passes) != 1 or plan.passes[0].form not in (Form.SOFTMAX, Form.LIBRARY):
+        raise InternalError("the Triton kernel runs plans of one quadratic pass")
+    attention, sweep = plan.attention, plan.passes[0]
+    softmax = attention.normalize.kind is NormalizeKind.SOFTMAX
+    names = Names()
+    tables = Tables(names, attention.tensors)
+    writer = Writer(names, tables, _aliases(attention))
+    before_shift, shift, clamped = _write_shift(writer, attention)
+    weighing = weighing_of(plan)
+    loops = tuple(
+        write_loop(writer, interval, weighing, first=position == 0)
+        for position, interval in enumerate(sweep.tiles.intervals)
+    )
+    scale, scale_is_row = _write_scale(writer, attention, softmax=softmax)
+    sink = _write_row(writer, _base2(attention.normalize.sink), "sink") if softmax else ""
+    dropped = _write_row(writer, plan.scoring.dropped, "dropped") if softmax else ""
+    careful = _write_careful(writer, attention, sweep, weighing)
+    used = _close(writer, loops, careful)
+    values = _parameters(attention, used, tables, careful=careful is not None)
+    return KernelView(
+        name=attention.name,
+        header=_header(attention),
+        normalize={NormalizeKind.SOFTMAX: "softmax", NormalizeKind.ROWS: "rows"}.get(attention.normalize.kind, "sum"),
+        before_shift=before_shift,
+        shift=shift,
+        clamped=clamped,
+        prologue=tuple(writer.blocks[0].lines),
+        loops=loops,
+        scale=scale,
+        scale_is_row=scale_is_row,
+        sink=sink,
+        dropped=dropped,
+        careful=careful,
+        reverse=bool(plan.facts.causal),
+        used=used,
+        math_functions=tuple(sorted(used & MATH_FUNCTIONS)),
+        parameters=tuple(value.declaration for value in values),
+        unspecialized=tuple(value.name for value in values if not value.specialize),
+        call=tuple((value.name, value.value) for value in values),
+        inputs=tuple(_input_view(table) for table in tables.all),
+        tiles=tuple(_tile_line(row) for row in tile_rows(sweep.tiles.query_tile, sweep.tiles.key_tile)),
+    )
+
+
+def weighing_of(plan: Plan) -> Weighing:
+    """Return how scores become weights, as expressions over the scaled dot product."""
+    attention, scoring = plan.attention, plan.scoring
+    normalize = attention.normalize
+    score_places = places(node.span for node in walk(scoring.score) if not isinstance(node, Score))
+    weight = attention.weight
+    weight_places = places(node.span for node in walk(weight)) if weight is not None else ""
+    if normalize.kind is NormalizeKind.SOFTMAX:
+        if scoring.score_log2 is None:
+            raise InternalError("softmax without a score in base 2")
+        return Weighing(scoring.score_log2, weight, score_places, weight_places)
+    score = scoring.score
+    zero = Const(0.0, Type.FLOAT)
+    match normalize.kind:
+        case NormalizeKind.SIGMOID:
+            biased = score if normalize.bias is None else Binary(BinaryOp.ADD, score, normalize.bias, Type.FLOAT)
+            score = Call(Function.SIGMOID, (biased,), Type.FLOAT)
+        case NormalizeKind.RELU:
+            # Not `max(x, 0)`: a NaN must reach its row.
+            positive = Where(Binary(BinaryOp.LE, score, zero, Type.BOOL), zero, score, Type.FLOAT)
+            power = normalize.power or Const(1.0, Type.FLOAT)
+            score = Binary(BinaryOp.POW, positive, power, Type.FLOAT)
+        case NormalizeKind.ROWS | NormalizeKind.NONE:
+            pass
+    if weight is not None:
+        score = Binary(BinaryOp.MUL, weight, score, Type.FLOAT)
+    parts = [score_places, weight_places, place(normalize.span)]
+    return Weighing(score, None, ", ".join(dict.fromkeys(part for part in parts if part)))
+
+
+def _aliases(attention: Attention) -> dict[str, str]:
+    """Where positions are rows, `q_idx` is both, and bounds of a tile are rows too."""
+    return {"row_idx": "q_idx", "row_lo": "q_lo"} if _is_unshifted(attention) else {}
+
+
+def _is_unshifted(attention: Attention) -> bool:
+    return fold(attention.align.shift) == Const(0, Type.INT)
+
+
+def _write_shift(writer: Writer, attention: Attention) -> tuple[tuple[str, ...], str, bool]:
+    if _is_unshifted(attention):
+        return (), "", False
+    shift = attention.align.shift
+    fragment = writer.write(shift)
+    end = Binary(BinaryOp.SUB, Size(SizeName.KEYS), Size(SizeName.QUERIES), Type.INT)
+    clamped = shift != end
+    text = f"{writer.use('clamp_position')}({fragment.text})" if clamped else fragment.text
+    if clamped and fragment.constant:
+        text = fragment.text
+    block = writer.blocks[0]
+    lines = tuple(block.lines)
+    writer.blocks = [Block(written=block.written)]
+    return lines, text, clamped
+
+
+def _base2(expr: Expr | None) -> Expr | None:
+    return None if expr is None else Binary(BinaryOp.MUL, expr, Const(LOG2_E, Type.FLOAT), Type.FLOAT)
+
+
+def _write_scale(writer: Writer, attention: Attention, *, softmax: bool) -> tuple[str, bool]:
+    if attention.scale is None:
+        return "", False
+    scale = _base2(attention.scale) if softmax else attention.scale
+    if scale is None:
+        return "", False
+    fragment = writer.root(scale, "own_scale", places(node.span for node in walk(attention.scale)))
+    return fragment.text, fragment.shape is Shape.ROW
+
+
+def _write_row(writer: Writer, expr: Expr | None, stem: str) -> str:
+    if expr is None:
+        return ""
+    return writer.root(expr, f"row_{stem}", places(node.span for node in walk(expr))).text
+
+
+def _write_careful(writer: Writer, attention: Attention, sweep: Pass, weighing: Weighing) -> Body | None:
+    """Write the loop body for the whole mask; needed where some loop tests more than the end of the keys."""
+    if all(fold(interval.residual) == TRUE for interval in sweep.tiles.intervals):
+        return None
+    writer.blocks, writer.margin = [writer.blocks[0], Block()], 3
+    body = write_body(writer, And((attention.mask, _REAL_KEY)), weighing)
+    writer.blocks, writer.margin = writer.blocks[:1], 1
+    return body
+
+
+def _close(writer: Writer, loops: tuple[Loop, ...], careful: Body | None) -> frozenset[str]:
+    """Return all fixed names that the kernel mentions, those of the template's own statements included."""
+    used = {*writer.used, "load_tile", "N", "M", "H", "g"}
+    if careful is not None:
+        used |= {"is_spoiled", "finite_part", "nonfinite_code", "nonfinite_sum"}
+    if any(body.uses_dot for body in (loop.body for loop in loops)) or (careful is not None and careful.uses_dot):
+        used.add("dot")
+    if "kv_hi" in used:
+        used.add("kv_lo")
+    if used & {"q_hi", "q_lo", "q_idx", "row_idx", "row_lo"}:
+        used.add("shift")
+    return frozenset(used)
+
+
+def _header(attention: Attention) -> tuple[str, ...]:
+    lines = [f"attention {attention.name}"]
+    for span in attention.statements:
+        lines.extend(f"    {line.strip()}" for line in span.text.splitlines() if line.strip())
+    for name, value in attention.params:
+        lines.append(f"    with {name} = {value.value}")
+    return tuple("".join(c if c.isprintable() else " " for c in line) for line in lines)
+
+
+def _input_view(table: Table) -> InputView:
+    letters = {SizeName.BATCH: "B", SizeName.HEADS: "H"}
+    dims = table.tensor.dims
+    texts = [f'"{letters.get(dim.name, "") if isinstance(dim, Size) else ""}"' for dim in dims]
+    text = f"({texts[0]},)" if len(texts) == 1 else f"({', '.join(texts)})"
+    return InputView(table.local, table.position, text, table.used)
+
+
+def _tile_line(row: TileRow) -> str:
+    config = row.config
+    tiles = f"Tiles({config.query}, {config.key}, warps={config.warps}, stages={config.stages})"
+    return f'("{row.target}", {row.element_size}, {row.head_size}): {tiles}'
+
+
+def _parameters(attention: Attention, used: frozenset[str], tables: Tables, *, careful: bool) -> tuple[Argument, ...]:
+    """Return the kernel's parameters and what the launcher passes for them, in order."""
+    dot = "dot" in used
+    softmax = attention.normalize.kind is NormalizeKind.SOFTMAX
+    tensors = {"query": "q", "key": "k", "value": "v", "out": "o"} if dot else {"value": "v", "out": "o"}
+    values = [Argument(f"{tensor}_ptr", f"call.{tensor}") for tensor in tensors]
+    if softmax:
+        values.append(Argument("lse_ptr", "call.lse"))
+    values.extend(argument for table in tables.all for argument in table.arguments.values())
+    for tensor, letter in tensors.items():
+        for axis, suffix in enumerate("bhn"):
+            values.append(Argument(f"{letter}_stride_{suffix}", f"call.{tensor}.stride({axis})"))
+    values.extend(Argument(size, f"call.{size}", specialize=False) for size in "NMHgBD" if size in used)
+    constants = [("VALUE_SIZE", "value_size"), ("BLOCK_M", "tiles.query"), ("BLOCK_N", "tiles.key")]
+    constants.append(("BLOCK_V", "block_v"))
+    if dot:
+        values.append(Argument("qk_scale", "call.qk_scale", specialize=False))
+        constants.extend([("HEAD_SIZE", "D"), ("BLOCK_D", "block_d")])
+    if dot and attention.scale is not None:
+        constants.append(("SCALE_GIVEN", "scale_given"))
+    if careful:
+        constants.append(("CHUNK", "chunk"))
+    constants.append(("PRECISION", "precision"))
+    if "index_type" in used:
+        constants.append(("WIDE_TABLES", "wide_tables"))
+    values.extend(Argument(name, f"call.{source}", constant=True) for name, source in constants)
+    return tuple(values)

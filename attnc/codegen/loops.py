@@ -1,0 +1,164 @@
+"""Interval lists as loops over tiles of keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from attnc.algebra.key_intervals import Coverage, KeyInterval
+from attnc.codegen.expr_triton import Writer
+from attnc.codegen.functions_triton import fold
+from attnc.codegen.kernel_text import PRODUCT, Block, Shape, places
+from attnc.ir.nodes import TRUE, And, Binary, BinaryOp, Const, Expr, Index, IndexName, Score, Size, SizeName
+from attnc.ir.types import Type
+from attnc.ir.walk import walk
+
+_REAL_KEY = Binary(BinaryOp.LT, Index(IndexName.KEY), Size(SizeName.KEYS), Type.BOOL)
+_SAFE_BOUND = 2**31 - 1024
+"""Bounds below it can be rounded up to whole tiles in 32 bits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weighing:
+    """How a pair's scaled dot product becomes its weight.
+
+    Attributes:
+        score: softmax: the score in base 2; otherwise the unnormalised weight itself, factor included.
+        factor: softmax: what multiplies the exponential; None if nothing does.
+    """
+
+    score: Expr
+    factor: Expr | None
+    comment: str = ""
+    factor_comment: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """What one loop does with a tile of pairs.
+
+    Attributes:
+        uses_dot: whether the score depends on the dot product at all.
+        lines: statements between `s = ...` and the mask.
+        mask: text of a condition that broadcasts against the tile; empty where every pair is allowed.
+        factor: text of the factor; empty without one.
+    """
+
+    uses_dot: bool
+    lines: tuple[str, ...]
+    mask: str
+    factor: str
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """One interval's loop.
+
+    Attributes:
+        title: comment above it.
+        setup: statements that compute `begin` and `end`, the tiles to visit.
+        before: statements of each tile that its `tile_test` needs.
+        tile_test: condition for visiting a tile; empty if all are visited.
+        ragged: whether tiles may reach past the last key, so that loads are guarded.
+        uses_kv_idx, uses_kv_hi: whether the statements mention keys one by one, or the last key of the tile.
+    """
+
+    title: str
+    setup: tuple[str, ...]
+    before: tuple[str, ...]
+    tile_test: str
+    ragged: bool
+    uses_kv_idx: bool
+    uses_kv_hi: bool
+    body: Body
+
+
+def write_loop(writer: Writer, interval: KeyInterval, weighing: Weighing, *, first: bool) -> Loop:
+    """Write the loop of one interval. Values that do not change in it go to the writer's block 0.
+
+    Args:
+        writer: of the kernel.
+        interval: what the loop covers.
+        weighing: what its tiles are weighed by.
+        first: whether no loop stands before it; others start where the one before ended.
+    """
+    outer = writer.blocks[0]
+    setup = _write_setup(writer, interval, outer, first=first)
+    writer.blocks = [outer, Block()]
+    test = ""
+    before: tuple[str, ...] = ()
+    writer.margin = 1
+    if interval.tile_test is not None:
+        fragment = writer.write(interval.tile_test)
+        test = fragment.text if fold(interval.tile_test) != TRUE else ""
+        before = tuple(writer.blocks[1].lines)
+        writer.blocks[1].lines = []
+        writer.margin = 2 if test else 1
+    mask = And((interval.residual, _REAL_KEY)) if interval.ragged else interval.residual
+    body = write_body(writer, mask, weighing)
+    writer.blocks, writer.margin = [outer], 1
+    writer.names.end_loop()
+    kind = "all pairs" if interval.coverage is Coverage.FULL else "some pairs"
+    title = f"{interval.label}: {kind}" if interval.label else kind
+    text = "\n".join((*before, test, *body.lines, body.mask, body.factor))
+    return Loop(
+        title=_one_line(title),
+        setup=setup,
+        before=before,
+        tile_test=test,
+        ragged=interval.coverage is Coverage.PARTIAL,
+        uses_kv_idx="kv_idx" in text,
+        uses_kv_hi="kv_hi" in text,
+        body=body,
+    )
+
+
+def write_body(writer: Writer, mask: Expr, weighing: Weighing) -> Body:
+    """Write scores, mask and factor of a tile of pairs into the writer's innermost block."""
+    block = writer.blocks[1]
+    score = fold(weighing.score)
+    if score != Score():
+        fragment = writer.write(score)
+        text = writer.text(fragment, Shape.PAIR)
+        if fragment.shape is not Shape.PAIR:
+            text = f"tl.broadcast_to({text}, [BLOCK_M, BLOCK_N])"
+        writer.emit(f"s = {text}", 1, weighing.comment)
+    condition, factor = "", ""
+    if weighing.factor is not None:
+        factor = writer.text(writer.root(weighing.factor, "factor", weighing.factor_comment), Shape.PAIR)
+    folded = fold(mask)
+    if folded != TRUE:
+        comment = places(node.span for node in walk(folded))
+        condition = writer.text(writer.root(folded, "allowed", comment), Shape.PAIR)
+    uses_dot = any(isinstance(node, Score) for node in walk(score))
+    return Body(uses_dot, tuple(block.lines), condition, factor)
+
+
+def _write_setup(writer: Writer, interval: KeyInterval, outer: Block, *, first: bool) -> tuple[str, ...]:
+    """Round the interval to whole tiles, after those that earlier loops have visited."""
+    # The statements stand just above their loop; what block 0 has already is taken from there.
+    setup = Block(written=dict(outer.written))
+    writer.blocks, writer.margin = [setup], 1
+    done = "0" if first else "end"
+    start = _tile_text(writer, interval.start, up=interval.start_up)
+    stop = _tile_text(writer, interval.stop, up=interval.stop_up)
+    begin = done if start == "0" else f"tl.maximum({done}, {start})"
+    lines = [*setup.lines, f"begin = {begin}", f"end = tl.maximum(begin, {stop})"]
+    return tuple(lines)
+
+
+def _tile_text(writer: Writer, bound: Expr, *, up: bool) -> str:
+    """Return the number of the tile at a bound. Negative ones may come out as any number up to 0."""
+    folded = fold(bound)
+    if isinstance(folded, Const) and folded.value <= 0:
+        return "0"
+    fragment = writer.write(folded)
+    found = writer.range_of(folded)
+    if fragment.bits != 32 or found.high >= _SAFE_BOUND:
+        text = f"{writer.use('clamp_position')}({writer.named(fragment, 'bound').text})"
+    else:
+        text = fragment.text if up else writer.text(fragment, Shape.SCALAR, PRODUCT)
+    return f"tl.cdiv({text}, BLOCK_N)" if up else f"{text} // BLOCK_N"
+
+
+def _one_line(text: str) -> str:
+    return "".join(character if character.isprintable() else " " for character in text)

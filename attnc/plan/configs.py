@@ -1,0 +1,77 @@
+"""Default tile shapes of the Triton kernels, per target, element size and head size.
+
+They were chosen by compiling every example ahead of time for every target (tests/aot does it again): no spills, matrix
+instructions, shared memory within the target's. Measuring on a device may find faster ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True, slots=True)
+class TileConfig:
+    """How a kernel is cut and compiled.
+
+    Attributes:
+        query: rows of a query tile, a power of two >= 16.
+        key: keys of a key tile, a power of two >= 16.
+        warps: per program.
+        stages: depth of the software pipeline.
+        descriptors: whether tiles are read through tensor descriptors (TMA).
+    """
+
+    query: int
+    key: int
+    warps: int
+    stages: int
+    descriptors: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TileRow:
+    """The default for one target, element size in bytes, and padded head sizes up to `head_size`."""
+
+    target: str
+    element_size: int
+    head_size: int
+    config: TileConfig
+
+
+TARGETS = ("sm_80", "sm_86", "sm_90", "sm_100", "gfx942")
+"""`sm_86` stands for every NVIDIA device with 99 KiB of shared memory."""
+
+SHARED_MEMORY = {"sm_80": 163, "sm_86": 99, "sm_90": 227, "sm_100": 227, "gfx942": 64}
+"""What one program may use, in KiB."""
+
+_DEFAULTS = {
+    ("sm_80", 2): {64: TileConfig(128, 64, 4, 3), 128: TileConfig(64, 64, 4, 2), 256: TileConfig(64, 32, 4, 2)},
+    ("sm_86", 2): {64: TileConfig(128, 64, 4, 2), 128: TileConfig(64, 64, 4, 2), 256: TileConfig(64, 32, 4, 1)},
+    ("sm_90", 2): {64: TileConfig(128, 128, 8, 2), 128: TileConfig(128, 64, 8, 3), 256: TileConfig(64, 32, 4, 2)},
+    ("sm_100", 2): {64: TileConfig(128, 128, 8, 2), 128: TileConfig(128, 64, 8, 3), 256: TileConfig(64, 32, 4, 2)},
+    ("gfx942", 2): {64: TileConfig(128, 64, 4, 1), 128: TileConfig(128, 64, 8, 1), 256: TileConfig(64, 32, 4, 1)},
+    ("sm_80", 4): {64: TileConfig(64, 32, 4, 2), 128: TileConfig(32, 32, 4, 2), 256: TileConfig(16, 32, 4, 1)},
+    ("sm_86", 4): {64: TileConfig(64, 32, 4, 2), 128: TileConfig(32, 32, 4, 2), 256: TileConfig(16, 32, 4, 1)},
+    ("sm_90", 4): {64: TileConfig(64, 32, 4, 2), 128: TileConfig(32, 32, 4, 2), 256: TileConfig(16, 32, 4, 1)},
+    ("sm_100", 4): {64: TileConfig(64, 32, 4, 2), 128: TileConfig(32, 32, 4, 2), 256: TileConfig(16, 32, 4, 1)},
+    ("gfx942", 4): {64: TileConfig(64, 32, 4, 1), 128: TileConfig(32, 32, 4, 1), 256: TileConfig(16, 16, 4, 1)},
+}
+
+
+def tile_rows(query_limit: int, key_limit: int) -> tuple[TileRow, ...]:
+    """Return the defaults, none of them larger than the tiles that a plan's residuals hold for."""
+    return tuple(
+        TileRow(target, size, head_size, _limited(config, query_limit, key_limit))
+        for (target, size), by_head in _DEFAULTS.items()
+        for head_size, config in by_head.items()
+    )
+
+
+def default_config(target: str, element_size: int, head_size: int) -> TileConfig:
+    """Return the default for a target of `TARGETS`, 2 or 4 bytes an element, and a head size up to 256."""
+    by_head = _DEFAULTS[target, element_size]
+    return by_head[min(limit for limit in by_head if head_size <= limit)]
+
+
+def _limited(config: TileConfig, query_limit: int, key_limit: int) -> TileConfig:
+    return replace(config, query=min(config.query, query_limit), key=min(config.key, key_limit))

@@ -1,0 +1,259 @@
+"""The host's side of a generated Triton kernel: layouts, strides, tiles, numbers; no kernel is chosen by measuring.
+
+A generated launcher calls `start_launch`, reads its inputs with `read_tables`, runs its kernel on what both return, and
+ends with `finish_launch`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LOG2_E = math.log2(math.e)
+
+LONGEST = 2**30 - 1024
+"""Most queries or keys: kernels count positions, those of a last incomplete tile included, below 2**30."""
+
+MOST_PROGRAMS = 2**31 - 1
+
+_TARGET: ContextVar[str | None] = ContextVar("attnc_target", default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """How a kernel is cut and compiled: rows of a query tile, keys of a key tile, warps, pipeline stages."""
+
+    query: int
+    key: int
+    warps: int
+    stages: int
+
+
+TileTable = Mapping[tuple[str, int, int], Tiles]
+"""Tiles by target, bytes of an element, and the largest padded head size that they are for."""
+
+
+@dataclass(slots=True)
+class Launch:
+    """Arguments of one kernel launch.
+
+    Attributes:
+        query, key, value, out: as the caller's, with a contiguous last dimension.
+        target_out: where the caller wants `out`; differs from `out` where its last dimension is strided.
+        lse: contiguous, or None.
+        qk_scale: factor on the dot product, base 2 included; 0.0 where the pattern computes its own.
+        block_d, block_v: head sizes padded to powers of two.
+        chunk: columns of the value that a second walk takes at once.
+        wide_tables: whether an element of some input lies beyond 32-bit offsets.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    out: Tensor
+    target_out: Tensor
+    lse: Tensor | None
+    target_lse: Tensor | None
+    tiles: Tiles
+    grid: tuple[int]
+    qk_scale: float
+    scale_given: bool
+    precision: str
+    B: int
+    H: int
+    N: int
+    M: int
+    D: int
+    g: int
+    value_size: int
+    block_d: int
+    block_v: int
+    chunk: int = 16
+    wide_tables: bool = False
+
+
+def start_launch(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor | None,
+    *,
+    scale: float | None,
+    precision: str | None,
+    tiles: TileTable,
+    base_2: bool,
+) -> Launch | None:
+    """Prepare a launch; None if there is nothing to compute.
+
+    Args:
+        query: `(B, H, N, D)`, any strides.
+        key: `(B, G, M, D)`, `G` dividing `H`.
+        value: `(B, G, M, E)`.
+        out: `(B, H, N, E)`, written in place.
+        lse: `(B, H, N)` float32, written in place, or None.
+        scale: the caller's factor on the dot product.
+        precision: of float32 products: `ieee` (the default) or `tf32`.
+        tiles: the kernel's table of tiles.
+        base_2: whether scores are in base 2.
+
+    Raises:
+        ValueError: a size or the number of programs exceeds what a kernel can count.
+    """
+    batch, heads, queries, head_size = query.shape
+    keys, value_size = key.shape[2], value.shape[3]
+    if max(queries, keys) > LONGEST:
+        raise ValueError(f"a kernel takes up to {LONGEST} queries and keys, these are {queries} and {keys}")
+    if out.numel() == 0:
+        return None
+    block_d, block_v = padded(head_size), padded(value_size)
+    chosen = choose_tiles(tiles, query, max(block_d, block_v), queries)
+    programs = -(-queries // chosen.query) * heads * batch
+    if programs > MOST_PROGRAMS:
+        raise ValueError(f"a launch has up to {MOST_PROGRAMS} programs, this one needs {programs}")
+    factor = head_size**-0.5 if scale is None else float(scale)
+    return Launch(
+        query=_with_contiguous_rows(query),
+        key=_with_contiguous_rows(key),
+        value=_with_contiguous_rows(value),
+        out=_with_contiguous_rows(out),
+        target_out=out,
+        lse=None if lse is None else lse.contiguous(),
+        target_lse=lse,
+        tiles=chosen,
+        grid=(programs,),
+        qk_scale=factor * LOG2_E if base_2 else factor,
+        scale_given=scale is not None,
+        precision=_precision(query, precision),
+        B=batch,
+        H=heads,
+        N=queries,
+        M=keys,
+        D=head_size,
+        g=heads // key.shape[1],
+        value_size=value_size,
+        block_d=block_d,
+        block_v=block_v,
+    )
+
+
+def finish_launch(call: Launch) -> None:
+    """Copy results to where the caller wants them, if the kernel could not write there."""
+    if call.out is not call.target_out:
+        call.target_out.copy_(call.out)
+    if call.lse is not None and call.target_lse is not None and call.lse is not call.target_lse:
+        call.target_lse.copy_(call.lse)
+
+
+def read_tables(
+    call: Launch, inputs: Sequence[Any], broadcast: Sequence[Sequence[str]]
+) -> tuple[Tensor | float | int, ...]:
+    """Prepare inputs and learned tensors for a kernel.
+
+    Args:
+        call: the launch that they are for; learns whether their offsets need 64 bits.
+        inputs: tensors and numbers in the order of declaration.
+        broadcast: per input, `B`, `H` or nothing per dimension: a dimension of size 1 is expanded to that size.
+
+    Returns:
+        Tensors on the query's device, int tensors of 32 or 64 bits; scalars as numbers, or as tensors of one element
+        where they stand on the device already (no synchronisation).
+    """
+    sizes = {"B": call.B, "H": call.H}
+    found: list[Tensor | float | int] = []
+    for given, letters in zip(inputs, broadcast, strict=True):
+        if not letters:
+            found.append(_number(given, call.query.device))
+            continue
+        pairs = zip(letters, given.shape, strict=True)
+        table = given.expand([sizes.get(letter, size) if size == 1 else size for letter, size in pairs])
+        found.append(table.to(torch.int32) if table.dtype in (torch.uint8, torch.int8, torch.int16) else table)
+    call.wide_tables = any(isinstance(table, Tensor) and _extent(table) >= 2**31 for table in found)
+    return tuple(found)
+
+
+def launchable(kernel: Any, call: Launch) -> Any:
+    """Return the kernel in the form that `torch.compile` can see; Triton's interpreter runs it as it is."""
+    if call.query.device.type == "cpu":
+        return kernel
+    return torch.library.wrap_triton(kernel)
+
+
+def choose_tiles(table: TileTable, query: Tensor, head_size: int, queries: int) -> Tiles:
+    """Return the tiles for a device, an element type and a padded head size; fewer rows for a few queries."""
+    target = target_of(query.device)
+    if target == "cpu":
+        return Tiles(query=64, key=32 if head_size > 64 else 64, warps=4, stages=1)
+    size = max(2, query.element_size())
+    fitting = [limit for name, width, limit in table if (name, width) == (target, size) and head_size <= limit]
+    tiles = table[target, size, min(fitting)]
+    if queries <= 16 < tiles.query:
+        return replace(tiles, query=16, warps=4)
+    return tiles
+
+
+def target_of(device: torch.device) -> str:
+    """Return the target whose tiles suit a device, `cpu` for Triton's interpreter."""
+    assumed = _TARGET.get()
+    if assumed is not None:
+        return assumed
+    if device.type != "cuda":
+        return "cpu"
+    if torch.version.hip is not None:
+        return "gfx942"
+    major, minor = torch.cuda.get_device_capability(device)
+    match major, minor:
+        case (9, _):
+            return "sm_90"
+        case (10 | 11, _):
+            return "sm_100"
+        case (8, 0 | 7):
+            return "sm_80"
+        case _:
+            return "sm_86"
+
+
+@contextmanager
+def assume_target(target: str) -> Iterator[None]:
+    """Choose tiles as for a target while the block runs, whatever the device."""
+    token = _TARGET.set(target)
+    try:
+        yield
+    finally:
+        _TARGET.reset(token)
+
+
+def padded(head_size: int) -> int:
+    """Return the power of two, at least 16, that a head size is padded to."""
+    return max(16, 1 << (head_size - 1).bit_length())
+
+
+def _precision(query: Tensor, precision: str | None) -> str:
+    """Only products of float32 have a choice, and only some targets have TF32."""
+    if query.dtype != torch.float32 or precision is None:
+        return "ieee"
+    return precision
+
+
+def _with_contiguous_rows(tensor: Tensor) -> Tensor:
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def _number(given: Any, device: torch.device) -> Tensor | float | int:
+    if isinstance(given, Tensor):
+        if given.device == device and device.type != "cpu":
+            return given
+        given = given.item()
+    return int(given) if isinstance(given, bool) else given
+
+
+def _extent(table: Tensor) -> int:
+    """Return a bound on offsets of elements from the first one."""
+    return sum((size - 1) * abs(stride) for size, stride in zip(table.shape, table.stride(), strict=True))

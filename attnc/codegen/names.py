@@ -1,0 +1,129 @@
+"""Names in a generated module, and what is said of those that clash."""
+
+from __future__ import annotations
+
+import builtins
+import keyword
+from collections.abc import Iterable, Sequence
+
+from attnc.diagnostics import CompileError, Diagnostic, Label
+from attnc.ir.program import Attention, Tensor, TensorKind
+from attnc.source import Span
+
+IMPORTED = frozenset(
+    {"annotations", "math", "torch", "nn", "Tensor", "Sequence", "triton", "tl"}
+    | {"Interval", "Operation", "Pairs", "Program", "Sizes", "TensorArgument"}
+    | {"floor", "floor_divide", "floor_modulo", "maximum", "minimum", "only", "splitmix", "truncate"}
+)
+"""What a generated module imports."""
+
+CALL_ARGUMENTS = frozenset({"query", "key", "value", "scale", "return_lse", "precision", "rows", "self", "device"})
+"""Arguments that generated functions have already."""
+
+MODULE_ATTRIBUTES = frozenset(
+    {"T_destination", "add_module", "apply", "bfloat16", "buffers", "call_super_init", "children", "compile", "cpu"}
+    | {"cuda", "double", "dump_patches", "eval", "extra_repr", "float", "forward", "get_buffer", "get_extra_state"}
+    | {"get_parameter", "get_submodule", "half", "ipu", "load_state_dict", "modules", "mtia", "named_buffers"}
+    | {"named_children", "named_modules", "named_parameters", "parameters", "register_backward_hook"}
+    | {"register_buffer", "register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"}
+    | {"register_full_backward_pre_hook", "register_load_state_dict_post_hook", "register_load_state_dict_pre_hook"}
+    | {"register_module", "register_parameter", "register_state_dict_post_hook", "register_state_dict_pre_hook"}
+    | {"requires_grad_", "reset_parameters", "set_extra_state", "set_submodule", "share_memory", "state_dict", "to"}
+    | {"to_empty", "train", "training", "type", "xpu", "zero_grad"}
+)
+"""Attributes of `torch.nn.Module`, which a learned tensor cannot replace."""
+
+
+def class_name(name: str) -> str:
+    """Return the CamelCase name of an attention's module: `sliding_window` -> `SlidingWindow`."""
+    return "".join(part[:1].upper() + part[1:] for part in name.split("_") if part)
+
+
+def public_names(name: str) -> tuple[str, ...]:
+    """Return what a module defines for an attention, the class last."""
+    return name, f"{name}_reference", f"{name}_mask", f"{name}_weights", class_name(name)
+
+
+def check_names(attentions: Sequence[Attention], taken: Iterable[str] = ()) -> None:
+    """Raise CompileError, with everything that is wrong, where names cannot stand in one Python module.
+
+    Args:
+        attentions: of one module.
+        taken: further names that the module defines.
+    """
+    problems: list[Diagnostic] = []
+    reserved = IMPORTED | frozenset(taken)
+    owners: dict[str, Attention] = {}
+    for attention in attentions:
+        problems.extend(_attention_problems(attention, reserved))
+        for name in public_names(attention.name):
+            other = owners.setdefault(name, attention)
+            if other is not attention:
+                problems.append(_clash(name, attention, other))
+                break
+        for tensor in attention.tensors:
+            problems.extend(_tensor_problems(tensor))
+    if problems:
+        raise CompileError(*problems)
+
+
+def _attention_problems(attention: Attention, reserved: frozenset[str]) -> list[Diagnostic]:
+    name = attention.name
+    if name.startswith("_"):
+        return [_bad_name(attention, "begins with an underscore, so its function would be private")]
+    own = public_names(name)
+    if own[-1] == name:
+        return [_bad_name(attention, f"is also the name of its module class `{name}`; write it in lower case")]
+    for public in own:
+        if keyword.iskeyword(public):
+            return [_bad_name(attention, f"would define `{public}`, a Python keyword")]
+        if hasattr(builtins, public):
+            return [_bad_name(attention, f"would hide Python's own `{public}`")]
+        if public in reserved:
+            return [_bad_name(attention, f"would hide `{public}`, which generated modules use")]
+    return []
+
+
+def _bad_name(attention: Attention, reason: str) -> Diagnostic:
+    return Diagnostic(
+        "unusable-name",
+        f"attention `{attention.name}` cannot become a Python module: its name {reason}",
+        _labels((attention.span, "")),
+        help="rename it",
+    )
+
+
+def _clash(name: str, attention: Attention, other: Attention) -> Diagnostic:
+    return Diagnostic(
+        "name-clash",
+        f"attentions `{other.name}` and `{attention.name}` would both define `{name}`",
+        _labels((attention.span, ""), (other.span, "the other one")),
+        help="rename one of them, or compile them from two files",
+    )
+
+
+def _tensor_problems(tensor: Tensor) -> list[Diagnostic]:
+    reason = None
+    if keyword.iskeyword(tensor.name):
+        reason = "it is a Python keyword"
+    elif tensor.name in CALL_ARGUMENTS:
+        reason = "generated functions have an argument of that name"
+    elif tensor.name.startswith("_"):
+        reason = "it begins with an underscore"
+    elif tensor.kind is TensorKind.LEARNED and tensor.name in MODULE_ATTRIBUTES:
+        reason = "`torch.nn.Module` has an attribute of that name"
+    if reason is None:
+        return []
+    kind = "an input" if tensor.kind is TensorKind.INPUT else "a learned tensor"
+    return [
+        Diagnostic(
+            "unusable-name",
+            f"`{tensor.name}` cannot be the name of {kind}: {reason}",
+            _labels((tensor.span, "")),
+            help="rename it",
+        )
+    ]
+
+
+def _labels(*places: tuple[Span | None, str]) -> tuple[Label, ...]:
+    return tuple(Label(span, text) for span, text in places if span is not None)

@@ -1,0 +1,162 @@
+"""Plans to the text of a Python module."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+
+import jinja2
+
+from attnc.codegen.expr_torch import printable
+from attnc.codegen.kernel_view import KernelView, kernel_view
+from attnc.codegen.names import check_names, public_names
+from attnc.codegen.runtime_source import RuntimeSource, import_line, read_runtime
+from attnc.codegen.view import AttentionView, attention_view
+from attnc.diagnostics import InternalError
+from attnc.plan.kernel_plan import Plan
+from attnc.resources import templates_directory
+from attnc.source import SourceFile
+
+_FOREIGN = {
+    "math": "import math",
+    "torch": "import torch",
+    "nn": "from torch import nn",
+    "Tensor": "from torch import Tensor",
+    "Sequence": "from collections.abc import Sequence",
+}
+"""Names of other packages that generated code may use, and where they come from."""
+
+_STANDARD = ("collections", "contextlib", "contextvars", "dataclasses", "math", "os", "types", "typing")
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleView:
+    """What the template of a module lays out.
+
+    Attributes:
+        comments: the pattern's text, as comment lines.
+        runtime: source of the runtime where the module stands alone; empty where it is imported.
+    """
+
+    comments: tuple[str, ...]
+    title: str
+    imports: tuple[str, ...]
+    exports: tuple[str, ...]
+    runtime: str
+    attentions: tuple[tuple[AttentionView, KernelView], ...]
+
+
+def render_module(plans: Sequence[Plan], *, source: SourceFile | None = None, standalone: bool = False) -> str:
+    """Write the Python module of one pattern file.
+
+    The text depends on the arguments and the version of attnc alone.
+
+    Args:
+        plans: at least one; each becomes a function with its companions and a class.
+        source: the pattern, shown at the top; by default the file that the first attention comes from.
+        standalone: put the runtime's source into the module, which then imports torch (and triton) alone.
+
+    Raises:
+        CompileError: names that cannot stand together in one Python module.
+    """
+    attentions = [plan.attention for plan in plans]
+    runtime = read_runtime()
+    check_names(attentions, runtime.names if standalone else ())
+    span = attentions[0].span
+    shown = source or (span.source if span is not None else SourceFile("<pattern>", ""))
+    seed = f"{metadata.version('attnc')} {'standalone' if standalone else 'module'}\n{shown.text}"
+    pairs = tuple((attention_view(plan, seed), kernel_view(plan)) for plan in plans)
+    exports = tuple(name for attention in attentions for name in public_names(attention.name))
+    draft = ModuleView(_pattern_comments(shown), _title(shown), (), exports, "", pairs)
+    body = _environment().get_template("module.py.jinja").render(module=draft)
+    used = _used_names(body)
+    imports = _imports(used, runtime, standalone)
+    text = runtime.text if standalone else ""
+    view = ModuleView(draft.comments, draft.title, imports, exports, text, pairs)
+    return _environment().get_template("module.py.jinja").render(module=view)
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(templates_directory()),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+
+
+def _title(source: SourceFile) -> str:
+    return f"Attention compiled by attnc {metadata.version('attnc')} from {printable(source.name)}."
+
+
+def _pattern_comments(source: SourceFile) -> tuple[str, ...]:
+    """Return the pattern as comments; characters that could end a comment or confuse a reader are escaped."""
+    lines = []
+    for line in source.text.replace("\r\n", "\n").rstrip("\n").split("\n"):
+        shown = "".join(c if c.isprintable() or c == "\t" else c.encode("unicode_escape").decode() for c in line)
+        lines.append(f"#     {shown.expandtabs(4)}".rstrip())
+    return (f"# {printable(source.name)}", "#", *lines)
+
+
+def _used_names(body: str) -> frozenset[str]:
+    try:
+        tree = ast.parse(body)
+    except SyntaxError as error:
+        raise InternalError(f"generated code is not Python: {error}") from error
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    defined = [name for node in tree.body for name in _defined(node)]
+    repeated = sorted({name for name in defined if defined.count(name) > 1})
+    if repeated:
+        raise InternalError(f"generated code defines {', '.join(repeated)} twice")
+    return frozenset(names - set(defined))
+
+
+def _defined(node: ast.stmt) -> list[str]:
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return [node.name]
+    if isinstance(node, ast.Assign):
+        return [target.id for target in node.targets if isinstance(target, ast.Name)]
+    return []
+
+
+def _imports(used: frozenset[str], runtime: RuntimeSource, standalone: bool) -> tuple[str, ...]:
+    """Return import lines in the usual three groups."""
+    wanted = {line for name, line in _FOREIGN.items() if name in used}
+    groups: tuple[list[str], list[str], list[str]] = ([], [], [])
+    if standalone:
+        wanted |= set(runtime.imports)
+    else:
+        groups[2].extend(_runtime_imports(used, runtime.owners))
+    for line in _merge_imports(wanted):
+        module = line.split()[1].split(".")[0]
+        groups[0 if module in _STANDARD else 1].append(line)
+    lines: list[str] = []
+    for group in groups:
+        if group and lines:
+            lines.append("")
+        lines.extend(group)
+    return tuple(lines)
+
+
+def _runtime_imports(used: frozenset[str], owners: Mapping[str, str]) -> list[str]:
+    by_module: dict[str, list[str]] = {}
+    for name in sorted(used & owners.keys()):
+        by_module.setdefault(owners[name], []).append(name)
+    return [line for module in sorted(by_module) for line in import_line(module, by_module[module])]
+
+
+def _merge_imports(lines: set[str]) -> list[str]:
+    plain = sorted(line for line in lines if line.startswith("import "))
+    by_module: dict[str, set[str]] = {}
+    for line in lines:
+        if line.startswith("from "):
+            module, _, names = line.removeprefix("from ").partition(" import ")
+            by_module.setdefault(module, set()).update(names.split(", "))
+    merged = [line for module in sorted(by_module) for line in import_line(module, sorted(by_module[module]))]
+    return [*plain, *merged]

@@ -1,0 +1,319 @@
+"""A plan as the text and flags that the module's template lays out: everything is decided here."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+
+from attnc.algebra.key_intervals import Coverage
+from attnc.codegen.expr_torch import length_text, printable, quoted, torch_body
+from attnc.codegen.layout import Bracket, call, lay_out, sequence
+from attnc.codegen.names import class_name
+from attnc.codegen.period import shift_period
+from attnc.ir.nodes import (
+    TRUE,
+    Binary,
+    BinaryOp,
+    Const,
+    Expr,
+    Score,
+    Size,
+    SizeName,
+    Unary,
+    UnaryOp,
+)
+from attnc.ir.program import Attention, NormalizeKind, Tensor, TensorKind
+from attnc.ir.show import show
+from attnc.ir.types import Type
+from attnc.ir.walk import tables, walk
+from attnc.plan.kernel_plan import Form, Plan
+
+HELPERS = ("floor", "floor_divide", "floor_modulo", "maximum", "minimum", "only", "splitmix", "truncate")
+"""Functions of `runtime.pairs` that expressions may call."""
+
+
+@dataclass(frozen=True, slots=True)
+class FormulaView:
+    """A function of the generated module: `def name(parameters) -> Tensor:` and its body, indented."""
+
+    name: str
+    parameters: str
+    body: str
+
+
+@dataclass(frozen=True, slots=True)
+class ArgumentView:
+    """An input or learned tensor as an argument of the module's functions.
+
+    Attributes:
+        hint: its type hint.
+        about: what the docstring says of it.
+        in_mask: whether the mask or the alignment reads it.
+    """
+
+    name: str
+    hint: str
+    about: str
+    learned: bool
+    in_mask: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionView:
+    """One attention of a module.
+
+    Attributes:
+        title: one line for docstrings.
+        sizes: those of `H` and `D` that the constructor of the class takes.
+        has_lse: whether the log-sum-exp is defined.
+        program: lines that build the runtime's description of it.
+    """
+
+    name: str
+    class_name: str
+    title: str
+    arguments: tuple[ArgumentView, ...]
+    sizes: tuple[str, ...]
+    has_lse: bool
+    formulas: tuple[FormulaView, ...]
+    program: str
+    helpers: tuple[str, ...]
+    uses_math: bool
+
+    @property
+    def representation(self) -> str:
+        """Source of the string that `extra_repr` returns where the class has sizes."""
+        return f'f"{", ".join(f"{size}={{self.{size}}}" for size in self.sizes)}"'
+
+    @property
+    def inputs(self) -> tuple[ArgumentView, ...]:
+        """Arguments that the caller gives to the class's `forward`."""
+        return tuple(argument for argument in self.arguments if not argument.learned)
+
+    @property
+    def learned(self) -> tuple[ArgumentView, ...]:
+        """Parameters of the class."""
+        return tuple(argument for argument in self.arguments if argument.learned)
+
+
+def attention_view(plan: Plan, seed: str) -> AttentionView:
+    """Decide how one attention is written.
+
+    Args:
+        plan: of the attention.
+        seed: whatever the module's text depends on besides the plan; part of the program's key.
+    """
+    attention = plan.attention
+    formulas = _Formulas(attention.name)
+    fields = _program_fields(plan, formulas)
+    written = tuple(formulas.written)
+    text = "\n".join(formula.body for formula in written)
+    key = hashlib.sha256("\0".join([seed, repr(plan), repr(fields), text]).encode()).hexdigest()[:32]
+    program = call("Program", ("name", quoted(attention.name)), ("key", quoted(key)), *fields)
+    learned_sizes = {
+        node.name for tensor in attention.learned for dim in tensor.dims if dim is not None for node in walk(dim)
+        if isinstance(node, Size)
+    }  # fmt: skip
+    return AttentionView(
+        name=attention.name,
+        class_name=class_name(attention.name),
+        title=_title(attention),
+        arguments=tuple(_argument(attention, tensor) for tensor in attention.tensors),
+        sizes=tuple(name.value for name in (SizeName.HEADS, SizeName.HEAD_SIZE) if name in learned_sizes),
+        has_lse=attention.normalize.kind is NormalizeKind.SOFTMAX,
+        formulas=written,
+        program="\n".join(lay_out(f"_{attention.name}_program = ", program)),
+        helpers=tuple(name for name in HELPERS if re.search(rf"\b{name}\(", text)),
+        uses_math="math." in text,
+    )
+
+
+@dataclass(slots=True)
+class _Formulas:
+    """Writes expressions as functions and hands their names out; equal ones are written once."""
+
+    attention: str
+    written: list[FormulaView]
+    names: dict[tuple[Expr, bool], str]
+
+    def __init__(self, attention: str) -> None:
+        self.attention = attention
+        self.written = []
+        self.names = {}
+
+    def name(self, what: str, expr: Expr, *, of_score: bool = False) -> str:
+        found = self.names.get((expr, of_score))
+        if found is not None:
+            return found
+        name = f"_{self.attention}_{what}"
+        parameters = "at: Pairs, s: Tensor" if of_score else "at: Pairs"
+        self.written.append(FormulaView(name, parameters, torch_body(expr).indented()))
+        self.names[expr, of_score] = name
+        return name
+
+
+Field = tuple[str, str | Bracket]
+
+
+def _program_fields(plan: Plan, formulas: _Formulas) -> list[Field]:
+    attention = plan.attention
+    normalize = attention.normalize
+    fields: list[Field] = [
+        ("tensors", sequence([_tensor_argument(tensor, formulas) for tensor in attention.tensors])),
+        ("normalize", quoted(normalize.kind.value)),
+        ("shift", formulas.name("shift", attention.align.shift)),
+    ]
+    if attention.mask != TRUE:
+        fields.append(("mask", formulas.name("mask", attention.mask)))
+        fields.append(("period", str(shift_period(attention.mask))))
+    fields.extend(_score_fields(plan, formulas))
+    optional = {
+        "scale": attention.scale,
+        "weight": attention.weight,
+        "sink": normalize.sink,
+        "sigmoid_bias": normalize.bias,
+        "dropped": plan.scoring.dropped,
+    }
+    fields.extend((name, formulas.name(name, expr)) for name, expr in optional.items() if expr is not None)
+    if normalize.power is not None and normalize.power.value != 1:
+        fields.append(("power", repr(float(normalize.power.value))))
+    fields.extend(_interval_fields(plan, formulas))
+    read = [expr for expr in (plan.scoring.score, attention.weight, normalize.bias) if expr is not None]
+    floats = _float_tables(attention, read)
+    if floats:
+        fields.append(("pair_tables", sequence([quoted(name) for name in floats])))
+    sweep = plan.passes[0]
+    if sweep.form is Form.LIBRARY and sweep.library is not None:
+        fields.append(("library", quoted(sweep.library.value)))
+    fields.append(("launch", f"_{attention.name}_launch"))
+    return fields
+
+
+def _score_fields(plan: Plan, formulas: _Formulas) -> list[Field]:
+    score = plan.scoring.score
+    if score == Score():
+        return []
+    fields: list[Field] = [("score", formulas.name("score", score, of_score=True))]
+    split = split_linear(score)
+    if split is None:
+        return [*fields, ("linear", "False")]
+    factor, bias = split
+    if factor != 1.0:
+        fields.append(("factor", repr(factor)))
+    if bias is not None:
+        fields.append(("bias", formulas.name("bias", bias)))
+        fields.append(("bias_period", str(shift_period(bias))))
+    return fields
+
+
+def split_linear(score: Expr) -> tuple[float, Expr | None] | None:
+    """Return `(a, b)` where the score is `a * s + b` with a constant `a` and a `b` free of `s`; None if it is not."""
+    match score:
+        case Score():
+            return 1.0, None
+        case Unary(op=UnaryOp.NEG, operand=operand):
+            return _times(split_linear(operand), -1.0)
+        case Binary(op=BinaryOp.ADD | BinaryOp.SUB as op, left=left, right=right):
+            sign = 1.0 if op is BinaryOp.ADD else -1.0
+            if not _uses_score(right):
+                inner = split_linear(left)
+                return None if inner is None else (inner[0], _add(inner[1], right, op))
+            if not _uses_score(left):
+                inner = _times(split_linear(right), sign)
+                return (
+                    None
+                    if inner is None
+                    else (inner[0], left if inner[1] is None else _add(left, inner[1], BinaryOp.ADD))
+                )
+            return None
+        case Binary(op=BinaryOp.MUL, left=Const(value=value), right=right):
+            return _times(split_linear(right), float(value))
+        case Binary(op=BinaryOp.MUL, left=left, right=Const(value=value)):
+            return _times(split_linear(left), float(value))
+        case Binary(op=BinaryOp.DIV, left=left, right=Const(value=value)) if value != 0:
+            return _times(split_linear(left), 1.0 / float(value))
+        case _:
+            return None
+
+
+def _times(split: tuple[float, Expr | None] | None, factor: float) -> tuple[float, Expr | None] | None:
+    if split is None:
+        return None
+    inner, bias = split
+    if bias is None or factor == 1.0:
+        return inner * factor, bias
+    return inner * factor, Binary(BinaryOp.MUL, Const(factor, Type.FLOAT), bias, Type.FLOAT)
+
+
+def _add(left: Expr | None, right: Expr, op: BinaryOp) -> Expr:
+    if left is None:
+        return right if op is BinaryOp.ADD else Unary(UnaryOp.NEG, right, Type.FLOAT)
+    return Binary(op, left, right, Type.FLOAT)
+
+
+def _uses_score(expr: Expr) -> bool:
+    return any(isinstance(node, Score) for node in walk(expr))
+
+
+def _interval_fields(plan: Plan, formulas: _Formulas) -> list[Field]:
+    tiles = plan.passes[0].tiles
+    intervals = []
+    read: list[Expr] = [plan.attention.align.shift]
+    for number, interval in enumerate(tiles.intervals):
+        read.extend([interval.start, interval.stop])
+        fields: list[Field] = [
+            ("start", formulas.name(f"start_{number}", interval.start)),
+            ("stop", formulas.name(f"stop_{number}", interval.stop)),
+        ]
+        if interval.coverage is Coverage.FULL:
+            fields.append(("full", "True"))
+        elif interval.residual != TRUE:
+            fields.append(("residual", formulas.name(f"residual_{number}", interval.residual)))
+            fields.append(("period", str(shift_period(interval.residual))))
+        intervals.append(call("Interval", *fields))
+    result: list[Field] = [("intervals", sequence(intervals)), ("query_tile", str(tiles.query_tile))]
+    names = tuple(dict.fromkeys(name for expr in read for name in tables(expr)))
+    if names:
+        result.append(("bound_tables", sequence([quoted(name) for name in names])))
+    return result
+
+
+def _float_tables(attention: Attention, read: list[Expr]) -> tuple[str, ...]:
+    names = dict.fromkeys(name for expr in read for name in tables(expr))
+    return tuple(name for name in names if attention.tensor(name).type is Type.FLOAT)
+
+
+def _tensor_argument(tensor: Tensor, formulas: _Formulas) -> Bracket:
+    fields: list[Field] = [("name", quoted(tensor.name)), ("type", quoted(tensor.type.value))]
+    if tensor.dims:
+        fields.append(
+            ("dims", sequence(["None" if dim is None else f"lambda size: {length_text(dim)}" for dim in tensor.dims]))
+        )
+        fields.append(("labels", sequence([quoted("?" if dim is None else show(dim)) for dim in tensor.dims])))
+        fields.append(("broadcast", sequence([str(_broadcasts(dim)) for dim in tensor.dims])))
+    if tensor.initial is not None:
+        fields.append(("initial", formulas.name(f"initial_{tensor.name}", tensor.initial)))
+    return call("TensorArgument", *fields)
+
+
+def _broadcasts(dim: Expr | None) -> bool:
+    return isinstance(dim, Size) and dim.name in (SizeName.BATCH, SizeName.HEADS)
+
+
+def _argument(attention: Attention, tensor: Tensor) -> ArgumentView:
+    python = {Type.BOOL: "bool", Type.INT: "int", Type.FLOAT: "float"}[tensor.type]
+    learned = tensor.kind is TensorKind.LEARNED
+    shape = ", ".join("?" if dim is None else show(dim) for dim in tensor.dims)
+    about = f"{python} tensor ({shape}{',' if len(tensor.dims) == 1 else ''})" if tensor.dims else f"{python} scalar"
+    notes = [
+        note for note, holds in (("learned", learned), ("sorted along its last dimension", tensor.sorted)) if holds
+    ]
+    in_mask = tensor.name in {*tables(attention.mask), *tables(attention.align.shift)}
+    hint = "Tensor" if tensor.dims or learned else f"{python} | Tensor"
+    return ArgumentView(tensor.name, hint, printable(", ".join([about, *notes])), learned, in_mask)
+
+
+def _title(attention: Attention) -> str:
+    given = ", ".join(f"{name} = {show(value)}" for name, value in attention.params)
+    return printable(f"`{attention.name}`" + (f" with {given}" if given else ""))

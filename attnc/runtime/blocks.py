@@ -1,0 +1,122 @@
+"""From dot products to weights on a block of pairs, for every normaliser. Layout: `[B, G, S, g, R, W]`.
+
+`B` batch entries, `G` key heads, `S` blocks, `g` query heads per key head, `R` rows and `W` keys of each block.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from attnc.runtime.pairs import Pairs, Sizes, Tape
+from attnc.runtime.program import Program
+
+
+@contextmanager
+def recording() -> Iterator[None]:
+    """Record operations for `torch.autograd.grad` inside an operator, where autograd is switched off."""
+    excluded = torch._C._dispatch_tls_local_exclude_set()
+    for key in (
+        torch._C.DispatchKey.AutogradCPU,
+        torch._C.DispatchKey.AutogradOther,
+        torch._C.DispatchKey.ADInplaceOrView,
+    ):
+        excluded = excluded.remove(key)
+    included = torch._C._dispatch_tls_local_include_set()
+    with torch._C._ForceDispatchKeyGuard(included, excluded), torch.enable_grad():
+        yield
+
+
+def common_shape(*shapes: Sequence[int]) -> torch.Size:
+    """Return the shape that all shapes broadcast to."""
+    return torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return what tensors of a dtype are computed in: float32 at least."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
+
+
+def bind_tables(program: Program, inputs: Sequence[Tensor], sizes: Sizes) -> dict[str, Tensor]:
+    """Return the pattern's tensors by name, dimensions of length 1 that broadcast expanded."""
+    tables = {}
+    for argument, tensor in zip(program.tensors, inputs, strict=True):
+        lengths = [
+            size if length is None else length(sizes) for size, length in zip(tensor.shape, argument.dims, strict=True)
+        ]
+        tables[argument.name] = tensor.expand(lengths)
+    return tables
+
+
+def head_pairs(
+    program: Program, sizes: Sizes, tables: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device
+) -> Pairs:
+    """Return the coordinates `b` and `h` (and `shift`) of all heads; rows and keys are still missing."""
+    at = Pairs(sizes, tables, dtype, device)
+    at.b = torch.arange(sizes.B, device=device).view(-1, 1, 1, 1, 1, 1)
+    at.h = torch.arange(sizes.H, device=device).view(1, sizes.kv_heads, 1, sizes.g, 1, 1)
+    at.shift = program.shift(at)
+    return at
+
+
+def block_pairs(heads: Pairs, rows: Tensor, keys: Tensor | None) -> Pairs:
+    """Return the coordinates of blocks.
+
+    Args:
+        heads: of `head_pairs`.
+        rows: `[S, R]` rows of the query tensor.
+        keys: `[S, W]` key positions, with `S` or 1 blocks; None for what depends on the query alone.
+    """
+    at = Pairs(heads.sizes, heads.tables, heads.dtype, heads.device, b=heads.b, h=heads.h, shift=heads.shift)
+    assert heads.shift is not None
+    at.r = rows.view(1, 1, rows.shape[0], 1, rows.shape[1], 1)
+    at.i = at.r + heads.shift
+    if keys is not None:
+        at.j = keys.view(1, 1, keys.shape[0], 1, 1, keys.shape[1])
+    return at
+
+
+def with_tape(at: Pairs, allowed: Tensor | None, wanted: frozenset[str]) -> Pairs:
+    """Return the same coordinates, recording reads, with masked pairs invisible to gradients."""
+    return Pairs(
+        at.sizes, at.tables, at.dtype, at.device, b=at.b, h=at.h, i=at.i, j=at.j, r=at.r, shift=at.shift,
+        allowed=allowed, tape=Tape(wanted),
+    )  # fmt: skip
+
+
+def row_scale(program: Program, at: Pairs, scale: float | None) -> Tensor | float:
+    """Return the factor on the dot product: the call's, the pattern's or `1 / sqrt(D)`."""
+    if scale is not None:
+        return float(scale)
+    return 1.0 / math.sqrt(at.sizes.D) if program.scale is None else program.scale(at)
+
+
+def score_pairs(program: Program, at: Pairs, dots: Tensor) -> Tensor:
+    """Return the score of each pair, the sigmoid's bias included."""
+    scores = dots if program.score is None else program.score(at, dots)
+    return scores if program.sigmoid_bias is None else scores + program.sigmoid_bias(at)
+
+
+def weigh_pairs(program: Program, at: Pairs, dots: Tensor, peak: Tensor | None) -> Tensor:
+    """Return the unnormalised weights of a block; what masked pairs get does not matter.
+
+    `peak` is, under softmax only, what is subtracted from the scores of each row.
+    """
+    scores = score_pairs(program, at, dots)
+    match program.normalize:
+        case "softmax":
+            assert peak is not None
+            weights = torch.exp(scores - peak)
+        case "sigmoid":
+            weights = torch.sigmoid(scores)
+        case "relu":
+            positive = ~(scores <= 0)
+            inner = torch.where(positive, scores, 1.0)
+            weights = torch.where(positive, inner if program.power == 1 else inner**program.power, 0.0)
+        case _:
+            weights = scores
+    return weights if program.weight is None else weights * program.weight(at)

@@ -1,0 +1,190 @@
+"""The arguments of a call, before anything is computed: a wrong one is named, with what it is and what it should be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from attnc.runtime.pairs import Sizes
+from attnc.runtime.program import Program, TensorArgument
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+PRECISIONS = (None, "ieee", "tf32")
+LONGEST_SEQUENCE = 2**30
+"""Positions stay below this, so that kernels may compute them in 32 bits."""
+
+
+def check_call(
+    program: Program,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float | None,
+    return_lse: bool,
+    precision: str | None,
+) -> Sizes:
+    """Check everything but the pattern's own tensors.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: a tensor of the wrong shape, dtype or device, or an option that the pattern does not have.
+    """
+    sizes = check_query_key(query, key)
+    _check_tensor("value", value, "(B, G, M, E)")
+    if value.dtype != query.dtype:
+        raise ValueError(f"value is {_dtype(value)}, but query is {_dtype(query)}: they must agree")
+    _check_device("value", value, query)
+    if value.shape[:3] != key.shape[:3]:
+        raise ValueError(
+            f"value has shape {_shape(value)}, expected ({key.shape[0]}, {key.shape[1]}, {key.shape[2]}, E): "
+            f"batch, heads and length of key, which has shape {_shape(key)}"
+        )
+    if value.shape[3] == 0:
+        raise ValueError(f"value has shape {_shape(value)}, expected a head size of at least 1")
+    check_scale(scale)
+    if not isinstance(return_lse, bool):
+        raise TypeError(f"return_lse is {_kind(return_lse)}, expected a bool")
+    if return_lse and not program.has_lse:
+        raise ValueError(f"return_lse: `normalize {program.normalize}` has no log-sum-exp, only softmax has one")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}, expected 'ieee', 'tf32' or None")
+    return Sizes(B=sizes.B, H=sizes.H, N=sizes.N, M=sizes.M, D=sizes.D, g=sizes.g, value_size=value.shape[3])
+
+
+def check_query_key(query: Tensor, key: Tensor) -> Sizes:
+    """Check query and key and return the sizes; the value's head size is taken to be theirs."""
+    _check_tensor("query", query, "(B, H, N, D)")
+    _check_tensor("key", key, "(B, G, M, D)")
+    if query.dtype not in FLOATS:
+        raise ValueError(f"query is {_dtype(query)}, expected float16, bfloat16, float32 or float64")
+    if key.dtype != query.dtype:
+        raise ValueError(f"key is {_dtype(key)}, but query is {_dtype(query)}: they must agree")
+    _check_device("key", key, query)
+    batch, heads, queries, head_size = query.shape
+    for name, tensor in (("query", query), ("key", key)):
+        for axis, what in enumerate(("a batch", "heads", "a length", "a head size")):
+            if tensor.shape[axis] == 0:
+                raise ValueError(
+                    f"{name} has shape {_shape(tensor)}, expected {what} of at least 1 in dimension {axis}"
+                )
+    if key.shape[0] != batch:
+        raise ValueError(f"key has batch size {key.shape[0]}, expected {batch} as query has")
+    if heads % key.shape[1]:
+        raise ValueError(f"key has {key.shape[1]} heads, expected a divisor of the {heads} heads of query")
+    if key.shape[3] != head_size:
+        raise ValueError(f"key has head size {key.shape[3]}, expected {head_size} as query has")
+    for name, length in (("query", queries), ("key", key.shape[2])):
+        if length >= LONGEST_SEQUENCE:
+            raise ValueError(f"{name} has length {length}, expected less than 2**30")
+    return Sizes(
+        B=batch, H=heads, N=queries, M=key.shape[2], D=head_size, g=heads // key.shape[1], value_size=head_size
+    )
+
+
+def check_scale(scale: float | None) -> None:
+    """Check the factor on the dot product."""
+    if scale is not None and (isinstance(scale, bool) or not isinstance(scale, int | float)):
+        raise TypeError(f"scale is {_kind(scale)}, expected a number or None")
+
+
+def check_inputs(
+    program: Program, given: Mapping[str, object], sizes: Sizes, device: torch.device, dtype: torch.dtype
+) -> list[Tensor]:
+    """Check the pattern's own tensors and return them in order, scalars as 0-d tensors.
+
+    Args:
+        program: what they belong to.
+        given: by name; names that are missing are errors.
+        sizes: of the call.
+        device: where tensors with dimensions must be.
+        dtype: of floats that are given as Python numbers.
+    """
+    return [_check_input(argument, given[argument.name], sizes, device, dtype) for argument in program.tensors]
+
+
+def _check_input(
+    argument: TensorArgument, given: object, sizes: Sizes, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    name = argument.name
+    if not isinstance(given, Tensor):
+        if argument.dims:
+            raise TypeError(f"{name} is {_kind(given)}, expected a tensor {_expected(argument, sizes)}")
+        return _check_number(argument, given, dtype)
+    if not _fits(argument.type, given.dtype):
+        raise ValueError(f"{name} is {_dtype(given)}, expected {_dtypes(argument.type)}")
+    if argument.dims and given.device != device:
+        raise ValueError(f"{name} is on {given.device}, but query is on {device}: they must agree")
+    if given.dim() != len(argument.dims):
+        raise ValueError(f"{name} has shape {_shape(given)}, expected {_expected(argument, sizes)}")
+    for axis, length in enumerate(argument.dims):
+        if length is None:
+            continue
+        wanted, got = length(sizes), given.shape[axis]
+        if got != wanted and not (argument.broadcast[axis] and got == 1):
+            raise ValueError(f"{name} has shape {_shape(given)}, expected {_expected(argument, sizes)}")
+    return given
+
+
+def _check_number(argument: TensorArgument, given: object, dtype: torch.dtype) -> Tensor:
+    if argument.type == "bool" and isinstance(given, bool):
+        return torch.tensor(given)
+    if isinstance(given, bool) or argument.type == "bool":
+        pass
+    elif argument.type == "int" and isinstance(given, int):
+        if not -(2**63) <= given < 2**63:
+            raise ValueError(f"{argument.name} is {given}, expected an integer of 64 bits")
+        return torch.tensor(given, dtype=torch.int64)
+    elif argument.type == "float" and isinstance(given, int | float):
+        return torch.tensor(float(given), dtype=torch.float64 if dtype is torch.float64 else torch.float32)
+    wanted = {"bool": "a bool", "int": "an int", "float": "a number"}[argument.type]
+    raise TypeError(f"{argument.name} is {_kind(given)}, expected {wanted} or a 0-d tensor")
+
+
+def _check_tensor(name: str, tensor: object, layout: str) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} is {_kind(tensor)}, expected a tensor {layout}")
+    if tensor.dim() != 4:
+        raise ValueError(f"{name} has shape {_shape(tensor)}, expected 4 dimensions {layout}")
+    if tensor.layout is not torch.strided:
+        raise ValueError(f"{name} is a {tensor.layout} tensor, expected a dense one")
+
+
+def _check_device(name: str, tensor: Tensor, query: Tensor) -> None:
+    if tensor.device != query.device:
+        raise ValueError(f"{name} is on {tensor.device}, but query is on {query.device}: they must agree")
+
+
+def _fits(type_: str, dtype: torch.dtype) -> bool:
+    if type_ == "bool":
+        return dtype is torch.bool
+    return dtype in (INTEGERS if type_ == "int" else FLOATS)
+
+
+def _dtypes(type_: str) -> str:
+    return {"bool": "bool", "int": "an integer dtype", "float": "float16, bfloat16, float32 or float64"}[type_]
+
+
+def _expected(argument: TensorArgument, sizes: Sizes) -> str:
+    if not argument.dims:
+        return "() (a scalar)"
+    lengths = ", ".join("any" if length is None else str(length(sizes)) for length in argument.dims)
+    comma = "," if len(argument.dims) == 1 else ""
+    return f"({lengths}{comma}), which is [{', '.join(argument.labels)}]"
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(tuple(tensor.shape))
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _kind(given: object) -> str:
+    if given is None:
+        return "None"
+    name = type(given).__name__
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"

@@ -1,0 +1,182 @@
+"""The CPU program: touched tiles only, few large calls, memory linear in the lengths, gradients by recomputation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from attnc.runtime.blocks import block_pairs, recording, row_scale, with_tape
+from attnc.runtime.cpu_flash import flash_backward, flash_forward, suits_flash
+from attnc.runtime.cpu_tiles import Backward, Gradients, Rows, accumulate, tiled_backward, tiled_forward
+from attnc.runtime.pairs import Pairs
+from attnc.runtime.parts import Call, make_call, row_values, tables_of
+from attnc.runtime.program import Formula, Program
+
+
+def cpu_forward(
+    program: Program, query: Tensor, key: Tensor, value: Tensor, inputs: Sequence[Tensor], scale: float | None
+) -> tuple[Tensor, Tensor]:
+    """Compute checked arguments.
+
+    Returns:
+        The output `[B, H, N, E]` in the query's dtype, and under softmax the log-sum-exp `[B, H, N]`, without the terms
+        that were `dropped`; otherwise an empty tensor.
+    """
+    call = make_call(program, query, key, value, inputs, scale)
+    out, rows = _sums(call)
+    if program.normalize in ("softmax", "rows"):
+        alive = rows.total != 0
+        out = torch.where(alive.unsqueeze(-1), out / torch.where(alive, rows.total, 1.0).unsqueeze(-1), 0.0)
+    result = out.flatten(1, 2).to(query.dtype).contiguous()
+    return result, log_sum_exp(rows).flatten(1, 2) if program.has_lse else result.new_empty((0,))
+
+
+def _sums(call: Call) -> tuple[Tensor, Rows]:
+    """Return the output before its division, and each row's peak and total with the sink."""
+    if suits_flash(call):
+        out, lse = flash_forward(call)
+        if bool(torch.isfinite(out.sum())):
+            rows = Rows(lse, torch.where(lse == -torch.inf, 0.0, torch.ones_like(lse)))
+            return _with_sink(call, out, rows)
+    out, rows = tiled_forward(call, careful=False)
+    if not bool(torch.isfinite(out.sum())):
+        # NaN or infinities somewhere: again, keeping those of masked pairs away from rows that may not see them
+        out, rows = tiled_forward(call, careful=True)
+    return _with_sink(call, out, rows)
+
+
+def _with_sink(call: Call, out: Tensor, rows: Rows) -> tuple[Tensor, Rows]:
+    if call.program.sink is None:
+        return out, rows
+    sink = row_values(call, call.program.sink(_all_rows(call)))
+    peak = torch.maximum(rows.peak, sink)
+    base = torch.where(peak == -torch.inf, 0.0, peak)
+    fade = torch.where(rows.peak == -torch.inf, 0.0, torch.exp(rows.peak - base))
+    return out * fade.unsqueeze(-1), Rows(peak, rows.total * fade + torch.exp(sink - base))
+
+
+def log_sum_exp(rows: Rows) -> Tensor:
+    """Return the logarithm of each row's denominator."""
+    alive = rows.total != 0
+    return torch.where(alive, rows.peak + torch.log(torch.where(alive, rows.total, 1.0)), -torch.inf)
+
+
+def _all_rows(call: Call) -> Pairs:
+    return block_pairs(call.heads, torch.arange(call.sizes.N).view(1, -1), None)
+
+
+def cpu_backward(
+    program: Program,
+    grads: tuple[Tensor, Tensor | None],
+    tensors: tuple[Tensor, Tensor, Tensor, Sequence[Tensor]],
+    results: tuple[Tensor, Tensor],
+    scale: float | None,
+    wanted: Sequence[bool],
+) -> list[Tensor]:
+    """Compute the gradients of query, key, value and of those inputs that are `wanted`, in order.
+
+    Args:
+        program: of the forward pass.
+        grads: of the output, and of the log-sum-exp if it was used.
+        tensors: query, key, value, inputs.
+        results: output and log-sum-exp of the forward pass.
+        scale: of the call.
+        wanted: one entry for each input.
+    """
+    query, key, value, inputs = tensors
+    call = make_call(program, query, key, value, inputs, scale)
+    names = [argument.name for argument, want in zip(program.tensors, wanted, strict=True) if want]
+    tables = {name: torch.zeros(tables_of(call)[name].shape, dtype=torch.float64) for name in names}
+    groups = call.key.shape[1]
+
+    def by_group(tensor: Tensor) -> Tensor:
+        return torch.unflatten(tensor.detach().to(call.query.dtype), 1, (groups, call.sizes.g))
+
+    grad_out, out = by_group(grads[0]).contiguous(), by_group(results[0])
+    grad_lse = None if grads[1] is None or not program.has_lse else by_group(grads[1])
+    sums = Gradients(torch.zeros_like(call.query), torch.zeros_like(call.key), torch.zeros_like(call.value), tables)
+    rows = _backward_rows(call, by_group(results[1]) if program.has_lse else None)
+    sums = _pair_gradients(call, sums, (grad_out, out, grad_lse), rows)
+    factor = _row_gradients(call, sums, (grad_out, out, grad_lse), rows)
+    found = [(sums.query * factor).flatten(1, 2), sums.key, sums.value]
+    results_of = [tensor.to(like.dtype) for tensor, like in zip(found, (query, key, value), strict=True)]
+    for argument, tensor in zip(program.tensors, inputs, strict=True):
+        if argument.name in tables:
+            results_of.append(tables[argument.name].sum_to_size(tensor.shape).to(tensor.dtype))
+    return results_of
+
+
+def _backward_rows(call: Call, lse: Tensor | None) -> Rows:
+    """Return peak and total of each row: from the log-sum-exp where it holds all, else by another sweep."""
+    program = call.program
+    if lse is not None and program.weight is None:
+        return Rows(torch.where(lse == -torch.inf, 0.0, lse), torch.where(lse == -torch.inf, 0.0, torch.ones_like(lse)))
+    if program.normalize in ("softmax", "rows"):
+        out, rows = tiled_forward(call, careful=False, with_output=False)
+        return _with_sink(call, out, rows)[1]
+    ones = call.query.new_ones(call.query.shape[:-1])
+    return Rows(torch.zeros_like(ones), ones)
+
+
+def _pair_gradients(call: Call, sums: Gradients, given: tuple[Tensor, Tensor, Tensor | None], rows: Rows) -> Gradients:
+    program = call.program
+    grad_out, out, grad_lse = given
+    alive = rows.total != 0
+    in_pairs = set(program.pair_tables) & set(sums.tables)
+    if suits_flash(call) and not in_pairs:
+        lse = torch.where(alive, rows.peak, -torch.inf)
+        query, key, value = flash_backward(call, grad_out, grad_lse, out, lse)
+        if all(bool(torch.isfinite(tensor.sum())) for tensor in (query, key, value)):
+            return Gradients(query, key, value, sums.tables)
+    divided = program.normalize in ("softmax", "rows")
+    delta = _delta(given) if divided else None
+    backward = Backward(grad_out, delta, rows, None if bool(alive.all()) or not divided else alive)
+    tiled_backward(call, backward, sums, careful=False)
+    if not all(bool(torch.isfinite(tensor.sum())) for tensor in (sums.query, sums.key, sums.value)):
+        for tensor in (sums.query, sums.key, sums.value, *sums.tables.values()):
+            tensor.zero_()
+        tiled_backward(call, backward, sums, careful=True)
+    return sums
+
+
+def _delta(given: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
+    grad_out, out, grad_lse = given
+    delta = (grad_out * out).sum(-1)
+    return delta if grad_lse is None else delta - grad_lse
+
+
+def _row_gradients(
+    call: Call, sums: Gradients, given: tuple[Tensor, Tensor, Tensor | None], rows: Rows
+) -> Tensor | float:
+    """Add the gradients of `scale` and the sink to those of the tables; return the factor on the dot product."""
+    program = call.program
+    alive = rows.total != 0
+    if program.sink is not None:
+        sink = row_values(call, program.sink(_all_rows(call)))
+        share = torch.exp(sink - rows.peak) / torch.where(alive, rows.total, 1.0)
+        _differentiate_rows(call, program.sink, torch.where(alive, -share * _delta(given), 0.0), sums)
+    factor = row_scale(program, _all_rows(call), call.scale)
+    if isinstance(factor, float):
+        return factor
+    assert program.scale is not None
+    _differentiate_rows(call, program.scale, (sums.query * call.query).sum(-1), sums)
+    return row_values(call, factor).unsqueeze(-1)
+
+
+def _differentiate_rows(call: Call, formula: Formula, grad: Tensor, sums: Gradients) -> None:
+    """Add the gradients of an expression of the query alone, given that of its value `[B, G, g, N]`."""
+    if not sums.tables:
+        return
+    at = with_tape(_all_rows(call), None, frozenset(sums.tables))
+    with recording():
+        values = row_values(call, formula(at))
+    if not values.requires_grad:
+        return
+    assert at.tape is not None
+    leaves = [leaf for _, _, leaf in at.tape.reads]
+    parts = torch.autograd.grad(values, leaves, grad, allow_unused=True)
+    for (name, places, _), part in zip(at.tape.reads, parts, strict=True):
+        if part is not None:
+            accumulate(sums.tables[name], places, part)

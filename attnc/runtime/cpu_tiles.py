@@ -1,0 +1,249 @@
+"""Attention of any score and normaliser by blocks of materialised weights, in bounded memory; and its gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from attnc.runtime.blocks import block_pairs, recording, row_scale, score_pairs, weigh_pairs, with_tape
+from attnc.runtime.pairs import Pairs, Tape
+from attnc.runtime.parts import Call, Part, band_mask, band_pairs, cut_call, shrink
+from attnc.runtime.products import weighted_sum
+from attnc.runtime.schedule import Band
+from attnc.runtime.views import add_to_keys, band_rows, key_view, row_numbers_view, row_view
+
+ELEMENTS = 1 << 20
+"""Weights that are materialised at once: they stay in the caches."""
+HEADS = 64
+"""Most query heads, over all batch entries, that are computed together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What the softmax of each row has come to, `[B, G, g, N]`: `exp(score - peak)` sums up to `total`."""
+
+    peak: Tensor
+    total: Tensor
+
+
+def tiled_forward(call: Call, careful: bool, with_output: bool = True) -> tuple[Tensor, Rows]:
+    """Return sums of weighted values `[B, G, g, N, E]`, not yet divided, and the state of each row.
+
+    Args:
+        call: what to compute.
+        careful: keys or values hold NaN or infinities, which masked pairs must not pass on.
+        with_output: False computes the rows' state alone.
+    """
+    sizes = call.sizes
+    batch, groups, members, queries, _ = call.query.shape
+    out = call.query.new_zeros((batch, groups, members, queries, sizes.value_size if with_output else 0))
+    rows = Rows(
+        out.new_full((batch, groups, members, queries), -torch.inf), out.new_zeros((batch, groups, members, queries))
+    )
+    for whole in cut_call(call, by_tiles=True):
+        for part in shrink(whole, HEADS):
+            state = Rows(part.of_rows(rows.peak), part.of_rows(rows.total))
+            target = part.of_rows(out) if with_output else None
+            for band in part.schedule.bands:
+                for block in _blocks(part, band):
+                    _accumulate(part, block, target, state, careful)
+    return out, rows
+
+
+def _blocks(part: Part, band: Band) -> Iterator[Band]:
+    """Yield a band in pieces whose weights fit into the caches."""
+    batch, groups, members = part.query.shape[:3]
+    each = batch * groups * members * band.rows
+    width = max(32, min(band.width, ELEMENTS // each))
+    count = max(1, ELEMENTS // (each * width))
+    for start in range(0, band.count, count):
+        for offset in range(0, band.width, width):
+            yield band.part(start, min(count, band.count - start), offset, min(width, band.width - offset))
+
+
+def _fold(rows: Tensor) -> Tensor:
+    """Lay `[B, G, g, S, R, ...]` out as `[B, G, S, g * R, ...]`."""
+    return rows.transpose(2, 3).flatten(3, 4)
+
+
+def _columns(rows: Tensor, band: Band) -> Tensor:
+    """Lay numbers of rows `[B, G, g, N]` out as `[B, G, S, g, R, 1]`."""
+    return row_numbers_view(rows, band).transpose(2, 3).unsqueeze(-1)
+
+
+def _dots(part: Part, band: Band) -> tuple[Tensor, Tensor, Tensor]:
+    """Return queries `[B, G, S, g * R, D]`, keys `[B, G, S, W, D]` and products `[B, G, S, g, R, W]` of a block."""
+    query, key = _fold(row_view(part.query, band)), key_view(part.key, band)
+    dots = query @ key.transpose(-1, -2)
+    return query, key, torch.unflatten(dots, 3, (part.query.shape[2], band.rows))
+
+
+def _accumulate(part: Part, band: Band, out: Tensor | None, state: Rows, careful: bool) -> None:
+    program = part.call.program
+    at = band_pairs(part, band)
+    _, _, dots = _dots(part, band)
+    dots = dots * row_scale(program, _row_pairs(part, band), part.call.scale)
+    allowed = band_mask(part, band)
+    if program.normalize == "softmax":
+        weights = _online_softmax(part, band, at, dots, allowed, out, state)
+    else:
+        weights = weigh_pairs(program, at, dots, None)
+        weights = weights if allowed is None else torch.where(allowed, weights, 0.0)
+        weights = weights.expand(dots.shape)
+        _columns(state.total, band).add_(weights.sum(-1, keepdim=True))
+    if out is None:
+        return
+    value = key_view(part.value, band)
+    if careful:
+        allowed = torch.ones_like(weights, dtype=torch.bool) if allowed is None else allowed.expand(weights.shape)
+        sums = weighted_sum(weights.flatten(3, 4), value, allowed.flatten(3, 4), True)
+    else:
+        sums = weights.flatten(3, 4) @ value
+    row_view(out, band).add_(torch.unflatten(sums, 3, dots.shape[3:5]).transpose(2, 3))
+
+
+def _online_softmax(
+    part: Part, band: Band, at: Pairs, dots: Tensor, allowed: Tensor | None, out: Tensor | None, state: Rows
+) -> Tensor:
+    """Return weights against the rows' new peak, after rescaling what the rows have summed up so far."""
+    program = part.call.program
+    scores = score_pairs(program, at, dots)
+    scores = scores if allowed is None else torch.where(allowed, scores, -torch.inf)
+    factors = None if program.weight is None else program.weight(at)
+    counted = scores if factors is None else torch.where(factors != 0, scores, -torch.inf)
+    old = _columns(state.peak, band)
+    new = torch.maximum(old, counted.expand(dots.shape).amax(-1, keepdim=True))
+    base = torch.where(new == -torch.inf, 0.0, new)
+    weights = torch.exp(scores - base).expand(dots.shape)
+    if factors is not None:
+        weights = weights * factors
+        weights = weights if allowed is None else torch.where(allowed, weights, 0.0)
+    fade = torch.where(old == -torch.inf, 0.0, torch.exp(old - base))
+    total = _columns(state.total, band)
+    total.mul_(fade).add_(weights.sum(-1, keepdim=True))
+    old.copy_(new)
+    if out is not None:
+        row_view(out, band).mul_(fade.transpose(2, 3))
+    return weights
+
+
+def _row_pairs(part: Part, band: Band) -> Pairs:
+    return block_pairs(part.heads, band_rows(band, False), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Gradients:
+    """Sums that a backward pass collects. `query` is that of `factor * query`.
+
+    Attributes:
+        query, key, value: in the layout of `Call`.
+        tables: float64, of the expanded shapes.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    tables: dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Backward:
+    """What a backward pass needs of each row, `[B, G, g, N, ...]`.
+
+    Attributes:
+        grad_out: gradient of the output.
+        delta: what is subtracted from a pair's gradient; None where weights are not divided by a sum.
+        alive: rows with a denominator other than 0; None if all are.
+    """
+
+    grad_out: Tensor
+    delta: Tensor | None
+    rows: Rows
+    alive: Tensor | None
+
+
+def tiled_backward(call: Call, given: Backward, gradients: Gradients, careful: bool) -> None:
+    """Add the gradients of all pairs up."""
+    for whole in cut_call(call, by_tiles=True):
+        for part in shrink(whole, HEADS):
+            own = Backward(
+                part.of_rows(given.grad_out),
+                None if given.delta is None else part.of_rows(given.delta),
+                Rows(part.of_rows(given.rows.peak), part.of_rows(given.rows.total)),
+                None if given.alive is None else part.of_rows(given.alive),
+            )
+            sums = replace(
+                gradients,
+                query=part.of_rows(gradients.query),
+                key=part.of_keys(gradients.key),
+                value=part.of_keys(gradients.value),
+            )
+            for band in part.schedule.bands:
+                for block in _blocks(part, band):
+                    _block_backward(part, block, own, sums, careful)
+
+
+def _block_backward(part: Part, band: Band, given: Backward, sums: Gradients, careful: bool) -> None:
+    query, key, dots = _dots(part, band)
+    value = key_view(part.value, band)
+    factor = row_scale(part.call.program, _row_pairs(part, band), part.call.scale)
+    allowed = band_mask(part, band)
+    if given.alive is not None:
+        alive = _columns(given.alive, band)
+        allowed = alive if allowed is None else allowed & alive
+    if allowed is not None:
+        allowed = allowed.expand(dots.shape)
+    scores = (dots * factor).detach().requires_grad_()
+    at = with_tape(band_pairs(part, band), allowed, frozenset(sums.tables))
+    with recording():
+        inner = scores if allowed is None else torch.where(allowed, scores, 0.0)
+        peak = _columns(given.rows.peak, band) if part.call.program.normalize == "softmax" else None
+        weights = weigh_pairs(part.call.program, at, inner, peak).expand(dots.shape)
+    grad_out = _fold(row_view(given.grad_out, band))
+    grad = torch.unflatten(grad_out @ value.transpose(-1, -2), 3, dots.shape[3:5])
+    shares = weights.detach()
+    if given.delta is not None:
+        total = _columns(given.rows.total, band)
+        grad = (grad - _columns(given.delta, band)) / total
+        shares = shares / total
+    if allowed is not None:
+        grad, shares = torch.where(allowed, grad, 0.0), torch.where(allowed, shares, 0.0)
+    folded = None if allowed is None else allowed.flatten(3, 4)
+    add_to_keys(sums.value, _transposed_sum(shares.flatten(3, 4), grad_out, folded, careful), band)
+    score_grad = _differentiate(weights, scores, at.tape, grad, sums)
+    if score_grad is None:
+        return
+    flat = score_grad.flatten(3, 4)
+    query_grad = weighted_sum(flat, key, folded, careful)
+    row_view(sums.query, band).add_(torch.unflatten(query_grad, 3, dots.shape[3:5]).transpose(2, 3))
+    weighted = score_grad * factor
+    add_to_keys(sums.key, _transposed_sum(weighted.flatten(3, 4), query, folded, careful), band)
+
+
+def _transposed_sum(weights: Tensor, vectors: Tensor, allowed: Tensor | None, careful: bool) -> Tensor:
+    turned = None if allowed is None else allowed.transpose(-1, -2)
+    return weighted_sum(weights.transpose(-1, -2), vectors, turned, careful)
+
+
+def _differentiate(weights: Tensor, scores: Tensor, tape: Tape | None, grad: Tensor, sums: Gradients) -> Tensor | None:
+    """Return the gradient of the scaled dot products, and add those of the tables up in a fixed order."""
+    if not weights.requires_grad:
+        return None
+    assert tape is not None
+    leaves = [leaf for _, _, leaf in tape.reads]
+    found = torch.autograd.grad(weights, [scores, *leaves], grad, allow_unused=True)
+    for (name, places, _), part in zip(tape.reads, found[1:], strict=True):
+        if part is not None:
+            accumulate(sums.tables[name], places, part)
+    return found[0]
+
+
+def accumulate(total: Tensor, places: tuple[Tensor, ...], part: Tensor) -> None:
+    """Add gradients to the elements of a table that were read; float64 sums are taken in order."""
+    if not places:
+        total.add_(part.sum().to(total.dtype))
+    else:
+        total.index_put_(places, part.to(total.dtype), accumulate=True)

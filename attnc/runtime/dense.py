@@ -1,0 +1,136 @@
+"""The meaning of a pattern, densely and eagerly: what the compiled program is compared with, and looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from attnc.runtime.blocks import bind_tables, block_pairs, compute_dtype, head_pairs, row_scale, score_pairs
+from attnc.runtime.pairs import Pairs, Sizes
+from attnc.runtime.products import PairProducts, WeightedSums
+from attnc.runtime.program import Program
+
+
+def dense_mask(program: Program, sizes: Sizes, inputs: dict[str, Tensor], device: torch.device) -> Tensor:
+    """Return which pairs are allowed, bool `[B, H, N, M]`."""
+    heads = head_pairs(program, sizes, inputs, torch.float64, device)
+    rows = torch.arange(sizes.N, device=device).view(1, -1)
+    keys = torch.arange(sizes.M, device=device).view(1, -1)
+    return _allowed(program, block_pairs(heads, rows, keys)).reshape(sizes.B, sizes.H, sizes.N, sizes.M)
+
+
+def dense_attention(
+    program: Program,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    inputs: Sequence[Tensor],
+    sizes: Sizes,
+    scale: float | None,
+) -> tuple[Tensor, Tensor]:
+    """Return the output and the log-sum-exp `[B, H, N]` (softmax only; NaN otherwise), differentiable throughout."""
+    rows = torch.arange(sizes.N, device=query.device)
+    weights, lse, alive = dense_weights(program, query, key, inputs, sizes, scale, rows)
+    values = torch.unflatten(value, 1, (sizes.kv_heads, 1, 1)).to(weights.dtype)
+    out = WeightedSums.apply(weights, values.expand(-1, -1, -1, sizes.g, -1, -1), alive)  # type: ignore[no-untyped-call]
+    return out.reshape(sizes.B, sizes.H, sizes.N, -1).to(query.dtype), lse
+
+
+def dense_weights(
+    program: Program,
+    query: Tensor,
+    key: Tensor,
+    inputs: Sequence[Tensor],
+    sizes: Sizes,
+    scale: float | None,
+    rows: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return weights `[B, G, 1, g, R, M]`, log-sum-exp `[B, H, R]` and the pairs that take part, for some query rows.
+
+    Products are taken in the query's dtype, the rest in float32 at least, as eager attention is usually written.
+    """
+    dtype = compute_dtype(query.dtype)
+    tables = bind_tables(program, inputs, sizes)
+    heads = head_pairs(program, sizes, tables, dtype, query.device)
+    at = block_pairs(heads, rows.view(1, -1), torch.arange(sizes.M, device=query.device).view(1, -1))
+    queries = torch.unflatten(query[:, :, rows], 1, (sizes.kv_heads, 1, sizes.g))
+    keys = torch.unflatten(key, 1, (sizes.kv_heads, 1, 1)).expand(-1, -1, -1, sizes.g, -1, -1)
+    allowed = _allowed(program, at)
+    weights, lse, alive = _normalized(program, at, queries, keys, allowed, scale)
+    if bool((allowed.any(-1, keepdim=True) & ~alive).any()):
+        # rows whose denominator is 0: computed again without any pair, so that no gradient passes through them
+        allowed = allowed & alive
+        weights, lse, _ = _normalized(program, at, queries, keys, allowed, scale)
+    if program.dropped is not None:
+        row_at = block_pairs(heads, rows.view(1, -1), None)
+        dropped = program.dropped(row_at).expand(*lse.shape[:4], lse.shape[4], 1).squeeze(-1)
+        lse = torch.where(allowed.any(-1), lse + dropped, lse)
+    return weights.to(query.dtype), lse.reshape(sizes.B, sizes.H, -1), allowed
+
+
+def _allowed(program: Program, at: Pairs) -> Tensor:
+    assert at.i is not None
+    assert at.j is not None
+    sizes = at.sizes
+    shape = (sizes.B, sizes.kv_heads, at.i.shape[2], sizes.g, at.i.shape[4], at.j.shape[5])
+    mask = torch.ones((), dtype=torch.bool, device=at.device) if program.mask is None else program.mask(at)
+    return mask.expand(shape)
+
+
+def _normalized(
+    program: Program, at: Pairs, query: Tensor, key: Tensor, allowed: Tensor, scale: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return normalised weights, log-sum-exp, and which rows have a denominator other than 0."""
+    row_at = block_pairs(at, _rows(at), None)
+    row_at.allowed = allowed.any(-1, keepdim=True)
+    factor = row_scale(program, row_at, scale)
+    products = PairProducts.apply(query, key, allowed)  # type: ignore[no-untyped-call]
+    at.allowed = allowed
+    dots = torch.where(allowed, factor * products.to(at.dtype), 0.0)
+    scores = score_pairs(program, at, dots)
+    factors = scores.new_ones(()) if program.weight is None else program.weight(at)
+    factors = torch.where(allowed, factors, 0.0)
+    match program.normalize:
+        case "softmax":
+            row_at.allowed = None
+            return _softmax(program, row_at, scores, factors, allowed)
+        case "sigmoid":
+            weights = torch.sigmoid(scores)
+        case "relu":
+            positive = allowed & ~(scores <= 0)
+            weights = torch.where(positive, torch.where(positive, scores, 1.0) ** program.power, 0.0)
+        case _:
+            weights = scores
+    weights = torch.where(allowed, weights, 0.0) * factors
+    lse = weights.new_full(allowed.shape[:-1], torch.nan)
+    if program.normalize != "rows":
+        return weights, lse, torch.ones_like(allowed[..., :1])
+    total = weights.sum(-1, keepdim=True)
+    alive = total != 0
+    return torch.where(allowed & alive, weights / torch.where(alive, total, 1.0), 0.0), lse, alive
+
+
+def _softmax(
+    program: Program, row_at: Pairs, scores: Tensor, factors: Tensor, allowed: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    peak = torch.where(allowed & (factors != 0), scores.detach(), -torch.inf).amax(-1, keepdim=True)
+    sink = None if program.sink is None else program.sink(row_at)
+    if sink is not None:
+        peak = torch.maximum(peak, sink.detach())
+    peak = torch.where(peak == -torch.inf, 0.0, peak)
+    weights = torch.exp(torch.where(allowed, scores - peak, -torch.inf)) * factors
+    weights = torch.where(allowed, weights, 0.0)
+    total = weights.sum(-1, keepdim=True)
+    if sink is not None:
+        total = total + torch.exp(sink - peak)
+    alive = total != 0
+    safe = torch.where(alive, total, 1.0)
+    lse = torch.where(alive, peak + torch.log(safe), -torch.inf)
+    return torch.where(allowed & alive, weights / safe, 0.0), lse.squeeze(-1), alive
+
+
+def _rows(at: Pairs) -> Tensor:
+    assert at.r is not None
+    return at.r.view(at.r.shape[2], at.r.shape[4])

@@ -1,0 +1,161 @@
+"""What the functions of a generated module do: check the arguments, then call the operator or the dense reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from attnc.runtime.blocks import bind_tables, block_pairs, head_pairs
+from attnc.runtime.checks import check_call, check_inputs, check_query_key, check_scale
+from attnc.runtime.dense import dense_attention, dense_mask, dense_weights
+from attnc.runtime.ops import NAMESPACE, register
+from attnc.runtime.pairs import Pairs, Sizes
+from attnc.runtime.program import Program
+
+
+class Operation:
+    """One attention of a generated module."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.operator = register(program)
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        inputs: Mapping[str, object],
+        scale: float | None,
+        return_lse: bool,
+        precision: str | None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Check the arguments and compute."""
+        program = self.program
+        sizes = check_call(program, query, key, value, scale, return_lse, precision)
+        tensors = check_inputs(program, inputs, sizes, query.device, query.dtype)
+        differentiable = _needs_gradient(query, key, value, tensors)
+        if differentiable and query.device.type not in ("cpu", "meta"):
+            raise ValueError(
+                f"query, key, value or an input requires a gradient on {query.device}, but {program.name} computes "
+                "gradients on the CPU only: call it under torch.no_grad(), or detach them"
+            )
+        operator = getattr(getattr(torch.ops, NAMESPACE), self.operator)
+        factor = None if scale is None else float(scale)
+        out, lse = operator(query, key, value, tensors, factor, precision, return_lse or differentiable)
+        if not return_lse:
+            return out  # type: ignore[no-any-return]
+        return out, lse if program.dropped is None else self._add_dropped(lse, tensors, sizes)
+
+    def _add_dropped(self, lse: Tensor, tensors: Sequence[Tensor], sizes: Sizes) -> Tensor:
+        """Add the terms of the score that depend on the query alone and were left out; rows without keys stay."""
+        program = self.program
+        assert program.dropped is not None
+        tables = bind_tables(program, tensors, sizes)
+        heads = head_pairs(program, sizes, tables, lse.dtype, lse.device)
+        at = block_pairs(heads, torch.arange(sizes.N, device=lse.device).view(1, -1), None)
+        at.allowed = (lse != -torch.inf).view(sizes.B, sizes.kv_heads, 1, sizes.g, sizes.N, 1)
+        shape = (sizes.B, sizes.kv_heads, 1, sizes.g, sizes.N, 1)
+        dropped = program.dropped(at).expand(shape).reshape(sizes.B, sizes.H, sizes.N)
+        return torch.where(lse == -torch.inf, lse, lse + dropped)
+
+    def reference(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        inputs: Mapping[str, object],
+        scale: float | None,
+        return_lse: bool,
+        precision: str | None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Compute densely; differentiable by autograd on any device."""
+        sizes = check_call(self.program, query, key, value, scale, return_lse, precision)
+        tensors = check_inputs(self.program, inputs, sizes, query.device, query.dtype)
+        out, lse = dense_attention(self.program, query, key, value, tensors, sizes, scale)
+        return (out, lse) if return_lse else out
+
+    def mask(
+        self,
+        queries: int,
+        keys: int,
+        batch: int,
+        heads: int,
+        device: torch.device | str | None,
+        inputs: Mapping[str, object],
+    ) -> Tensor:
+        """Return which pairs are allowed, bool `[B, H, N, M]`."""
+        for name, size in (("N", queries), ("M", keys), ("B", batch), ("H", heads)):
+            if isinstance(size, bool) or not isinstance(size, int):
+                raise TypeError(f"{name} is a {type(size).__name__}, expected an int")
+            if size < 1:
+                raise ValueError(f"{name} is {size}, expected at least 1")
+        place = torch.device("cpu" if device is None else device)
+        place = torch.empty(0, device=place).device
+        sizes = Sizes(batch, heads, queries, keys, 1, 1, 1)
+        given = [argument for argument in self.program.tensors if argument.name in inputs]
+        program = replace(self.program, tensors=tuple(given))
+        tables = bind_tables(program, check_inputs(program, inputs, sizes, place, torch.float64), sizes)
+        return dense_mask(self.program, sizes, tables, place)
+
+    def weights(
+        self,
+        query: Tensor,
+        key: Tensor,
+        rows: Sequence[int] | Tensor | int,
+        inputs: Mapping[str, object],
+        scale: float | None,
+    ) -> Tensor:
+        """Return the normalised weights of some query rows, `[B, H, len(rows), M]`."""
+        sizes = check_query_key(query, key)
+        check_scale(scale)
+        tensors = check_inputs(self.program, inputs, sizes, query.device, query.dtype)
+        chosen = _check_rows(rows, sizes.N, query.device)
+        weights, _, _ = dense_weights(self.program, query, key, tensors, sizes, scale, chosen)
+        return weights.reshape(sizes.B, sizes.H, chosen.numel(), sizes.M)
+
+    def initial(
+        self,
+        name: str,
+        *,
+        H: int = 1,  # noqa: N803
+        D: int = 1,  # noqa: N803
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """Return the initial value of a learned tensor."""
+        for size_name, size in (("H", H), ("D", D)):
+            if isinstance(size, bool) or not isinstance(size, int):
+                raise TypeError(f"{size_name} is a {type(size).__name__}, expected an int")
+            if size < 1:
+                raise ValueError(f"{size_name} is {size}, expected at least 1")
+        argument = next(argument for argument in self.program.tensors if argument.name == name)
+        sizes = Sizes(1, H, 1, 1, D, 1, 1)
+        lengths = [length(sizes) for length in argument.dims if length is not None]
+        at = Pairs(sizes, {}, torch.float64, torch.device("cpu"))
+        places = [
+            torch.arange(length, device="cpu").view(-1, *(1,) * (len(lengths) - axis - 1))
+            for axis, length in enumerate(lengths)
+        ]
+        at.d = tuple(places)
+        at.h = next((place for place, label in zip(places, argument.labels, strict=True) if label == "H"), None)
+        assert argument.initial is not None
+        values = argument.initial(at).expand(lengths).clone()
+        return values.to(device=device, dtype=dtype or torch.get_default_dtype())
+
+
+def _needs_gradient(query: Tensor, key: Tensor, value: Tensor, tensors: Sequence[Tensor]) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value, *tensors))
+
+
+def _check_rows(rows: Sequence[int] | Tensor | int, queries: int, device: torch.device) -> Tensor:
+    chosen = torch.as_tensor([rows] if isinstance(rows, int) else rows, device=device)
+    if chosen.dtype.is_floating_point or chosen.dtype is torch.bool or chosen.dim() != 1:
+        raise TypeError("rows is expected to be row numbers: a sequence of ints or an int tensor of one dimension")
+    chosen = chosen.long()
+    if chosen.numel() and not (-queries <= int(chosen.min()) and int(chosen.max()) < queries):
+        raise ValueError(f"rows is expected to lie between 0 and {queries - 1}, got {chosen.tolist()}")
+    return chosen % queries

@@ -1,0 +1,138 @@
+"""Importing generated modules, and the folder where compiled patterns are remembered."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import re
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import platformdirs
+
+_SEAL = "# sha256: "
+"""The last line of a cached module: the digest of everything before it, by which a damaged one is recognised."""
+
+
+class CacheWarning(UserWarning):
+    """The cache could not be used as it should."""
+
+
+def load_module(path: str | Path, name: str | None = None) -> ModuleType:
+    """Import a generated module from a file.
+
+    Args:
+        path: of the file.
+        name: of the module in `sys.modules`; by default made of the file's name and content, so that the same file is
+            imported once.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    path = Path(path).resolve()
+    name = name or _module_name(path.stem, path.read_bytes())
+    found = sys.modules.get(name)
+    if found is not None:
+        return found
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def cached_module(key: str, build: Callable[[], str], *, stem: str = "pattern") -> ModuleType:
+    """Import the module of a key, from the cache folder if it is there.
+
+    Two processes may do this at once: each writes a file of its own and renames it. A damaged entry is rebuilt, with a
+    `CacheWarning`. Where the folder cannot be written, the module is built into a temporary one, with a warning.
+
+    Args:
+        key: names everything that the text depends on; `cache_key` makes one.
+        build: returns the text of the module.
+        stem: beginning of the file's name, for those who look.
+    """
+    digest = hashlib.sha256(key.encode()).hexdigest()[:32]
+    name = f"{_identifier(stem)}_{digest}"
+    found = sys.modules.get(f"attnc_cache.{name}")
+    if found is not None:
+        return found
+    path = cache_folder() / f"{name}.py"
+    if not _is_whole(path):
+        path = _write(path, build())
+    return load_module(path, f"attnc_cache.{name}")
+
+
+def cache_key(*parts: object) -> str:
+    """Return a key of everything that a module's text depends on, and of the versions of Python and torch."""
+    import torch
+
+    versions = (f"{sys.version_info.major}.{sys.version_info.minor}", ".".join(torch.__version__.split(".")[:2]))
+    return "\0".join(repr(part) for part in (*parts, *versions))
+
+
+def cache_folder() -> Path:
+    """Return the folder of compiled patterns: `ATTNC_CACHE`, or the platform's place for such things."""
+    chosen = os.environ.get("ATTNC_CACHE")
+    return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("attnc", appauthor=False))
+
+
+def _is_whole(path: Path) -> bool:
+    """Tell whether a cached file is there and undamaged; warn of a damaged one."""
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        warnings.warn(
+            f"the compiled pattern {path} cannot be read ({error}), and is built again", CacheWarning, stacklevel=4
+        )
+        return False
+    body, _, seal = text.rpartition(_SEAL.encode())
+    if seal.decode("utf-8", "replace").strip() == hashlib.sha256(body).hexdigest():
+        return True
+    warnings.warn(f"the compiled pattern {path} is damaged, and is built again", CacheWarning, stacklevel=4)
+    return False
+
+
+def _write(path: Path, text: str) -> Path:
+    """Write a sealed module in one step, so that no reader ever sees half of it."""
+    body = text.encode()
+    sealed = body + f"{_SEAL}{hashlib.sha256(body).hexdigest()}\n".encode()
+    try:
+        return _replace(path, sealed)
+    except OSError as error:
+        warnings.warn(f"the cache folder {path.parent} cannot be written ({error})", CacheWarning, stacklevel=4)
+        return _replace(Path(tempfile.mkdtemp(prefix="attnc-")) / path.name, sealed)
+
+
+def _replace(path: Path, content: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def _module_name(stem: str, content: bytes) -> str:
+    return f"attnc_module_{_identifier(stem)}_{hashlib.sha256(content).hexdigest()[:16]}"
+
+
+def _identifier(stem: str) -> str:
+    return re.sub(r"\W", "_", stem, flags=re.ASCII)

@@ -1,0 +1,102 @@
+"""What a generated module says of one attention: its tensors, and its expressions as small torch functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from attnc.runtime.pairs import Pairs, Sizes
+
+Formula = Callable[[Pairs], Tensor]
+"""An expression of the pattern over the coordinates of a block of pairs."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorArgument:
+    """An input or learned tensor as callers see it.
+
+    Attributes:
+        type: `bool`, `int` or `float`.
+        dims: each dimension's length as a function of the sizes; None is any length. Empty for a scalar.
+        labels: the dimensions as the pattern writes them, for messages.
+        initial: the initial value of a learned tensor, over `at.h` and `at.d`; None for an input.
+        broadcast: whether a length of 1 is accepted in a dimension, as it is for `B` and `H`.
+    """
+
+    name: str
+    type: str
+    dims: tuple[Callable[[Sizes], int] | None, ...] = ()
+    labels: tuple[str, ...] = ()
+    broadcast: tuple[bool, ...] = ()
+    initial: Formula | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """Key positions `start <= j < stop` of a tile of query rows, to be walked in order.
+
+    Attributes:
+        full: every pair is allowed.
+        residual: what remains to be tested there; None if that is the whole mask.
+        period: the residual does not change when query and key move by so many positions together; 0 if it may.
+    """
+
+    start: Formula
+    stop: Formula
+    full: bool = False
+    residual: Formula | None = None
+    period: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """One attention, ready to run on a CPU.
+
+    Attributes:
+        key: identifies the text that the program was generated from.
+        normalize: `softmax`, `sigmoid`, `relu`, `rows` or `none`.
+        shift: `i - r`.
+        mask: None if every pair is allowed.
+        score: maps the block and `scale * dot` to the score; None if it is the score.
+        factor, bias: where `linear`, the score is `factor * scale * dot + bias`, the bias free of the dot product.
+        scale: None is `1 / sqrt(D)`.
+        query_tile: rows of the largest tile for which residuals hold.
+        period: the mask does not change when query and key move by so many positions together; 0 if it may.
+        bias_period: the same of the bias.
+        bound_tables: tables that the bounds of intervals or the shift read.
+        pair_tables: float tables that the score, the sigmoid's bias or the weight of a pair reads.
+        launch: runs the Triton kernel; None where triton is missing.
+        library: `full` or `causal` where one call of `scaled_dot_product_attention` does it all.
+    """
+
+    name: str
+    key: str
+    tensors: tuple[TensorArgument, ...]
+    normalize: str
+    shift: Formula
+    intervals: tuple[Interval, ...]
+    query_tile: int
+    mask: Formula | None = None
+    score: Callable[[Pairs, Tensor], Tensor] | None = None
+    linear: bool = True
+    factor: float = 1.0
+    bias: Formula | None = None
+    scale: Formula | None = None
+    weight: Formula | None = None
+    sink: Formula | None = None
+    sigmoid_bias: Formula | None = None
+    power: float = 1.0
+    dropped: Formula | None = None
+    period: int = 0
+    bias_period: int = 0
+    bound_tables: tuple[str, ...] = ()
+    pair_tables: tuple[str, ...] = ()
+    launch: Callable[..., None] | None = field(default=None, compare=False)
+    library: str | None = None
+
+    @property
+    def has_lse(self) -> bool:
+        """Whether a log-sum-exp is defined."""
+        return self.normalize == "softmax"

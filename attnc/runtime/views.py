@@ -1,0 +1,51 @@
+"""Strided views of the rows and keys of a band: no copies, few large calls."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from attnc.runtime.schedule import Band
+
+
+def row_view(tensor: Tensor, band: Band) -> Tensor:
+    """View rows of `[..., N, D]` as `[..., S, R, D]`."""
+    rows = tensor.narrow(-2, band.row, band.rows * band.count)
+    return torch.unflatten(rows, -2, (band.count, band.rows))
+
+
+def row_numbers_view(tensor: Tensor, band: Band) -> Tensor:
+    """View rows of `[..., N]` as `[..., S, R]`."""
+    return torch.unflatten(tensor.narrow(-1, band.row, band.rows * band.count), -1, (band.count, band.rows))
+
+
+def key_view(tensor: Tensor, band: Band) -> Tensor:
+    """View keys of `[..., M, D]` as `[..., S, W, D]`; windows may overlap, so it is for reading only."""
+    if band.key_step == 0:
+        return tensor.narrow(-2, band.key, band.width).unsqueeze(-3).expand(*tensor.shape[:-2], band.count, -1, -1)
+    span = (band.count - 1) * band.key_step + band.width
+    return tensor.narrow(-2, band.key, span).unfold(-2, band.width, band.key_step).transpose(-1, -2)
+
+
+def add_to_keys(total: Tensor, part: Tensor, band: Band) -> None:
+    """Add gradients `[..., S, W, D]` of the windows of a band to those of the keys `[..., M, D]`, in a fixed order."""
+    if band.key_step == 0:
+        total.narrow(-2, band.key, band.width).add_(part.sum(-3) if band.count > 1 else part.squeeze(-3))
+        return
+    for offset in range(0, band.width, band.key_step):
+        width = min(band.key_step, band.width - offset)
+        key_view(total, band.part(0, band.count, offset, width)).add_(part[..., offset : offset + width, :])
+
+
+def band_rows(band: Band, shared: bool) -> Tensor:
+    """Return the rows of a band, `[S, R]`, or those of its first block where all are alike."""
+    rows = torch.arange(band.row, band.row + band.rows * (1 if shared else band.count))
+    return rows.view(-1, band.rows)
+
+
+def band_keys(band: Band, shared: bool) -> Tensor:
+    """Return the keys of a band, `[S, W]`, or those of its first block where all are alike."""
+    first = torch.arange(band.key, band.key + band.width).view(1, -1)
+    if shared or band.count == 1:
+        return first
+    return first + band.key_step * torch.arange(band.count).view(-1, 1)

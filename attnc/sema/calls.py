@@ -23,7 +23,7 @@ from attnc.sema.scopes import (
     TableMeaning,
 )
 from attnc.sema.types import type_named
-from attnc.sema.unknown import report_unknown_function
+from attnc.sema.unknown import report_later, report_unknown_function
 from attnc.syntax import tree
 
 Check = Callable[[tree.Expr, Context], Expr | None]
@@ -61,6 +61,8 @@ def check_call(call: tree.Call, context: Context, check: Check) -> Expr | None:
             context.report.add(errors.not_a_value(call.function.span, name, meaning.span))
             return None
         case QuantityMeaning(expr=None):
+            return None
+        case _ if report_later(call.function, context):  # `g` is a size until `def g(n)` is seen
             return None
         case _:
             context.report.add(expression_errors.not_a_function(call.function.span, name))

@@ -21,11 +21,13 @@ class Workshop:
     Attributes:
         level: how many expressions enclose the one that is being checked, through definitions too.
         variables: names that quantifiers took, so that each has its own.
+        cycles: definitions that use each other in a circle, once that was told.
     """
 
     report: Report = field(default_factory=Report)
     level: int = 0
     variables: set[str] = field(default_factory=set)
+    cycles: set[frozenset[str]] = field(default_factory=set)
     constructor: Constructor = field(init=False)
 
     def __post_init__(self) -> None:

@@ -28,9 +28,7 @@ def unknown_name(span: Span, name: str, suggestion: str | None) -> Diagnostic:
         "unknown-name",
         f"there is no `{name}` here",
         (Label(span, "this name is not declared"),),
-        help=did_you_mean(
-            suggestion, f"declare it before this line, with `let {name} = ...` or as an input or parameter"
-        ),
+        help=did_you_mean(suggestion, "declare it above this line, with `let` or `def`, or as an input or parameter"),
     )
 
 

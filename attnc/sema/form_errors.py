@@ -5,6 +5,7 @@ from __future__ import annotations
 from attnc.diagnostics import Diagnostic, Label
 from attnc.ir.types import Type
 from attnc.sema.errors import did_you_mean
+from attnc.sema.expression_errors import plural
 from attnc.source import Span
 
 
@@ -61,11 +62,11 @@ def unknown_argument(span: Span, form: str, name: str, usage: str) -> Diagnostic
     )
 
 
-def too_many_arguments(span: Span, form: str, usage: str) -> Diagnostic:
+def too_many_arguments(span: Span, form: str, most: int, usage: str) -> Diagnostic:
     """More arguments than a form has."""
     return Diagnostic(
         "too-many-arguments",
-        f"`{form}` has fewer arguments",
+        f"`{form}` takes {plural(most, 'argument')}",
         (Label(span, "this one is too many"),),
         help=f"write `{usage}`",
     )

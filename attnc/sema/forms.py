@@ -150,7 +150,7 @@ def bind(
         elif position < len(slots):
             slot_name = slots[position].name
         else:
-            context.report.add(form_errors.too_many_arguments(argument.span, name.text, usage))
+            context.report.add(form_errors.too_many_arguments(argument.span, name.text, len(slots), usage))
             right = False
             continue
         if slot_name in places:

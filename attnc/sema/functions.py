@@ -142,14 +142,14 @@ def _softcap(application: Application) -> Expr | None:
 
 
 def _hash(application: Application) -> Expr | None:
-    if not need_ints(application.args, "`hash`", application.context, application.spans):
+    if not need_ints(application.args, "an argument of `hash`", application.context, application.spans):
         return None
     return application.call(Function.HASH, application.args, Type.INT)
 
 
 def _position(application: Application) -> Expr | None:
     """`first(j)` and `last(j)`: `j` itself where keys are not shortened, and nothing is compiled where they are."""
-    if not need_ints(application.args, f"`{application.name}`", application.context, application.spans):
+    if not need_ints(application.args, f"the argument of `{application.name}`", application.context, application.spans):
         return None
     return application.context.respan(application.args[0], application.span)
 

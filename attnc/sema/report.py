@@ -43,12 +43,12 @@ class Report:
 
     def add(self, diagnostic: Diagnostic) -> None:
         """Record a diagnostic, unless the same was said of the same place. Raises TooManyErrors."""
+        if self.uses and diagnostic.labels:
+            diagnostic = replace(diagnostic, labels=self._seen_from_the_use(diagnostic.labels))
         place = diagnostic.labels[0].span if diagnostic.labels else None
         if place is not None and (diagnostic.code, place) in self._told:
             return
         self._told.add((diagnostic.code, place))
-        if self.uses and diagnostic.labels:
-            diagnostic = replace(diagnostic, labels=self._seen_from_the_use(diagnostic.labels))
         self.found.append(diagnostic)
         if len(self.found) >= MAX_ERRORS:
             raise TooManyErrors

@@ -169,7 +169,7 @@ class Scope:
     def declared_later(self, name: str) -> Span | None:
         """Return where a name that is not visible yet will be declared."""
         for scope in self.outwards():
-            if name in scope.later:
+            if name in scope.later and scope.own(name) is None:
                 return scope.later[name]
         return None
 
@@ -198,10 +198,16 @@ class Scope:
         return list(dict.fromkeys(name for scope in self.outwards() for name in scope.names if scope.own(name)))
 
 
+_SHORTEST_MISSPELT = 3
+"""Shorter names are like too many others."""
+
+
 def nearest(name: str, candidates: list[str] | tuple[str, ...]) -> str | None:
     """Return the candidate that is most like a misspelt name, if one is like it at all."""
     by_case = {candidate.lower(): candidate for candidate in reversed(candidates)}
     if name.lower() in by_case:
         return by_case[name.lower()]
+    if len(name) < _SHORTEST_MISSPELT:
+        return None
     close = get_close_matches(name.lower(), list(by_case), n=1, cutoff=0.6)
     return by_case[close[0]] if close else None

@@ -14,7 +14,7 @@ from attnc.syntax import tree
 
 def report_unknown(name: tree.Name, context: Context) -> None:
     """Tell that a name has no meaning here: a later or recursive declaration, or a misspelling."""
-    if context.scope.may_lack_names or _declared_later(name, context):
+    if context.scope.may_lack_names or report_later(name, context):
         return
     context.report.add(errors.unknown_name(name.span, name.text, nearest(name.text, _values(context.scope))))
 
@@ -24,19 +24,22 @@ def report_unknown_function(
 ) -> None:
     """Tell that a function does not exist, and what is wrong with its arguments."""
     name = call.function
-    if not context.scope.may_lack_names and not _declared_later(name, context):
+    if not context.scope.may_lack_names and not report_later(name, context):
         context.report.add(errors.unknown_function(name.span, name.text, nearest(name.text, _functions(context.scope))))
     for argument in call.arguments:
         check(argument.value, context)
 
 
-def _declared_later(name: tree.Name, context: Context) -> bool:
-    """Report a name that its scope declares further down, or that a definition uses within itself."""
+def report_later(name: tree.Name, context: Context) -> bool:
+    """Tell whether a scope declares a name further down, after complaining of that, or of the circle it closes."""
     later = context.scope.declared_later(name.text)
     if later is None:
         return False
     cycle = context.scope.recursion_through(name.text)
+    if cycle and frozenset(cycle) in context.workshop.cycles:
+        return True
     if cycle:
+        context.workshop.cycles.add(frozenset(cycle))
         context.report.add(errors.recursive_definition(name.span, cycle, later))
     else:
         context.report.add(errors.used_before_declaration(name.span, name.text, later))

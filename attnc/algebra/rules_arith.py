@@ -33,6 +33,8 @@ from attnc.ir.walk import children
 
 _SUMS = (BinaryOp.ADD, BinaryOp.SUB)
 _INT_MIN = -(2**63)
+UNWRAPPED = 2.0**62
+"""Sums of ints below it do not wrap around."""
 REGROUPED = 2.0**60
 """Float constants below it are regrouped: no sum of theirs overflows, nor turns a finite sum into an infinite one."""
 
@@ -268,6 +270,38 @@ def _round_trip(node: Cast | Call) -> Expr | None:
     return None
 
 
+def _shift_comparison(node: Binary) -> Expr | None:
+    """Move a constant to the constant on the other side, where nothing can wrap around."""
+    if not node.op.is_comparison or node.left.type is not Type.INT:
+        return None
+    for subject, limit, mirrored in ((node.left, node.right, False), (node.right, node.left, True)):
+        parts = _split_constant(subject)
+        if parts is None or not isinstance(limit, Const):
+            continue
+        operand, added, value = parts
+        if magnitude(operand) + abs(value) + abs(limit.value) >= UNWRAPPED:
+            return None
+        moved = constant(limit.value - value if added else value - limit.value, Type.INT)
+        if mirrored == added:  # `5 < x + 3` and `3 - x < 5` leave the constant on the left
+            return replace(node, left=moved, right=operand)
+        return replace(node, left=operand, right=moved)
+    return None
+
+
+def _compare_difference(node: Binary) -> Expr | None:
+    """`i - j >= 0`, where nothing can wrap around."""
+    if not node.op.is_comparison or node.left.type is not Type.INT:
+        return None
+    for difference, zero, mirrored in ((node.left, node.right, False), (node.right, node.left, True)):
+        if not isinstance(difference, Binary) or difference.op is not BinaryOp.SUB or not is_number(zero, 0):
+            continue
+        if magnitude(difference.left) + magnitude(difference.right) >= UNWRAPPED:
+            return None
+        ends = (difference.right, difference.left) if mirrored else (difference.left, difference.right)
+        return replace(node, left=ends[0], right=ends[1])
+    return None
+
+
 NUMERIC = (Unary, Binary, Call, Cast, Quantifier)
 
 ARITH_RULES = (
@@ -293,6 +327,10 @@ ARITH_RULES = (
     Rule("cancelled-operand", "x + y - y -> x", (Binary,), _cancelled_operand),
     # x % 4 % 4 -> x % 4
     Rule("repeated-remainder", "x % 4 % 4 -> x % 4", (Binary,), _repeated_remainder),
+    # x + 3 < 5 -> x < 2
+    Rule("shift-comparison", "x + 3 < 5 -> x < 2", (Binary,), _shift_comparison),
+    # x - y >= 0 -> x >= y
+    Rule("compare-difference", "x - y >= 0 -> x >= y", (Binary,), _compare_difference),
     # abs(-x) -> abs(x)
     Rule("absolute", "abs(-x) -> abs(x)", (Call,), _absolute),
     # min(min(x, y), z) -> min(x, y, z)

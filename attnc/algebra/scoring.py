@@ -65,7 +65,7 @@ def derive_scoring(attention: Attention) -> tuple[Expr, Expr | None, Expr | None
         steps.append(Step("identity-score", score, score))
     # regrouping constants is what brings log2(e) and the pattern's own factors together
     base_2, _ = simplify_expression(to_base_2(score))
-    steps.append(Step("base-2", score, base_2))
+    steps.append(Step("base-2", Binary(BinaryOp.MUL, score, LOG2_E, Type.FLOAT), base_2))
     return score, base_2, dropped, tuple(steps)
 
 
@@ -183,16 +183,25 @@ def _follows(expr: Expr) -> bool:
 
 
 def _scaled(expr: Expr) -> Expr:
-    """Multiply by log2(e), if possible inside of a constant factor."""
+    """Multiply by log2(e): inside of a constant factor, else of one that is the same for all keys, else outside."""
+    match expr:
+        case Const(value=value):
+            return Const(float(value) * float(LOG2_E.value), Type.FLOAT, span=expr.span)
+        case Unary(op=UnaryOp.NEG, operand=operand):
+            return replace(expr, operand=_scaled(operand))
+        case Binary(op=BinaryOp.MUL, left=left, right=right) if _cost(right) < _cost(left):
+            return replace(expr, right=_scaled(right))
+        case Binary(op=BinaryOp.MUL | BinaryOp.DIV, left=left) if _cost(left) < _cost(expr):
+            return replace(expr, left=_scaled(left))
+        case _:
+            return Binary(BinaryOp.MUL, expr, LOG2_E, Type.FLOAT, span=expr.span)
+
+
+def _cost(expr: Expr) -> int:
+    """Tell how often an expression is computed: not at run time, once a row, or for every pair."""
     if isinstance(expr, Const):
-        return Const(float(expr.value) * float(LOG2_E.value), Type.FLOAT, span=expr.span)
-    if isinstance(expr, Binary) and expr.op is BinaryOp.MUL:
-        for side, other in (("left", expr.left), ("right", expr.right)):
-            if isinstance(other, Const):
-                return replace(expr, left=_scaled(other)) if side == "left" else replace(expr, right=_scaled(other))
-    if isinstance(expr, Unary) and expr.op is UnaryOp.NEG:
-        return replace(expr, operand=_scaled(expr.operand))
-    return Binary(BinaryOp.MUL, expr, LOG2_E, Type.FLOAT, span=expr.span)
+        return 0
+    return 2 if depends_on(expr, IndexName.KEY) or _uses_score(expr) else 1
 
 
 def _natural(expr: Expr) -> Expr:

@@ -143,7 +143,7 @@ def magnitude(expr: Expr) -> float:
     Float inputs and learned tensors may hold anything, ints are 64-bit.
     """
     if expr.type is Type.INT:
-        return _int_magnitude(expr)
+        return min(_int_magnitude(expr), 2.0**63)
     match expr:
         case Const(value=value):
             return abs(float(value)) if math.isfinite(value) else math.inf
@@ -176,10 +176,26 @@ def _int_magnitude(expr: Expr) -> float:
     match expr:
         case Const(value=value):
             return abs(float(value))
-        case Size():
+        case Size() | Bound():
             return 2.0**30
         case Index():
             return 2.0**31
+        case Cast(operand=operand) if operand.type is Type.BOOL:
+            return 1.0
+        case Unary(operand=operand):
+            return _int_magnitude(operand)
+        case Binary(op=BinaryOp.ADD | BinaryOp.SUB, left=left, right=right):
+            return min(_int_magnitude(left) + _int_magnitude(right), 2.0**63)
+        case Binary(op=BinaryOp.MUL, left=left, right=right):
+            return min(_int_magnitude(left) * _int_magnitude(right), 2.0**63)
+        case Binary(op=BinaryOp.FLOORDIV, left=left):
+            return _int_magnitude(left)
+        case Binary(op=BinaryOp.MOD, right=right):
+            return _int_magnitude(right)
+        case Where(then=then, otherwise=otherwise):
+            return max(_int_magnitude(then), _int_magnitude(otherwise))
+        case Call(function=Function.ABS | Function.MIN | Function.MAX, args=args):
+            return max(_int_magnitude(arg) for arg in args)
         case _:
             return 2.0**63
 

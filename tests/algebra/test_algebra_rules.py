@@ -50,6 +50,7 @@ S = Score()
 X = Read("x", (), Type.FLOAT)
 Y = Read("y", (), Type.FLOAT)
 P = compare("<", J, I)
+CUT = Read("cut", (), Type.INT)
 Q = Read("keep", (B, J), Type.BOOL)
 T = compare("==", sub(J, Bound("t")), integer(1))
 NEGATIVE = compare("<", X, Y)
@@ -236,6 +237,18 @@ EXAMPLES = {
         (op("%", op("%", sub(J, I), integer(3)), integer(3)), "(j - i) % 3"),
         (op("//", op("%", sub(J, I), integer(3)), integer(3)), "0"),
     ],
+    "shift-comparison": [
+        (compare("<", add(J, integer(3)), integer(5)), "j < 2"),
+        (compare(">=", sub(sub(I, J), integer(1)), integer(0)), "i - j >= 1"),
+        (compare("<", integer(5), add(J, integer(3))), "2 < j"),
+        (compare("<=", sub(integer(7), J), integer(5)), "2 <= j"),
+        (compare("<=", integer(5), sub(integer(7), J)), "j <= 2"),
+        (compare("==", integer(5), sub(integer(7), J)), "j == 2"),
+    ],
+    "compare-difference": [
+        (compare(">=", sub(I, J), integer(0)), "i >= j"),
+        (compare("<=", integer(0), sub(I, J)), "j <= i"),
+    ],
     "absolute": [(call("abs", negate(J)), "abs(j)"), (call("abs", call("abs", S)), "abs(s)")],
     "flatten-extremes": [
         (call("min", call("min", I, J), M), "min(i, j, M)"),
@@ -329,6 +342,8 @@ KEPT = [
     compare("<", integer(-3), sub(I, J)),  # stays as the user wrote it
     mul(X, sub(f(J), f(I))),  # a product is not spread over a difference
     call("log", call("exp", S)),
+    compare("<", add(CUT, integer(3)), integer(5)),  # an input may be so large that the sum wraps around
+    compare("<", sub(CUT, J), integer(0)),
     Cast(X, Type.INT),
     mul(mul(S, real(1e30)), real(1e30)),
     sub(add(S, real(1e300)), real(1e300)),

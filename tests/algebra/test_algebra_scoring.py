@@ -102,7 +102,9 @@ def test_nothing_is_left_out_beside_a_sink_or_without_softmax():
     [
         (S, "s"),
         (mul(S, real(2)), "s * 2.0"),
-        (add(S, mul(BIAS, f(sub(J, I)))), "s + bias[h, 1] * (j - i) * 1.4426950408889634"),
+        (add(S, mul(BIAS, f(sub(J, I)))), "s + bias[h, 1] * 1.4426950408889634 * (j - i)"),
+        (add(S, mul(f(J), BIAS)), "s + j * (bias[h, 1] * 1.4426950408889634)"),
+        (add(S, negate(mul(f(J), f(J)))), "s - float(j) * float(j) * 1.4426950408889634"),
         (softcap(S, 50), f"tanh(s * {math.log(2) / 50}) * {50 * LOG2_E}"),
         (Where(CAUSAL, S, real(-2), Type.FLOAT), f"where(j <= i, s, {-2 * LOG2_E})"),
         (mul(S, BIAS), "s * bias[h, 1]"),

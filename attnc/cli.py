@@ -147,11 +147,9 @@ def check(files: Files, define: Definitions = []) -> None:  # noqa: B006 - typer
 
         attnc check examples/*.attn
     """
-    from attnc.compiler import check_all
+    from attnc import commands
 
-    diagnostics, failed = check_all(files, parse_parameters(define))
-    terminal.report(diagnostics)
-    if failed:
+    if not commands.check(files, parse_parameters(define)):
         raise typer.Exit(USER_MISTAKE)
 
 
@@ -306,22 +304,22 @@ def bench(
     """
     from attnc import commands
 
-    commands.bench(
-        commands.BenchRequest(
-            files=tuple(files or ()),
-            parameters=parse_parameters(define),
-            lengths=parse_lengths(lengths),
-            peers=commands.parse_peers(peers),
-            backward=backward,
-            batch=batch,
-            heads=heads,
-            kv_heads=kv_heads,
-            head_size=head_size,
-            dtype=dtype.value,
-            device=device,
-            seconds=seconds,
-            suite=suite,
-            json=json,
-            plot=plot,
-        )
+    right = commands.bench(
+        tuple(files or ()),
+        parse_parameters(define),
+        suite=suite,
+        lengths=parse_lengths(lengths),
+        peers=commands.parse_peers(peers),
+        backward=backward,
+        batch=batch,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_size=head_size,
+        dtype=dtype.value,
+        device=device,
+        seconds=seconds,
+        json=json,
+        plot=plot,
     )
+    if not right:
+        raise typer.Exit(USER_MISTAKE)

@@ -8,9 +8,11 @@ Every stage is a plain function; this page is the only place that knows their or
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -102,9 +104,12 @@ def plan_source(source: SourceFile, params: Parameters | None = None) -> Compile
     Raises:
         CompileError: every mistake that could be found, or a declaration that has no code yet.
     """
+    return _plan(source, check_source(source, params, complete=True))
+
+
+def _plan(source: SourceFile, checked: Checked) -> Compiled:
     from attnc.plan.choose import plan_attention
 
-    checked = check_source(source, params, complete=True)
     program = checked.program
     mistakes = [_layer_not_compiled(layer) for layer in program.layers]
     plans: list[Plan] = []
@@ -127,7 +132,7 @@ def render(compiled: Compiled, *, standalone: bool = False) -> str:
     """Return the text of the module."""
     from attnc.codegen.render import render_module
 
-    return render_module(compiled.plans, standalone=standalone)
+    return render_module(compiled.plans, source=compiled.source, standalone=standalone)
 
 
 def check(file: str | Path, params: Parameters | None = None) -> tuple[Diagnostic, ...]:
@@ -211,16 +216,15 @@ def explain(
 
     compiled = plan_source(read_pattern(file), params)
     _warn(compiled.warnings)
-    return [
-        explain_plan(plan, length=length, heads=heads, head_size=head_size).as_json() for plan in compiled.plans
-    ]
+    return [explain_plan(plan, length=length, heads=heads, head_size=head_size).as_json() for plan in compiled.plans]
 
 
 def import_compiled(compiled: Compiled) -> ModuleType:
     """Render a compiled pattern and import it, through the cache."""
-    from attnc.runtime.load import load_module
+    from attnc.runtime.load import cache_key, cached_module
 
-    return load_module(render(compiled), name=Path(compiled.source.name).stem)
+    text = render(compiled)
+    return cached_module(cache_key("text", text), lambda: text, stem=Path(compiled.source.name).stem)
 
 
 def default_output(file: str | Path, suffix: str) -> Path:
@@ -230,9 +234,31 @@ def default_output(file: str | Path, suffix: str) -> Path:
 
 
 def _import(source: SourceFile, params: Parameters) -> ModuleType:
-    compiled = plan_source(source, params)
-    _warn(compiled.warnings)
-    return import_compiled(compiled)
+    """Import the module of a pattern; the stages behind the checker run only where the cache does not have it."""
+    from attnc.runtime.load import cache_key, cached_module
+
+    program = check_program(parse_source(source), params=params)
+    _warn(program.warnings)
+    key = cache_key(_fingerprint(), source.name, source.text, program.attentions, program.layers)
+
+    def build() -> str:
+        compiled = _plan(source, _prove(program))
+        _warn(diagnostic for diagnostic in compiled.warnings if diagnostic not in program.warnings)
+        return render(compiled)
+
+    return cached_module(key, build, stem=Path(source.name).stem)
+
+
+@cache
+def _fingerprint() -> str:
+    """Identify this compiler: its version, and size and date of its files, which change while it is worked on."""
+    from attnc import __version__
+    from attnc.resources import templates_directory
+
+    package = Path(__file__).parent
+    files = sorted((*package.rglob("*.py"), *package.rglob("*.attn"), *templates_directory().glob("*")))
+    states = [(file.name, (state := file.stat()).st_size, state.st_mtime_ns) for file in files]
+    return f"{__version__} {hashlib.sha256(repr(states).encode()).hexdigest()}"
 
 
 def _has_open_parameters(attention: Attention) -> bool:

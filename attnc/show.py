@@ -29,7 +29,7 @@ PAIRS_SHOWN = 2048
 EVALUATED = 16384
 """Longest sequence whose tiles are found by evaluating a mask that depends on data."""
 
-TILES_ACROSS = 1024
+TILES_ACROSS = 800
 """Most tiles that are drawn side by side; longer sequences are drawn in coarser tiles."""
 
 GRID_LINES = 40
@@ -79,7 +79,7 @@ def draw(plans: Sequence[Plan], length: int, *, heads: int = 8, head: int = 0) -
             place.set_axis_off()
     _legend(figure, any(panel.pairs is not None for panel in panels))
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
+    figure.savefig(buffer, format="png", dpi=200, bbox_inches="tight", pad_inches=0.15)
     return buffer.getvalue()
 
 
@@ -137,8 +137,10 @@ def _draw_panel(place: Any, panel: Panel) -> None:
         interpolation="nearest",
         aspect="equal",
     )
-    place.set_xlim(0, panel.length)
-    place.set_ylim(panel.length, 0)
+    margin = 0.006 * panel.length  # so that a first row or column one tile wide does not vanish behind the frame
+    place.set_xlim(-margin, panel.length + margin)
+    place.set_ylim(panel.length + margin, -margin)
+    place.spines[:].set_visible(False)
     across = panel.kinds.shape[1]
     if 1 < across <= GRID_LINES:
         for number in range(1, across):
@@ -146,8 +148,18 @@ def _draw_panel(place: Any, panel: Panel) -> None:
             place.axvline(number * panel.tile, color="white", linewidth=0.5)
     place.set_xlabel("key position j")
     place.set_ylabel("query position i")
-    place.set_title(f"{panel.title}\n", loc="left", fontweight="bold")
-    place.text(0, 1.01, panel.subtitle + "\n" + _share(panel), transform=place.transAxes, fontsize=8, va="bottom")
+    _heading(place, panel.title, panel.subtitle + "\n" + _share(panel))
+
+
+def _heading(place: Any, title: str, lines: str, size: int = 8) -> None:
+    """Write small lines above a panel, and its title above those."""
+    place.annotate(
+        lines, (0, 1), (0, 4), xycoords="axes fraction", textcoords="offset points", fontsize=size, va="bottom"
+    )
+    above = 6 + 1.35 * size * len(lines.split("\n"))
+    place.annotate(
+        title, (0, 1), (0, above), xycoords="axes fraction", textcoords="offset points", fontweight="bold", va="bottom"
+    )
 
 
 def _extent(panel: Panel) -> tuple[int, int, int, int]:

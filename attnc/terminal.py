@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from attnc.diagnostics import CompileError, Diagnostic, Severity, render
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
     from rich.text import Text
+
+PIPE_WIDTH = 120
+"""Columns of tables that do not go to a terminal."""
 
 _CODE = re.compile(r"^(error|warning)\[[^\]]*\]")
 _ARROW = re.compile(r"^ *(-->|:::|=) ")
@@ -25,7 +27,7 @@ def output() -> Console:
     """Return the console of results. It follows `NO_COLOR`, and never colours what is not a terminal."""
     from rich.console import Console
 
-    return Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
+    return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 
 def messages() -> Console:
@@ -53,15 +55,29 @@ def report_error(error: CompileError) -> None:
 
 
 @contextlib.contextmanager
-def progress_bar(description: str, *, shown: bool = True) -> Iterator[Progress]:
-    """Show a progress bar on standard error while something long runs; nothing where that is not a terminal."""
+def progress_bar(total: int, *, shown: bool = True) -> Iterator[tuple[Callable[[str], None], Callable[[], None]]]:
+    """Show a progress bar on standard error while something long runs; nothing where that is not a terminal.
+
+    Yields two functions: one says what is being worked on, one advances the bar by a step.
+    """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = messages()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal)) as bar:
-        bar.add_task(description, total=None)
-        yield bar
+        task = bar.add_task("", total=total)
+        yield (lambda what: bar.update(task, description=what)), (lambda: bar.advance(task))
+
+
+@contextlib.contextmanager
+def spinner(label: str) -> Iterator[Callable[[str], None]]:
+    """Show that something runs, and what it is at; yields the function that says so. Silent off a terminal."""
+    console = messages()
+    if not console.is_terminal:
+        yield lambda what: None
+        return
+    with console.status(label) as status:
+        yield lambda what: status.update(f"{label}: {what}")
 
 
 def _coloured(text: str, severity: Severity) -> Text:

@@ -28,11 +28,11 @@ class TileKind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class TileCounts:
-    """Tiles of one head, the mean over batch and heads where they differ."""
+    """Tiles of one head."""
 
-    full: float
-    partial: float
-    empty: float
+    full: int
+    partial: int
+    empty: int
 
 
 def planned_grid(

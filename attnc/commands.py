@@ -1,0 +1,189 @@
+"""What the commands do once their arguments are read: call the stages, print the result, write the files."""
+
+from __future__ import annotations
+
+import json as json_text
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from attnc import terminal
+from attnc.compiler import (
+    Compiled,
+    check_source,
+    default_output,
+    plan_source,
+    render,
+)
+from attnc.diagnostics import CompileError, Diagnostic, Severity
+from attnc.files import STANDARD, read_pattern, require_writable, write_bytes, write_text
+from attnc.parameters import MalformedParameterError, Value
+
+Parameters = dict[str, Value]
+
+
+def check(files: Sequence[Path], parameters: Parameters) -> bool:
+    """Check files and print what is wrong with any of them; tell whether nothing is."""
+    found: list[Diagnostic] = []
+    for file in files:
+        try:
+            found += check_source(read_pattern(file), parameters).warnings
+        except CompileError as error:
+            found += error.diagnostics
+    terminal.report(dict.fromkeys(found))
+    return all(diagnostic.severity is not Severity.ERROR for diagnostic in found)
+
+
+def compile_file(file: Path, parameters: Parameters, out: Path | None, *, standalone: bool) -> None:
+    """Compile a pattern and say where the module went."""
+    if out is None:
+        out = Path(STANDARD) if str(file) == STANDARD else default_output(file, ".py")
+    to_file = str(out) != STANDARD
+    if to_file:
+        require_writable(out, file)
+    compiled = _planned(file, parameters)
+    text = render(compiled, standalone=standalone)
+    if to_file:
+        write_text(out, text)
+        names = ", ".join(plan.attention.name for plan in compiled.plans)
+        print(f"{file} -> {out}  ({names})")
+    else:
+        print(text, end="")
+
+
+def emit(file: Path, parameters: Parameters, stage: str, out: Path | None) -> None:
+    """Print what one stage makes of a pattern."""
+    from attnc.stage_text import stage_text
+
+    to_file = out is not None and str(out) != STANDARD
+    if out is not None and to_file:
+        require_writable(out, file)
+    text, warnings = stage_text(read_pattern(file), parameters, stage)
+    terminal.report(warnings)
+    if out is not None and to_file:
+        write_text(out, text)
+    else:
+        print(text, end="")
+
+
+def report_machine_code(file: Path, parameters: Parameters, gpu: str, head_size: int) -> None:
+    """Compile a pattern's kernels for a GPU that need not be there, and print their figures."""
+    from attnc.machine_code import machine_code_table
+
+    compiled = _planned(file, parameters)
+    terminal.output().print(machine_code_table(compiled, gpu, head_size))
+
+
+def explain(file: Path, parameters: Parameters, length: int, heads: int, head_size: int, *, json: bool) -> None:
+    """Explain every attention of a file."""
+    from attnc.explanation import explain_plan
+
+    compiled = _planned(file, parameters)
+    explanations = [explain_plan(plan, length=length, heads=heads, head_size=head_size) for plan in compiled.plans]
+    if json:
+        _print_json([explanation.as_json() for explanation in explanations])
+        return
+    from attnc.explanation_text import lay_out
+
+    console = terminal.output()
+    for number, explanation in enumerate(explanations):
+        if number:
+            console.print()
+        for part in lay_out(explanation):
+            console.print(part, markup=False)
+
+
+def show(file: Path, parameters: Parameters, length: int, heads: int, head: int, out: Path | None) -> None:
+    """Draw every attention of a file into one picture."""
+    from attnc.show import draw
+
+    target = default_output(file, ".png") if out is None else out
+    if str(target) != STANDARD:
+        require_writable(target, file)
+    if head >= heads:
+        raise MalformedParameterError(f"head {head} is not one of the {heads} heads, which count from 0")
+    compiled = _planned(file, parameters)
+    write_bytes(target, draw(compiled.plans, length, heads=heads, head=head))
+    print(f"{file} -> {target}")
+
+
+def verify(files: Sequence[Path], parameters: Parameters, *, json: bool) -> bool:
+    """Verify files by brute force; tell whether everything agreed."""
+    from attnc.verify import report_table, steps, verify_compiled
+    from attnc.verify.kernels import KernelWorker
+
+    patterns = [(str(file), _planned(file, parameters)) for file in files]
+    total = sum(steps(compiled) for _, compiled in patterns)
+    reports = []
+    with KernelWorker() as worker, terminal.progress_bar(total, shown=not json) as (describe, advance):
+        for file, compiled in patterns:
+            describe(file)
+            reports.append((file, verify_compiled(compiled, parameters, worker, advance)))
+    if json:
+        _print_json([{"file": file, "checks": [one.as_json() for one in outcomes]} for file, outcomes in reports])
+    else:
+        terminal.output().print(report_table(reports))
+    wrong = [(file, outcome) for file, outcomes in reports for outcome in outcomes if outcome.problem]
+    if wrong:
+        file, first = wrong[0]
+        at = f" at {first.variant}" if first.variant else ""
+        message = f"{file}: {first.topic} of `{first.attention}`{at}: {first.problem}"
+        terminal.report([Diagnostic("mismatch", message, help="this is a bug of attnc: please report it")])
+    return not wrong
+
+
+PEERS = ("sdpa", "flex")
+
+
+def parse_peers(text: str) -> tuple[str, ...]:
+    """Turn `"sdpa,flex"` into names; `none` is nobody.
+
+    Raises:
+        MalformedParameterError: a name is not known.
+    """
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    if names == ["none"]:
+        return ()
+    for name in names:
+        if name not in PEERS:
+            raise MalformedParameterError(f"{name!r} is not a peer: sdpa, flex, none")
+    return tuple(dict.fromkeys(names))
+
+
+def bench(files: Sequence[Path], parameters: Parameters, *, suite: bool, **options: Any) -> bool:
+    """Measure, print tables, write JSON and pictures; tell whether every attnc module computed the right thing.
+
+    `options` are the fields of `BenchRequest`.
+    """
+    files = (*files, *(_suite() if suite else ()))
+    if not files:
+        raise MalformedParameterError("name a pattern, or say --suite")
+    if options["kv_heads"] is not None and options["heads"] % options["kv_heads"]:
+        raise MalformedParameterError(f"{options['kv_heads']} key/value heads do not divide {options['heads']} heads")
+    for target in (options["json"], options["plot"]):
+        if target is not None and str(target) != STANDARD:
+            require_writable(target, *files)
+    if options["plot"] is not None:
+        from attnc.pictures import figure_class
+
+        figure_class()  # fail before the measuring rather than after it
+    patterns = [_planned(file, parameters) for file in files]
+    from attnc.bench.session import BenchRequest, run_bench
+
+    return run_bench(BenchRequest(**options), patterns)
+
+
+def _suite() -> list[Path]:
+    """Return the patterns that come with the package."""
+    return sorted((Path(__file__).parent / "bench" / "patterns").glob("*.attn"))
+
+
+def _planned(file: Path, parameters: Parameters) -> Compiled:
+    """Take a file as far as its plans, and print warnings."""
+    compiled = plan_source(read_pattern(file), parameters)
+    terminal.report(compiled.warnings)
+    return compiled
+
+
+def _print_json(value: Any) -> None:
+    print(json_text.dumps(value, indent=2, allow_nan=False))

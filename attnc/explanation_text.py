@@ -1,0 +1,177 @@
+"""An explanation for people: normal form, derivation, proofs, what a tile visits, and the cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from attnc.algebra.key_intervals import Coverage, KeyInterval
+from attnc.explanation import ELEMENT_SIZE, MACHINES, Explanation
+from attnc.ir.show import show, show_attention
+from attnc.plan.kernel_plan import Library, Pass, Plan
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+MODEL = (
+    "  At best: the larger of (4 D x pairs computed x heads) / published dense bfloat16 peak and least traffic /",
+    "  published bandwidth. No program reaches it; `attnc bench` measures what this one takes.",
+)
+
+CLAIMS = (
+    ("causal", "no query sees a later key"),
+    ("nonempty", "every query sees a key"),
+    ("symmetric", "i sees j if and only if j sees i"),
+    ("contiguous", "the keys of a query are one interval"),
+)
+
+CALLS = {
+    Library.FULL: "scaled_dot_product_attention(query, key, value)",
+    Library.CAUSAL: "scaled_dot_product_attention(query, key, value, is_causal=True), where N = M",
+}
+
+STEPS_SHOWN = 60
+"""Steps of a derivation that are printed; longer ones are cut, and JSON has the rules of all."""
+
+
+def lay_out(explanation: Explanation) -> Iterator[RenderableType]:
+    """Yield what is to be printed of one attention, part by part."""
+    plan = explanation.plan
+    yield _heading(_signature(plan))
+    yield ""
+    yield _section("Normal form")
+    yield from (f"  {line}" for line in show_attention(plan.attention).splitlines())
+    yield ""
+    yield _section("Derivation")
+    yield from _derivation(plan)
+    yield ""
+    yield _section("Proofs, for every length")
+    yield _proofs(plan)
+    yield ""
+    for number, one in enumerate(plan.passes, start=1):
+        which = f"Pass {number}: what" if len(plan.passes) > 1 else "What"
+        yield _section(f"{which} the queries i_lo .. i_hi of one tile visit")
+        if one.library is not None:
+            yield f"  Nothing of the kind: the pattern is one call of {CALLS[one.library]}."
+            yield "  Where that does not fit the call, these tiles:"
+        yield _intervals(one)
+        yield ""
+    yield _section(f"Cost at {explanation.length:,} positions, {explanation.heads} heads of {explanation.head_size}")
+    yield _cost(explanation)
+    yield from MODEL
+    for note in explanation.notes:
+        yield f"  note: {note}"
+
+
+def _signature(plan: Plan) -> str:
+    params = ", ".join(f"{name} = {show(value)}" for name, value in plan.attention.params)
+    return f"{plan.attention.name}({params})" if params else plan.attention.name
+
+
+def _heading(text: str) -> RenderableType:
+    from rich.text import Text
+
+    return Text(text, style="bold cyan")
+
+
+def _section(text: str) -> RenderableType:
+    from rich.text import Text
+
+    return Text(text, style="bold")
+
+
+def _plain_table(*headings: str) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2), pad_edge=True, show_header=any(headings), header_style="dim")
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    return table
+
+
+def _derivation(plan: Plan) -> Iterator[RenderableType]:
+    if not plan.derivation:
+        yield "  none: the pattern is in normal form as it stands"
+        return
+    table = _plain_table("", "rule", "before", "after")
+    for number, step in enumerate(plan.derivation[:STEPS_SHOWN], start=1):
+        table.add_row(str(number), step.rule, show(step.before), show(step.after))
+    yield table
+    hidden = len(plan.derivation) - STEPS_SHOWN
+    if hidden > 0:
+        yield f"  and {hidden} more steps"
+
+
+def _proofs(plan: Plan) -> Table:
+    from rich.text import Text
+
+    words = {True: Text("yes", "green"), False: Text("no", "red"), None: Text("undecided", "yellow")}
+    table = _plain_table("", "", "")
+    for name, meaning in CLAIMS:
+        table.add_row(name, words[getattr(plan.facts, name)], meaning)
+    return table
+
+
+def _intervals(one: Pass) -> Table:
+    from rich.text import Text
+
+    table = _plain_table("keys from", "up to, without", "in them", "")
+    for interval in one.tiles.intervals:
+        full = interval.coverage is Coverage.FULL
+        work = Text("no test", "green") if full else Text(_test(interval))
+        table.add_row(show(interval.start), show(interval.stop), work, Text(interval.label, "dim"))
+    if not one.tiles.intervals:
+        table.add_row("nothing", "", "", "the mask allows no pair")
+    return table
+
+
+def _test(interval: KeyInterval) -> str:
+    """Say what is tested of each pair, and which tiles are skipped."""
+    residual = show(interval.residual)
+    tests = [] if residual == "true" else [residual]
+    tests += ["j < M"] if interval.ragged else []
+    text = f"test {' and '.join(f'({test})' if ' or ' in test and len(tests) > 1 else test for test in tests)}"
+    if interval.tile_test is not None:
+        text += f"\nonly tiles j_lo .. j_hi with {show(interval.tile_test)}"
+    return text if tests else "no test of the mask"
+
+
+def _cost(explanation: Explanation) -> Table:
+    tiles = explanation.tiles
+    table = _plain_table("", "", "")
+    table.add_row("allowed pairs", _count(explanation.pairs), "one head, exact; the mean where heads differ")
+    table.add_row("density", "?" if explanation.density is None else f"{explanation.density:.4g}", "of all pairs")
+    table.add_row(
+        f"tiles of {tiles.query} x {tiles.key}",
+        f"{_count(tiles.full)} full, {_count(tiles.partial)} partial",
+        f"{_count(tiles.empty)} empty ones are never visited",
+    )
+    for number, one in enumerate(explanation.passes, start=1):
+        name = "pairs computed" if len(explanation.passes) == 1 else f"pairs computed, pass {number}"
+        table.add_row(name, _count(one.pairs_computed), f"form {one.form}, layout {one.layout}")
+    waste = explanation.waste
+    table.add_row("waste", "?" if waste is None else f"{waste:.3f}", "pairs computed for each allowed one")
+    table.add_row("useful FLOPs", _count(explanation.flops), "forward, all heads, one batch entry: 4 D for each pair")
+    table.add_row(
+        "least traffic", f"{explanation.bytes:,} bytes", f"{ELEMENT_SIZE} bytes an element, read or written once"
+    )
+    for machine in MACHINES:
+        seconds = explanation.seconds_on(machine)
+        table.add_row(
+            f"at best, {machine.name}", "?" if seconds is None else _time(seconds), "a bound, not a measurement"
+        )
+    return table
+
+
+def _count(number: float | None) -> str:
+    if number is None:
+        return "?"
+    return f"{number:,}" if isinstance(number, int) else f"{number:,.2f}"
+
+
+def _time(seconds: float) -> str:
+    for unit, scale in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= scale:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} us"

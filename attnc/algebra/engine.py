@@ -76,7 +76,10 @@ def _normalize(expr: Expr, run: _Run) -> Expr:
         return known[1]
     node = expr
     while True:
-        node = with_children(node, tuple([_normalize(child, run) for child in children(node)]))
+        operands = []
+        for child in children(node):  # a plain loop: a comprehension would take a frame of the stack
+            operands.append(_normalize(child, run))
+        node = with_children(node, tuple(operands))
         result = _apply_first(node, run)
         if result is None:
             break

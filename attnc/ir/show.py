@@ -67,34 +67,43 @@ def _show(expr: Expr) -> tuple[str, int]:
         case Read(table=table, index=index_of):
             return f"{table}[{_list(index_of)}]" if index_of else table, _ATOM
         case Unary(op=UnaryOp.NOT, operand=operand):
-            return f"not {_at_least(operand, _NOT)}", _NOT
+            return f"not {_fit(_show(operand), _NOT)}", _NOT
         case Unary(operand=operand):
-            return f"-{_at_least(operand, _SIGN)}", _SIGN
+            return f"-{_fit(_show(operand), _SIGN)}", _SIGN
         case Binary():
             return _binary(expr)
         case And(operands=operands):
-            return " and ".join(_at_least(operand, _NOT) for operand in operands), _AND
+            return _joined(operands, " and ", _NOT), _AND
         case Or(operands=operands):
-            return " or ".join(_at_least(operand, _AND) for operand in operands), _OR
+            return _joined(operands, " or ", _AND), _OR
         case Where(condition=condition, then=then, otherwise=otherwise):
             return f"where({_list((condition, then, otherwise))})", _ATOM
         case Call(function=function, args=args):
             return f"{function.value}({_list(args)})", _ATOM
         case Cast(operand=operand, type=kind):
-            return f"{kind.value}({show(operand)})", _ATOM
+            return f"{kind.value}({_show(operand)[0]})", _ATOM
         case Quantifier(kind=quantifier, variable=variable, count=count, body=body):
-            return f"{quantifier.value}({variable} < {count}, {show(body)})", _ATOM
+            return f"{quantifier.value}({variable} < {count}, {_show(body)[0]})", _ATOM
         case _:
             assert_never(expr)
 
 
-def _at_least(expr: Expr, binding: int) -> str:
-    text, own = _show(expr)
+def _fit(shown: tuple[str, int], binding: int) -> str:
+    """Put parentheses around what binds less tightly than its place demands."""
+    text, own = shown
     return text if own >= binding else f"({text})"
 
 
+def _joined(exprs: tuple[Expr, ...], separator: str, binding: int) -> str:
+    # a plain loop: comprehensions would take frames of a stack that deep expressions need
+    texts = []
+    for expr in exprs:
+        texts.append(_fit(_show(expr), binding))
+    return separator.join(texts)
+
+
 def _list(exprs: tuple[Expr, ...]) -> str:
-    return ", ".join(show(expr) for expr in exprs)
+    return _joined(exprs, ", ", _OR)
 
 
 def _constant(constant: Const) -> tuple[str, int]:
@@ -115,9 +124,9 @@ def _binary(expr: Binary) -> tuple[str, int]:
     left, right = expr.left, expr.right
     if expr.op.is_comparison:
         # a comparison of comparisons needs parentheses on both sides, or it would be a chain
-        return f"{_at_least(left, _ADD)} {expr.op.value} {_at_least(right, _ADD)}", _COMPARE
+        return f"{_fit(_show(left), _ADD)} {expr.op.value} {_fit(_show(right), _ADD)}", _COMPARE
     if expr.op is BinaryOp.POW:
-        return f"{_at_least(left, _ATOM)} ** {_at_least(right, _SIGN)}", _POWER
+        return f"{_fit(_show(left), _ATOM)} ** {_fit(_show(right), _SIGN)}", _POWER
     binding = _BINDING[expr.op]
     if expr.op is BinaryOp.DIV:
         left, right = _without_widening(left), _without_widening(right)
@@ -125,7 +134,7 @@ def _binary(expr: Binary) -> tuple[str, int]:
         right = _without_widening(right)
     elif _is_widening(left) and not _is_widening(right):
         left = _without_widening(left)
-    return f"{_at_least(left, binding)} {expr.op.value} {_at_least(right, binding + 1)}", binding
+    return f"{_fit(_show(left), binding)} {expr.op.value} {_fit(_show(right), binding + 1)}", binding
 
 
 def _is_widening(expr: Expr) -> bool:

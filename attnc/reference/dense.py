@@ -53,8 +53,11 @@ def reference(
         an allowed pair reaches is NaN, its log-sum-exp too.
 
     Raises:
-        ValueError: shapes that do not fit together, a missing input, a log-sum-exp without softmax.
+        ValueError: shapes that do not fit together, a log-sum-exp without softmax, a statement without a meaning here.
+        KeyError: an input that is needed was not given.
     """
+    if value.shape[:3] != key.shape[:3]:
+        raise ValueError(f"{tuple(value.shape)} values do not fit {tuple(key.shape)} keys")
     if return_lse and attention.normalize.kind is not NormalizeKind.SOFTMAX:
         raise ValueError("only softmax has a log-sum-exp")
     weights, lse, active = _weights(attention, query, key, inputs, scale, dtype or query.dtype, None)
@@ -214,8 +217,6 @@ def _expand(declaration: Declaration, given: Tensor, sizes: Mapping[SizeName, in
 
 
 def _repeat_heads(tensor: Tensor, heads: int) -> Tensor:
-    if heads % tensor.shape[1]:
-        raise ValueError(f"{tensor.shape[1]} key/value heads do not divide {heads} query heads")
     return tensor.repeat_interleave(heads // tensor.shape[1], dim=1)
 
 
@@ -239,6 +240,10 @@ def _weights(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return normalised weights, log-sum-exp (softmax only, else NaN) and the pairs that take part."""
     batch, heads, queries, head_size = query.shape
+    if attention.deferred:
+        raise ValueError(f"`{attention.deferred[0].statement}` has no dense meaning yet")
+    if (key.shape[0], key.shape[3]) != (batch, head_size) or heads % key.shape[1]:
+        raise ValueError(f"{tuple(key.shape)} keys do not fit {tuple(query.shape)} queries")
     sizes = {
         SizeName.BATCH: batch,
         SizeName.HEADS: heads,

@@ -99,9 +99,15 @@ def evaluate_tensor(expr: Expr, env: TensorEnvironment) -> Tensor:
         case Binary(op=operator, left=left, right=right):
             return _binary(operator, expr.type, evaluate_tensor(left, env), evaluate_tensor(right, env))
         case And(operands=operands):
-            return reduce(torch.logical_and, (evaluate_tensor(operand, env) for operand in operands))
+            decided = evaluate_tensor(operands[0], env)
+            for operand in operands[1:]:
+                decided = torch.logical_and(decided, evaluate_tensor(operand, env))
+            return decided
         case Or(operands=operands):
-            return reduce(torch.logical_or, (evaluate_tensor(operand, env) for operand in operands))
+            decided = evaluate_tensor(operands[0], env)
+            for operand in operands[1:]:
+                decided = torch.logical_or(decided, evaluate_tensor(operand, env))
+            return decided
         case Where():
             return _select(expr, env)
         case Call(function=function, args=args):

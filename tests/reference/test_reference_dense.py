@@ -1,6 +1,7 @@
 """The oracle against formulas written by hand, its gradients, and every rule for degenerate rows."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ from attnc.ir.nodes import (
     SizeName,
     Where,
 )
-from attnc.ir.program import Align, AlignKind, Normalize, NormalizeKind, Tensor, TensorKind
+from attnc.ir.program import Align, AlignKind, Deferred, Normalize, NormalizeKind, Tensor, TensorKind
 from attnc.ir.types import Type
 from attnc.reference import dense_mask, dense_weights, initial_value, reference
 
@@ -387,5 +388,13 @@ def test_wrong_inputs_are_named():
         reference(pattern, query, key, value, {"doc": torch.zeros(2, 3)})
     with pytest.raises(ValueError, match="doc has 1 dimensions in place of 2"):
         reference(pattern, query, key, value, {"doc": torch.zeros(2)})
+    with pytest.raises(ValueError, match="keys do not fit"):
+        reference(attention(), query, key[..., :3], value)
+    with pytest.raises(ValueError, match="values do not fit"):
+        reference(attention(), query, key, value[:, :, :3])
+    with pytest.raises(ValueError, match="`keys` has no dense meaning"):
+        reference(replace(pattern, deferred=(Deferred("keys", "mean_pool"),)), query, key, value)
+    with pytest.raises(KeyError, match="doc"):
+        reference(replace(pattern, mask=compare("<", Read("doc", (B, J), Type.INT), I)), query, key, value)
     with pytest.raises(ValueError, match="no input dock"):
         reference(pattern, query, key, value, {"dock": torch.zeros(2)})

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "attnc"
 
 ALLOWED = {
     "source": set(),
-    "resources": set(),
+    "resources": {"diagnostics"},
     "diagnostics": {"source"},
     "ir": {"source", "diagnostics"},
     "syntax": {"source", "diagnostics", "resources"},

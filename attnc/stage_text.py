@@ -40,10 +40,11 @@ def stage_text(source: SourceFile, params: Parameters, stage: str) -> tuple[str,
     elif stage == "plan":
         texts = [plan_text(plan) for plan in compiled.plans]
     else:
-        from attnc.codegen.render import render_kernels
+        from attnc.codegen.render import render_kernel
 
-        texts = [render_kernels(compiled.plans)]
-    return "\n\n".join(text.rstrip() for text in texts) + "\n", compiled.warnings
+        texts = [render_kernel(plan) for plan in compiled.plans]
+    separator = "\n\n\n" if stage == "triton" else "\n\n"
+    return separator.join(text.rstrip() for text in texts) + "\n", compiled.warnings
 
 
 def tree_lines(node: object, label: str = "") -> Iterator[str]:

@@ -79,6 +79,12 @@ def render_module(plans: Sequence[Plan], *, source: SourceFile | None = None, st
     return _environment().get_template("module.py.jinja").render(module=view)
 
 
+def render_kernel(plan: Plan) -> str:
+    """Write the Triton kernel and the launcher of one attention as they stand in its module."""
+    text: str = _environment().get_template("kernel.py.jinja").render(kernel=kernel_view(plan))
+    return text.strip("\n") + "\n"
+
+
 @cache
 def _environment() -> jinja2.Environment:
     return jinja2.Environment(

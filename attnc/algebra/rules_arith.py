@@ -270,6 +270,33 @@ def _round_trip(node: Cast | Call) -> Expr | None:
     return None
 
 
+def _nested_quotient(node: Binary) -> Expr | None:
+    """`x // 4 // 2` for positive constants: rounding down twice is rounding down once."""
+    inner = node.left
+    if node.type is not Type.INT or node.op is not BinaryOp.FLOORDIV or not isinstance(inner, Binary):
+        return None
+    if inner.op is not BinaryOp.FLOORDIV or not isinstance(node.right, Const) or not isinstance(inner.right, Const):
+        return None
+    divisor = int(node.right.value) * int(inner.right.value)
+    if min(node.right.value, inner.right.value) <= 0 or divisor >= UNWRAPPED:
+        return None
+    return replace(inner, right=constant(divisor, Type.INT))
+
+
+def _multiple_of_divisor(node: Binary) -> Expr | None:
+    """`x * 6 // 3` and `x * 6 % 3` for positive constants, where the product cannot wrap around."""
+    product, divisor = node.left, node.right
+    if node.type is not Type.INT or node.op not in (BinaryOp.FLOORDIV, BinaryOp.MOD) or not isinstance(product, Binary):
+        return None
+    if product.op is not BinaryOp.MUL or not isinstance(product.right, Const) or not isinstance(divisor, Const):
+        return None
+    if divisor.value <= 0 or product.right.value % divisor.value or magnitude(product) >= UNWRAPPED:
+        return None
+    if node.op is BinaryOp.MOD:
+        return constant(0, Type.INT)
+    return replace(product, right=constant(int(product.right.value) // int(divisor.value), Type.INT))
+
+
 def _shift_comparison(node: Binary) -> Expr | None:
     """Move a constant to the constant on the other side, where nothing can wrap around."""
     if not node.op.is_comparison or node.left.type is not Type.INT:
@@ -327,6 +354,10 @@ ARITH_RULES = (
     Rule("cancelled-operand", "x + y - y -> x", (Binary,), _cancelled_operand),
     # x % 4 % 4 -> x % 4
     Rule("repeated-remainder", "x % 4 % 4 -> x % 4", (Binary,), _repeated_remainder),
+    # x // 4 // 2 -> x // 8
+    Rule("nested-quotient", "x // 4 // 2 -> x // 8", (Binary,), _nested_quotient),
+    # x * 6 // 3 -> x * 2;  x * 6 % 3 -> 0
+    Rule("multiple-of-divisor", "x * 6 // 3 -> x * 2", (Binary,), _multiple_of_divisor),
     # x + 3 < 5 -> x < 2
     Rule("shift-comparison", "x + 3 < 5 -> x < 2", (Binary,), _shift_comparison),
     # x - y >= 0 -> x >= y

@@ -237,6 +237,12 @@ EXAMPLES = {
         (op("%", op("%", sub(J, I), integer(3)), integer(3)), "(j - i) % 3"),
         (op("//", op("%", sub(J, I), integer(3)), integer(3)), "0"),
     ],
+    "nested-quotient": [(op("//", op("//", sub(J, I), integer(2)), integer(3)), "(j - i) // 6")],
+    "multiple-of-divisor": [
+        (op("//", mul(sub(J, I), integer(6)), integer(3)), "(j - i) * 2"),
+        (op("%", mul(sub(J, I), integer(-6)), integer(3)), "0"),
+        (op("//", mul(J, integer(-6)), integer(3)), "j * -2"),
+    ],
     "shift-comparison": [
         (compare("<", add(J, integer(3)), integer(5)), "j < 2"),
         (compare(">=", sub(sub(I, J), integer(1)), integer(0)), "i - j >= 1"),
@@ -344,6 +350,9 @@ KEPT = [
     call("log", call("exp", S)),
     compare("<", add(CUT, integer(3)), integer(5)),  # an input may be so large that the sum wraps around
     compare("<", sub(CUT, J), integer(0)),
+    op("//", mul(CUT, integer(6)), integer(3)),
+    op("//", op("//", J, integer(2)), integer(-3)),
+    op("//", mul(J, integer(3)), integer(6)),
     Cast(X, Type.INT),
     mul(mul(S, real(1e30)), real(1e30)),
     sub(add(S, real(1e300)), real(1e300)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import sys
@@ -17,6 +18,7 @@ import typer
 
 from attnc import __version__, terminal
 from attnc.diagnostics import CompileError
+from attnc.files import cannot_write
 from attnc.parameters import MalformedParameterError, parse_lengths, parse_parameters
 
 USER_MISTAKE, INTERNAL, INTERRUPTED = 1, 70, 130
@@ -30,7 +32,7 @@ app = typer.Typer(
     help="Compile attention patterns (.attn files) to Triton kernels and PyTorch modules.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -87,6 +89,11 @@ def common(
     DEBUG.set(debug)
 
 
+def examples(*lines: str) -> str:
+    """Lay out examples for the end of a command's help, a line each."""
+    return "\n\n".join(("Examples:", *(f"  {line}" for line in lines)))
+
+
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
     """Turn exceptions into the exit codes that the command line promises."""
 
@@ -94,7 +101,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any, **options: Any) -> None:
         try:
             command(*args, **options)
-            _flush()
+            sys.stdout.flush()
         except CompileError as error:
             terminal.report_error(error)
             raise typer.Exit(USER_MISTAKE) from None
@@ -104,6 +111,13 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(INTERRUPTED) from None
         except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
             raise
+        except OSError as error:
+            if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EIO, errno.EDQUOT):
+                _report_bug(error)
+                raise typer.Exit(INTERNAL) from None
+            _abandon_output()
+            terminal.report_error(cannot_write("standard output", error))
+            raise typer.Exit(USER_MISTAKE) from None
         except Exception as error:
             _report_bug(error)
             raise typer.Exit(INTERNAL) from None
@@ -111,18 +125,10 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def _flush() -> None:
-    """Write out what was printed while an error can still be told, as on a full disk."""
-    from attnc.files import cannot_write
-
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        with contextlib.suppress(OSError, ValueError):
-            sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - so that leaving does not fail once more
-        raise cannot_write("standard output", error) from None
+def _abandon_output() -> None:
+    """Let nothing more be written to a full disk, so that leaving does not fail once more."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
 
 
 def _report_bug(error: Exception) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json as json_text
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,10 @@ from attnc.compiler import (
     plan_source,
     render,
 )
-from attnc.diagnostics import CompileError, Diagnostic, Severity
+from attnc.diagnostics import CompileError, Diagnostic, Label, Severity
 from attnc.files import STANDARD, read_pattern, require_writable, write_bytes, write_text
 from attnc.parameters import MalformedParameterError, Value
+from attnc.source import SourceFile, Span
 
 Parameters = dict[str, Value]
 
@@ -27,7 +30,8 @@ def check(files: Sequence[Path], parameters: Parameters) -> bool:
     found: list[Diagnostic] = []
     for file in files:
         try:
-            found += check_source(read_pattern(file), parameters).warnings
+            with _located(file):
+                found += check_source(read_pattern(file), parameters).warnings
         except CompileError as error:
             found += error.diagnostics
     terminal.report(dict.fromkeys(found))
@@ -58,7 +62,8 @@ def emit(file: Path, parameters: Parameters, stage: str, out: Path | None) -> No
     to_file = out is not None and str(out) != STANDARD
     if out is not None and to_file:
         require_writable(out, file)
-    text, warnings = stage_text(read_pattern(file), parameters, stage)
+    with _located(file):
+        text, warnings = stage_text(read_pattern(file), parameters, stage)
     terminal.report(warnings)
     if out is not None and to_file:
         write_text(out, text)
@@ -180,9 +185,22 @@ def _suite() -> list[Path]:
 
 def _planned(file: Path, parameters: Parameters) -> Compiled:
     """Take a file as far as its plans, and print warnings."""
-    compiled = plan_source(read_pattern(file), parameters)
+    with _located(file):
+        compiled = plan_source(read_pattern(file), parameters)
     terminal.report(compiled.warnings)
     return compiled
+
+
+@contextlib.contextmanager
+def _located(file: Path) -> Iterator[None]:
+    """Give diagnostics that are about a whole file the place that every diagnostic of the command line has."""
+    try:
+        yield
+    except CompileError as error:
+        name = "<stdin>" if str(file) == STANDARD else str(file)
+        start = Label(Span(SourceFile(name, ""), 0, 0, 1, 1))
+        placed = (one if one.labels else replace(one, labels=(start,)) for one in error.diagnostics)
+        raise CompileError(*placed) from None
 
 
 def _print_json(value: Any) -> None:

@@ -82,8 +82,9 @@ def render(diagnostic: Diagnostic) -> str:
         span = label.span
         if previous != span.source.name or position == 0:
             lines.append(f"{margin[1:]}--> {span}" if position == 0 else f"{margin[1:]}::: {span}")
-        lines.append(f"{margin}|")
-        lines.extend(_excerpt(label, width, "^" if position == 0 else "-"))
+        if span.source.text:  # a file that could not be read has a name, and nothing to show
+            lines.append(f"{margin}|")
+            lines.extend(_excerpt(label, width, "^" if position == 0 else "-"))
         previous = span.source.name
     lines.extend(f"{margin}= note: {note}" if diagnostic.labels else f"note: {note}" for note in diagnostic.notes)
     if diagnostic.help:

@@ -76,8 +76,14 @@ def dense_weights(
     scale: float | Tensor | None = None,
     dtype: torch.dtype | None = torch.float64,
 ) -> Tensor:
-    """Return the normalised weights `(B, H, rows, M)` of some query rows, by default of all."""
+    """Return the normalised weights `(B, H, rows, M)` of some query rows, by default of all.
+
+    Raises:
+        ValueError: a row that is not in `0 .. N - 1`, or what `reference` raises it for.
+    """
     chosen = None if rows is None else torch.as_tensor(rows, dtype=torch.int64, device=query.device)
+    if chosen is not None and bool(((chosen < 0) | (chosen >= query.shape[2])).any()):
+        raise ValueError(f"rows must be in 0 .. {query.shape[2] - 1}")
     return _weights(attention, query, key, inputs, scale, dtype or query.dtype, chosen)[0]
 
 

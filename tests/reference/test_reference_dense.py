@@ -388,6 +388,8 @@ def test_wrong_inputs_are_named():
         reference(pattern, query, key, value, {"doc": torch.zeros(2, 3)})
     with pytest.raises(ValueError, match="doc has 1 dimensions in place of 2"):
         reference(pattern, query, key, value, {"doc": torch.zeros(2)})
+    with pytest.raises(ValueError, match=r"rows must be in 0 \.\. 4"):
+        dense_weights(attention(), query, key, rows=[-1])
     with pytest.raises(ValueError, match="keys do not fit"):
         reference(attention(), query, key[..., :3], value)
     with pytest.raises(ValueError, match="values do not fit"):

@@ -143,23 +143,25 @@ def _report_bug(error: Exception) -> None:
         )
 
 
-@app.command()
+@app.command(epilog=examples("attnc check streaming.attn", "attnc check examples/*.attn"))
 @guarded
 def check(files: Files, define: Definitions = []) -> None:  # noqa: B006 - typer copies it
-    """Check patterns: names, types, proofs of what they assert.
-
-    Examples:
-        attnc check streaming.attn
-
-        attnc check examples/*.attn
-    """
+    """Check patterns: names, types, proofs of what they assert."""
     from attnc import commands
 
     if not commands.check(files, parse_parameters(define)):
         raise typer.Exit(USER_MISTAKE)
 
 
-@app.command("compile")
+@app.command(
+    "compile",
+    epilog=examples(
+        "attnc compile streaming.attn",
+        "attnc compile streaming.attn -D window=512 -o model/streaming.py --standalone",
+        "attnc compile streaming.attn --emit plan",
+        "attnc compile streaming.attn --gpu sm_90 --head-size 128",
+    ),
+)
 @guarded
 def compile_(
     file: File,
@@ -178,17 +180,7 @@ def compile_(
     ] = None,
     head_size: HeadSize = 64,
 ) -> None:
-    """Compile a pattern to a Python module, NAME.py in the current folder unless told otherwise.
-
-    Examples:
-        attnc compile streaming.attn
-
-        attnc compile streaming.attn -D window=512 -o model/streaming.py --standalone
-
-        attnc compile streaming.attn --emit plan
-
-        attnc compile streaming.attn --gpu sm_90 --head-size 128
-    """
+    """Compile a pattern to a Python module, NAME.py in the current folder unless told otherwise."""
     from attnc import commands
 
     parameters = parse_parameters(define)
@@ -202,7 +194,9 @@ def compile_(
     commands.compile_file(file, parameters, out, standalone=standalone)
 
 
-@app.command()
+@app.command(
+    epilog=examples("attnc explain streaming.attn", "attnc explain streaming.attn -D window=512 -n 100000 --json")
+)
 @guarded
 def explain(
     file: File,
@@ -212,19 +206,18 @@ def explain(
     head_size: HeadSize = 64,
     json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
-    """Explain a pattern: normal form, proofs, tiles, exact pairs, cost.
-
-    Examples:
-        attnc explain streaming.attn
-
-        attnc explain streaming.attn -D window=512 -n 100000 --json
-    """
+    """Explain a pattern: normal form, proofs, tiles, exact pairs, cost."""
     from attnc import commands
 
     commands.explain(file, parse_parameters(define), length, heads, head_size, json=json)
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "attnc show streaming.attn -D window=256 -o streaming.png",
+        "attnc show longformer.attn -n 100000 -o longformer.png",
+    )
+)
 @guarded
 def show(
     file: File,
@@ -236,39 +229,33 @@ def show(
     heads: Heads = 8,
     head: Annotated[int, typer.Option("--head", min=0, help="Which head, where they differ.")] = 0,
 ) -> None:
-    """Draw a pattern's mask and its tiles.
-
-    Examples:
-        attnc show streaming.attn -D window=256 -o streaming.png
-
-        attnc show longformer.attn -n 100000 -o longformer.png
-    """
+    """Draw a pattern's mask and its tiles."""
     from attnc import commands
 
     commands.show(file, parse_parameters(define), length, heads, head, out)
 
 
-@app.command()
+@app.command(epilog=examples("attnc verify streaming.attn", "attnc verify examples/*.attn"))
 @guarded
 def verify(
     files: Files,
     define: Definitions = [],  # noqa: B006
     json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
-    """Verify patterns by brute force over small sizes: sets, tiles, programs, gradients, kernels.
-
-    Examples:
-        attnc verify streaming.attn
-
-        attnc verify examples/*.attn
-    """
+    """Verify patterns by brute force over small sizes: sets, tiles, programs, gradients, kernels."""
     from attnc import commands
 
     if not commands.verify(files, parse_parameters(define), json=json):
         raise typer.Exit(USER_MISTAKE)
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "attnc bench streaming.attn -n 8192",
+        "attnc bench streaming.attn longformer.attn -n 2048,4096,8192 --plot times.png --json times.json",
+        "attnc bench gpt.attn --backward --peers sdpa --heads 16 --head-size 128",
+    )
+)
 @guarded
 def bench(
     files: Annotated[
@@ -300,13 +287,6 @@ def bench(
     """Measure patterns against PyTorch's attention.
 
     Every contender is first checked against a float64 reference; one that is wrong gets no time.
-
-    Examples:
-        attnc bench streaming.attn -n 8192
-
-        attnc bench streaming.attn longformer.attn -n 2048,4096,8192 --plot times.png --json times.json
-
-        attnc bench gpt.attn --backward --peers sdpa --heads 16 --head-size 128
     """
     from attnc import commands
 

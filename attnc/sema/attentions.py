@@ -143,6 +143,8 @@ def _check_rule(statement: tree.Rule, parts: _Parts, context: Context) -> None:
     keyword, span = statement.keyword.text, statement.value.span
     value = check(statement.value, replace(context, score=parts.score) if keyword == "score" else context)
     if value is None:
+        if keyword == "score":
+            parts.score = _UNCHANGED  # one line too many is told once, not for each line after it
         return
     if keyword == "mask":
         if value.type is not Type.BOOL:

@@ -184,10 +184,8 @@ def inline(
         place=context.place or (use.span if foreign else None),
     )
     context.report.uses.append(Use(name, use.span, foreign))
-    try:
-        body = check(definition.body, inner)
-    finally:
-        context.report.uses.pop()
+    body = check(definition.body, inner)
+    context.report.uses.pop()
     return None if body is None else context.respan(body, use.span)
 
 

@@ -14,18 +14,24 @@ MAX_LEVEL = 240
 """How deep expressions and the definitions that they use may be nested while they are checked."""
 
 
+MAX_INLINED = 200_000
+"""Expressions that may be checked inside of definitions, over one program: a second's work."""
+
+
 @dataclass(slots=True)
 class Workshop:
     """What all checks of one program share.
 
     Attributes:
         level: how many expressions enclose the one that is being checked, through definitions too.
+        inlined: how many expressions were checked inside of definitions.
         variables: names that quantifiers took, so that each has its own.
         cycles: definitions that use each other in a circle, once that was told.
     """
 
     report: Report = field(default_factory=Report)
     level: int = 0
+    inlined: int = 0
     variables: set[str] = field(default_factory=set)
     cycles: set[frozenset[str]] = field(default_factory=set)
     constructor: Constructor = field(init=False)

@@ -166,6 +166,16 @@ def expression_too_large(span: Span, limit: int) -> Diagnostic:
     )
 
 
+def definitions_too_large(span: Span) -> Diagnostic:
+    """Definitions that are written out too often."""
+    return Diagnostic(
+        "expression-too-large",
+        "the definitions of this file, written out where they are used, are too large",
+        (Label(span, "this was one use too many"),),
+        help="a `let` or `def` is written out wherever it is used; one used twice, in another used twice, doubles",
+    )
+
+
 # --- names in expressions ---
 
 

@@ -9,15 +9,16 @@ its top, to the name or call. So every span of an attention lies in its own file
 
 from __future__ import annotations
 
-from typing import assert_never
+from typing import NoReturn, assert_never
 
 from attnc.ir.evaluate import INT_MAX, INT_MIN
 from attnc.ir.nodes import And, Const, Expr, Index, Or, Parameter, Read, Size, Unary, UnaryOp, Where
 from attnc.ir.types import Type
 from attnc.sema import errors, expression_errors, operators
 from attnc.sema.calls import check_call, inline
-from attnc.sema.context import MAX_LEVEL, Context
+from attnc.sema.context import MAX_INLINED, MAX_LEVEL, Context
 from attnc.sema.functions import need_ints
+from attnc.sema.report import TooManyErrors
 from attnc.sema.scopes import (
     BuiltinMeaning,
     DefinitionMeaning,
@@ -45,12 +46,24 @@ def check(expr: tree.Expr, context: Context) -> Expr | None:
     workshop = context.workshop
     workshop.level += 1
     try:
+        if context.report.uses:
+            workshop.inlined += 1
+            if workshop.inlined > MAX_INLINED:
+                _give_up(context)
         if workshop.level > MAX_LEVEL:
             context.report.add(expression_errors.nesting_too_deep(expr.span, MAX_LEVEL))
             return None
         return _check(expr, context)
     finally:
         workshop.level -= 1
+
+
+def _give_up(context: Context) -> NoReturn:
+    """Definitions that use each other twice grow exponentially, even where the constants that they are do not."""
+    span = context.report.uses[0].span
+    context.report.uses.clear()
+    context.report.add(expression_errors.definitions_too_large(span))
+    raise TooManyErrors
 
 
 def _check(expr: tree.Expr, context: Context) -> Expr | None:

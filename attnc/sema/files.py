@@ -151,9 +151,10 @@ def _declare_definition(definition: tree.Def, context: Context) -> None:
         declare(param.name, QuantityMeaning(stand_in, param.name.span), inner)
     scope.current = definition.name.text
     inner = Context(inner.workshop, inner.scope, score=Score(), shortened=True)
-    check(definition.body, inner)
+    body = check(definition.body, inner)
     scope.current = None
-    broken = len(report.found) > before
+    may_be_unknown = any(param.type is None for param in definition.params)
+    broken = len(report.found) > before or (body is None and not may_be_unknown)
     declare(definition.name, DefinitionMeaning(definition, scope.as_of_now(), broken), context)
 
 

@@ -12,7 +12,7 @@ MAX_ERRORS = 100
 
 
 class TooManyErrors(Exception):  # noqa: N818 - caught by check_program
-    """The limit is reached; what was found so far is in the report."""
+    """It makes no sense to go on; what was found so far is in the report."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,16 @@ def nesting_too_deep(span: Span, limit: int) -> Diagnostic:
     )
 
 
+def statement_too_long(span: Span, limit: int) -> Diagnostic:
+    """One statement with more tokens than anybody writes."""
+    return Diagnostic(
+        "statement-too-long",
+        f"a statement may have at most {limit} words and signs",
+        (Label(span, "this goes on"),),
+        help="name parts of it with `let` or `def`, or give the data as an `input`",
+    )
+
+
 def unexpected_character(span: Span, text: str, mend: str) -> Diagnostic:
     """A character that no token starts with."""
     return Diagnostic("unexpected-character", f"the language has no `{text}`", (Label(span),), help=mend)

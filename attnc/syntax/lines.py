@@ -33,6 +33,18 @@ _CONTINUING = frozenset(
 """Tokens after which a line break does not end a statement."""
 
 
+MAX_TOKENS = 50_000
+"""Tokens of one statement."""
+
+
+class TooLong(Exception):  # noqa: N818 - it never leaves this package
+    """A statement with more tokens than the limit; carries the token that goes too far."""
+
+    def __init__(self, token: Token) -> None:
+        super().__init__(token)
+        self.token = token
+
+
 class TooDeep(Exception):  # noqa: N818 - it never leaves this package
     """Brackets nested deeper than the limit; carries the bracket that goes too far."""
 
@@ -51,11 +63,16 @@ class StatementEnds:
 
         Raises:
             TooDeep: brackets are nested deeper than `MAX_NESTING`.
+            TooLong: a statement has more than `MAX_TOKENS` tokens.
         """
         depth = 0
+        length = 0
         last = "_SEP"
         for token in stream:
             kind = token.type
+            length = 0 if last in ("_SEP", "LBRACE") else length + 1
+            if length > MAX_TOKENS:
+                raise TooLong(token)
             if kind in _OPENING:
                 depth += 1
                 if depth > MAX_NESTING:

@@ -14,7 +14,7 @@ from attnc.source import SourceFile, Span
 from attnc.syntax import errors, tree
 from attnc.syntax.build import CURRENT_SOURCE, TreeBuilder
 from attnc.syntax.explain import Stop, explain
-from attnc.syntax.lines import MAX_NESTING, StatementEnds, TooDeep
+from attnc.syntax.lines import MAX_NESTING, MAX_TOKENS, StatementEnds, TooDeep, TooLong
 from attnc.syntax.read import check_text
 
 _BYTE_ORDER_MARK = "\ufeff"
@@ -39,6 +39,8 @@ def parse_source(source: SourceFile) -> tree.File:
         raise CompileError(explain(_stop(text), source)) from None
     except TooDeep as error:
         raise CompileError(errors.nesting_too_deep(_token_span(source, error.token), MAX_NESTING)) from None
+    except TooLong as error:
+        raise CompileError(errors.statement_too_long(_token_span(source, error.token), MAX_TOKENS)) from None
     finally:
         CURRENT_SOURCE.reset(token)
     assert isinstance(file, tree.File)

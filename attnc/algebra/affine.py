@@ -51,6 +51,9 @@ from attnc.ir.walk import children, indices, substitute, walk
 UNROLLED_SUM = 64
 """Bounded sums up to this count are written out."""
 
+MOST_BASIC_SETS = 40
+"""A set or a number of more pieces than this counts as not affine."""
+
 FLOAT32_INTEGERS = 2**24
 """Up to here every integer is a float32, so that a comparison of a float with such a number means what it says."""
 
@@ -77,14 +80,24 @@ class Translator:
     def truth(self, expr: Expr) -> Truth:
         """Translate a bool."""
         if expr not in self._truths:
-            self._truths[expr] = self._truth(expr)
+            self._truths[expr] = self._limited(self._truth(expr))
         return self._truths[expr]
+
+    def _limited(self, truth: Truth) -> Truth:
+        """Give up on a condition of very many pieces: what is made of it would take for ever."""
+        if max(truth.must.n_basic_set(), truth.may.n_basic_set()) <= MOST_BASIC_SETS:
+            return truth
+        self.reasons.setdefault("too many pieces: the mask is tested where its hull reaches")
+        hull = isl.Set.from_basic_set(truth.may.simple_hull())
+        return Truth(isl.Set.empty(pair_space(self.context)), hull)
 
     def number(self, expr: Expr) -> isl.PwAff | None:
         """Translate an int, exactly; None where that is not possible."""
         if expr.type is not Type.INT:
             return None
         value = self._number(expr)
+        if value is not None and value.n_piece() > MOST_BASIC_SETS:
+            value = None
         if value is None and is_uniform(expr):
             return self._opaque(expr)
         return value

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 import islpy as isl
@@ -16,8 +17,10 @@ import islpy as isl
 DEFAULT_OPERATIONS = 200_000
 """isl operations that one question may take: about 0.2 s at worst."""
 
-QUERY_AXIS = 0
-KEY_AXIS = 1
+MOST_FAILURES = 3
+"""After so many exhausted budgets, the others of a derivation are cut to a twentieth."""
+
+_failures: ContextVar[list[int]] = ContextVar("failures", default=[0])  # noqa: B039
 
 T = TypeVar("T")
 
@@ -34,17 +37,36 @@ def budget(context: isl.Context, operations: int = DEFAULT_OPERATIONS) -> Iterat
         OutOfBudgetError: the budget is exhausted. The context stays usable.
     """
     outer = context.get_max_operations()
+    failures = _failures.get()
     context.reset_operations()
-    context.set_max_operations(operations)
+    context.set_max_operations(operations if failures[0] < MOST_FAILURES else operations // 20)
     try:
         yield
     except isl.Error as error:
         if not _exhausted(context, error):
             raise
+        failures[0] += 1
         raise OutOfBudgetError from None
     finally:
         context.set_max_operations(outer)
         context.reset_operations()
+
+
+@contextmanager
+def allowance(context: isl.Context) -> Iterator[None]:
+    """Run a whole derivation so that no isl call in it is without a budget, and so that failures do not add up.
+
+    After a few questions have exhausted their budgets, further ones get little: the mask is a hard one.
+
+    Raises:
+        OutOfBudgetError: a call outside of every inner budget took too long.
+    """
+    token = _failures.set([0])
+    try:
+        with budget(context, DEFAULT_OPERATIONS):
+            yield
+    finally:
+        _failures.reset(token)
 
 
 def attempt(context: isl.Context, question: Callable[[], T], operations: int = DEFAULT_OPERATIONS) -> T | None:

@@ -9,7 +9,7 @@ import islpy as isl
 from attnc.algebra.affine import Translator
 from attnc.algebra.domains import new_translator, proof_domain
 from attnc.algebra.facts import Facts
-from attnc.algebra.index_sets import OutOfBudgetError, attempt, budget, new_context
+from attnc.algebra.index_sets import OutOfBudgetError, allowance, attempt, new_context
 from attnc.algebra.stretches import as_map, row_contiguous
 from attnc.ir.nodes import Cast, Expr, Index, IndexName, Read
 from attnc.ir.program import Attention
@@ -24,13 +24,16 @@ def prove_facts(attention: Attention) -> Facts:
     """
     translator = new_translator(attention, new_context())
     try:
-        with budget(translator.context):
-            truth = translator.truth(attention.mask)
-        domain = proof_domain(translator, attention.align.shift)
-        with budget(translator.context):
-            must, may = truth.must.intersect(domain), truth.may.intersect(domain)
+        with allowance(translator.context):
+            return _facts(attention, translator)
     except OutOfBudgetError:
         return Facts()
+
+
+def _facts(attention: Attention, translator: Translator) -> Facts:
+    truth = translator.truth(attention.mask)
+    domain = proof_domain(translator, attention.align.shift)
+    must, may = truth.must.intersect(domain), truth.may.intersect(domain)
     must = may if truth.exact else must
     facts = _FactProver(translator, domain, must, may, rows_with_a_key(translator, attention.mask, domain, must))
     return Facts(

@@ -8,7 +8,7 @@ import islpy as isl
 
 from attnc.algebra.affine import Translator
 from attnc.algebra.domains import new_translator, opaque_facts, proof_domain
-from attnc.algebra.index_sets import OutOfBudgetError, attempt, budget, empty, new_context
+from attnc.algebra.index_sets import OutOfBudgetError, allowance, attempt, empty, new_context
 from attnc.diagnostics import Diagnostic, Label, Severity
 from attnc.ir.nodes import And, Bound, Expr, Or, Quantifier, Read, Where
 from attnc.ir.program import Attention, Tensor
@@ -27,12 +27,16 @@ def mark_reads(attention: Attention) -> tuple[Attention, tuple[Diagnostic, ...]]
         The attention with its reads marked, and a warning `index-may-leave-table` for each other read.
     """
     translator = new_translator(attention, new_context())
-    domain = proof_domain(translator, attention.align.shift)
     try:
-        with budget(translator.context):
-            allowed = translator.truth(attention.mask).may.intersect(domain)
+        with allowance(translator.context):
+            return _marked(attention, translator)
     except OutOfBudgetError:
-        allowed = domain
+        return attention, ()
+
+
+def _marked(attention: Attention, translator: Translator) -> tuple[Attention, tuple[Diagnostic, ...]]:
+    domain = proof_domain(translator, attention.align.shift)
+    allowed = attempt(translator.context, lambda: translator.truth(attention.mask).may.intersect(domain)) or domain
     marker = _Marker(attention, translator)
     normalize = attention.normalize
     marked = replace(

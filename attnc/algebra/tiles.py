@@ -14,16 +14,32 @@ import islpy as isl
 from attnc.algebra.affine import Translator
 from attnc.algebra.bounds import Bound, BoundsWriter, chosen
 from attnc.algebra.domains import RowDomain, new_translator, row_domain
-from attnc.algebra.index_sets import OutOfBudgetError, attempt, budget, empty, included, new_context
+from attnc.algebra.index_sets import OutOfBudgetError, allowance, attempt, budget, empty, included, new_context
 from attnc.algebra.key_intervals import Coverage, KeyInterval, TileSets
 from attnc.algebra.residuals import Residuals
 from attnc.algebra.runs import RunFinder
 from attnc.algebra.stretches import Run, StretchFinder, as_map, between
 from attnc.algebra.tile_tests import tile_test
 from attnc.algebra.truths import Truth, exactly
-from attnc.ir.nodes import FALSE, TRUE, Binary, BinaryOp, Call, Const, Expr, Function, Index, IndexName, Where
+from attnc.ir.nodes import (
+    FALSE,
+    TRUE,
+    Binary,
+    BinaryOp,
+    Call,
+    Const,
+    Expr,
+    Function,
+    Index,
+    IndexName,
+    Size,
+    SizeName,
+    Where,
+)
 from attnc.ir.program import Attention
 from attnc.ir.types import Type
+
+OUT_OF_BUDGET = "operation budget: the mask is tested everywhere"
 
 _ZERO = Const(0, Type.INT)
 _ONE = Const(1, Type.INT)
@@ -71,7 +87,20 @@ def derive_tiles(attention: Attention, *, query_tile: int = 128, key_tile: int =
         query_tile: most rows of a query tile for which residuals must hold.
         key_tile: most keys of a key tile for which residuals must hold.
     """
-    return _Derivation.of(attention, query_tile, key_tile).tiles()
+    translator = new_translator(attention, new_context())
+    try:
+        with allowance(translator.context):
+            return _Derivation.of(attention, translator, query_tile, key_tile).tiles()
+    except OutOfBudgetError:
+        return everywhere(attention, query_tile, key_tile)
+
+
+def everywhere(attention: Attention, query_tile: int, key_tile: int) -> TileSets:
+    """Return the interval list that tests the whole mask at every pair: what is always right."""
+    interval = KeyInterval(
+        Coverage.PARTIAL, _ZERO, Size(SizeName.KEYS), False, True, attention.mask, ragged=True, label="stretch"
+    )
+    return TileSets((interval,), False, query_tile, key_tile, (OUT_OF_BUDGET,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +115,13 @@ class _Derivation:
     notes: tuple[str, ...]
 
     @classmethod
-    def of(cls, attention: Attention, query_tile: int, key_tile: int) -> _Derivation:
-        translator = new_translator(attention, new_context())
+    def of(cls, attention: Attention, translator: Translator, query_tile: int, key_tile: int) -> _Derivation:
         notes: tuple[str, ...] = ()
         try:
             with budget(translator.context):
                 whole = translator.truth(attention.mask)
         except OutOfBudgetError:
-            notes = ("operation budget: the mask is tested everywhere",)
+            notes = (OUT_OF_BUDGET,)
             everything = translator.universe()
             whole = Truth(everything.subtract(everything), everything)
         domain = row_domain(translator)

@@ -1,0 +1,123 @@
+"""What `explain` says, against sums over every pair."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import attnc
+from attnc import cli
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+FACTS = {"causal", "nonempty", "symmetric", "contiguous"}
+
+
+def explain(path, *arguments):
+    result = CliRunner().invoke(cli.app, ["explain", "--json", str(path), *map(str, arguments)])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_streaming_at_8192():
+    (one,) = explain(EXAMPLES / "streaming.attn", "-n", 8192)
+    pairs = sum(min(i + 1, 1024) + min(4, max(0, i - 1023)) for i in range(8192))
+    assert one["pairs"] == pairs == 7893498
+    assert isinstance(one["pairs"], int)
+    assert one["density"] == pairs / 8192**2
+    assert one["facts"] == {"causal": True, "nonempty": True, "symmetric": False, "contiguous": False}
+    assert one["flops"] == 4 * 64 * 8 * pairs
+    assert one["bytes"] == 4 * 8 * 8192 * 64 * 2
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.attn")), ids=lambda path: path.stem)
+def test_schema_of_every_example(path):
+    for one in explain(path, "-n", 300):
+        assert set(one) == {
+            "name", "facts", "pairs", "density", "tiles", "passes", "rules", "flops", "bytes",
+        }  # fmt: skip
+        assert set(one["facts"]) == FACTS
+        assert all(value in (True, False, None) for value in one["facts"].values())
+        assert set(one["tiles"]) == {"query", "key", "full", "partial", "empty"}
+        assert one["passes"]
+        for sweep in one["passes"]:
+            assert set(sweep) == {"layout", "form", "pairs_computed"}
+            assert sweep["layout"] == "identity"
+            assert sweep["form"] in ("softmax", "linear", "chunked", "library")
+        if one["pairs"] is None:
+            assert one["density"] is None
+            assert one["flops"] is None
+        elif one["passes"][0]["pairs_computed"] is not None:
+            assert one["passes"][0]["pairs_computed"] >= one["pairs"]
+        assert all(isinstance(rule, str) for rule in one["rules"])
+
+
+def test_tile_counts_add_up_and_agree_with_brute_force(tmp_path):
+    path = tmp_path / "w.attn"
+    path.write_text("attention w { mask causal and i - j < 200 }")
+    (one,) = explain(path, "-n", 1000)
+    tiles = one["tiles"]
+    assert tiles["full"] + tiles["partial"] + tiles["empty"] == 8 * 8
+    touched = full = 0
+    for row in range(8):
+        for column in range(8):
+            rows = range(row * 128, min(row * 128 + 128, 1000))
+            keys = range(column * 128, column * 128 + 128)
+            allowed = sum(0 <= i - j < 200 for i in rows for j in keys if j < 1000)
+            touched += allowed > 0
+            full += allowed == len(rows) * 128
+    assert tiles["full"] == full
+    assert tiles["full"] + tiles["partial"] == touched
+    assert one["passes"][0]["pairs_computed"] == touched * 128 * 128
+
+
+def test_data_dependent_patterns_have_no_count():
+    for name in ("packed", "bert"):
+        (one,) = explain(EXAMPLES / f"{name}.attn", "-n", 256)
+        assert one["pairs"] is None
+
+
+def test_masks_that_sets_cannot_count_are_evaluated(tmp_path):
+    from attnc.ir.evaluate import _hash
+
+    path = tmp_path / "h.attn"
+    path.write_text("attention h { mask hash(h, i, j) % 3 == 0 }")
+    (one,) = explain(path, "-n", 40, "--heads", 3)
+    total = sum(_hash((h, i, j)) % 3 == 0 for h in range(3) for i in range(40) for j in range(40))
+    assert one["pairs"] == total / 3
+
+
+def test_heads_that_differ_are_averaged(tmp_path):
+    path = tmp_path / "m.attn"
+    path.write_text("attention m { mask causal and i - j < (h + 1) * 10 }")
+    (one,) = explain(path, "-n", 100, "--heads", 4)
+    total = sum(min(i + 1, (h + 1) * 10) for h in range(4) for i in range(100))
+    assert one["pairs"] == pytest.approx(total / 4)
+
+
+def test_library_patterns_say_so():
+    (one,) = explain(EXAMPLES / "gpt.attn", "-n", 256)
+    assert one["passes"][0]["form"] == "library"
+    text = CliRunner().invoke(cli.app, ["explain", str(EXAMPLES / "gpt.attn")]).stdout
+    assert "scaled_dot_product_attention" in text
+
+
+def test_text_has_every_part():
+    result = CliRunner().invoke(cli.app, ["explain", str(EXAMPLES / "streaming.attn"), "-n", "8192"])
+    assert result.exit_code == 0
+    for part in (
+        "Normal form", "Derivation", "Proofs", "tile visit", "7,893,498", "waste", "FLOPs", "traffic", "at best",
+    ):  # fmt: skip
+        assert part in result.stdout
+    assert "\x1b" not in result.stdout
+
+
+def test_python_says_the_same():
+    (here,) = attnc.explain(EXAMPLES / "streaming.attn", {"window": 100}, length=500)
+    (there,) = explain(EXAMPLES / "streaming.attn", "-D", "window=100", "-n", 500)
+    assert here == there
+
+
+def test_long_sequences_are_explained_without_walking_pairs():
+    (one,) = explain(EXAMPLES / "streaming.attn", "-n", 1_000_000)
+    assert one["pairs"] == sum(min(i + 1, 1024) + min(4, max(0, i - 1023)) for i in range(1_000_000))

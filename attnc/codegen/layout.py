@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 WIDTH = 100
+"""A call or tuple that is longer is spread over lines, which formatters leave alone."""
+LINE = 120
+"""What formatters take to fit on a line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,8 @@ def lay_out(prefix: str, value: str | Bracket, depth: int = 0, suffix: str = "")
     flat = f"{margin}{prefix}{one_line(value)}{suffix}"
     if isinstance(value, str) or not value.items or (len(flat) <= WIDTH and not _is_deep(value)):
         return [flat]
+    if value.opening == "(" and len(value.items) == 1 and len(flat) <= LINE:
+        return [flat]  # formatters never spread a tuple of one element that fits
     lines = [f"{margin}{prefix}{value.opening}"]
     for keyword, item in value.items:
         lines.extend(lay_out(f"{keyword}=" if keyword else "", item, depth + 1, ","))

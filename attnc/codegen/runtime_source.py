@@ -98,10 +98,17 @@ def _read_module(path: Path) -> _Module:
             needs.extend(needed)
             imports.extend(line)
         else:
+            if not defined:
+                dropped.update(range(_first_line(node)))  # what stands above is for the tools that check that file
             defined.extend(_names_defined(node))
     kept = "\n".join(line for number, line in enumerate(lines) if number not in dropped).strip("\n")
     summary = (ast.get_docstring(tree) or path.stem).split("\n")[0]
-    return _Module(path.stem, tuple(needs), tuple(imports), tuple(defined), f"# {path.stem}: {summary}\n\n\n{kept}")
+    return _Module(path.stem, tuple(needs), tuple(imports), tuple(defined), f"# {path.stem}: {summary}\n{kept}")
+
+
+def _first_line(node: ast.stmt) -> int:
+    decorators = node.decorator_list if isinstance(node, ast.FunctionDef | ast.ClassDef) else []
+    return min([node.lineno, *(decorator.lineno for decorator in decorators)]) - 1
 
 
 def _split_import(node: ast.Import | ast.ImportFrom) -> tuple[list[str], list[str]]:

@@ -120,3 +120,16 @@ def weigh_pairs(program: Program, at: Pairs, dots: Tensor, peak: Tensor | None) 
         case _:
             weights = scores
     return weights if program.weight is None else weights * program.weight(at)
+
+
+def dropped_terms(program: Program, inputs: Sequence[Tensor], sizes: Sizes, lse: Tensor) -> Tensor:
+    """Return the terms of the score that depend on the query alone and were left out, `[B, H, N]`.
+
+    Rows without keys, whose log-sum-exp is minus infinity, pass no gradient on.
+    """
+    assert program.dropped is not None
+    heads = head_pairs(program, sizes, bind_tables(program, inputs, sizes), lse.dtype, lse.device)
+    at = block_pairs(heads, torch.arange(sizes.N, device=lse.device).view(1, -1), None)
+    shape = (sizes.B, sizes.kv_heads, 1, sizes.g, sizes.N, 1)
+    at.allowed = (lse != -torch.inf).view(shape)
+    return program.dropped(at).expand(shape).reshape(sizes.B, sizes.H, sizes.N)

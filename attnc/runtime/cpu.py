@@ -25,29 +25,41 @@ def cpu_forward(
         that were `dropped`; otherwise an empty tensor.
     """
     call = make_call(program, query, key, value, inputs, scale)
-    out, rows = _sums(call)
-    if program.normalize in ("softmax", "rows"):
-        alive = rows.total != 0
-        out = torch.where(alive.unsqueeze(-1), out / torch.where(alive, rows.total, 1.0).unsqueeze(-1), 0.0)
+    out, lse = _by_flash(call) or _by_tiles(call)
     result = out.flatten(1, 2).to(query.dtype).contiguous()
-    return result, log_sum_exp(rows).flatten(1, 2) if program.has_lse else result.new_empty((0,))
+    return result, lse.flatten(1, 2) if program.has_lse else result.new_empty((0,))
 
 
-def _sums(call: Call) -> tuple[Tensor, Rows]:
-    """Return the output before its division, and each row's peak and total with the sink."""
-    if suits_flash(call):
-        out, lse = flash_forward(call)
-        if bool(torch.isfinite(out.sum())):
-            rows = Rows(lse, torch.where(lse == -torch.inf, 0.0, torch.ones_like(lse)))
-            return _with_sink(call, out, rows)
+def _by_flash(call: Call) -> tuple[Tensor, Tensor] | None:
+    """Return output and log-sum-exp; None where the flash operator does not suit the pattern or the numbers."""
+    if not suits_flash(call):
+        return None
+    out, lse = flash_forward(call)
+    if not bool(torch.isfinite(out.sum())):
+        return None
+    if call.program.sink is None:
+        return out, lse
+    sink = row_values(call, call.program.sink(_all_rows(call)))
+    whole = torch.logaddexp(lse, sink)
+    share = torch.where(lse == -torch.inf, 0.0, torch.exp(lse - whole))
+    return out * share.unsqueeze(-1), whole
+
+
+def _by_tiles(call: Call) -> tuple[Tensor, Tensor]:
+    """Return output and log-sum-exp (of no meaning but under softmax)."""
     out, rows = tiled_forward(call, careful=False)
     if not bool(torch.isfinite(out.sum())):
         # NaN or infinities somewhere: again, keeping those of masked pairs away from rows that may not see them
         out, rows = tiled_forward(call, careful=True)
-    return _with_sink(call, out, rows)
+    out, rows = _with_sink(call, out, rows)
+    if call.program.normalize in ("softmax", "rows"):
+        alive = rows.total != 0
+        out = torch.where(alive.unsqueeze(-1), out / torch.where(alive, rows.total, 1.0).unsqueeze(-1), 0.0)
+    return out, log_sum_exp(rows)
 
 
 def _with_sink(call: Call, out: Tensor, rows: Rows) -> tuple[Tensor, Rows]:
+    """Add the sink to the sums of the rows."""
     if call.program.sink is None:
         return out, rows
     sink = row_values(call, call.program.sink(_all_rows(call)))

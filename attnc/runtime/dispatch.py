@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from attnc.runtime.blocks import bind_tables, block_pairs, head_pairs
+from attnc.runtime.blocks import bind_tables, dropped_terms
 from attnc.runtime.checks import check_call, check_inputs, check_query_key, check_scale
 from attnc.runtime.dense import dense_attention, dense_mask, dense_weights
 from attnc.runtime.ops import NAMESPACE, register
@@ -48,19 +48,10 @@ class Operation:
         out, lse = operator(query, key, value, tensors, factor, precision, return_lse or differentiable)
         if not return_lse:
             return out  # type: ignore[no-any-return]
-        return out, lse if program.dropped is None else self._add_dropped(lse, tensors, sizes)
-
-    def _add_dropped(self, lse: Tensor, tensors: Sequence[Tensor], sizes: Sizes) -> Tensor:
-        """Add the terms of the score that depend on the query alone and were left out; rows without keys stay."""
-        program = self.program
-        assert program.dropped is not None
-        tables = bind_tables(program, tensors, sizes)
-        heads = head_pairs(program, sizes, tables, lse.dtype, lse.device)
-        at = block_pairs(heads, torch.arange(sizes.N, device=lse.device).view(1, -1), None)
-        at.allowed = (lse != -torch.inf).view(sizes.B, sizes.kv_heads, 1, sizes.g, sizes.N, 1)
-        shape = (sizes.B, sizes.kv_heads, 1, sizes.g, sizes.N, 1)
-        dropped = program.dropped(at).expand(shape).reshape(sizes.B, sizes.H, sizes.N)
-        return torch.where(lse == -torch.inf, lse, lse + dropped)
+        if program.dropped is not None and query.device.type != "cuda":
+            terms = dropped_terms(program, tensors, sizes, lse)
+            lse = torch.where(lse == -torch.inf, lse, lse + terms)
+        return out, lse
 
     def reference(
         self,

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnc.runtime.blocks import compute_dtype
+from attnc.runtime.blocks import compute_dtype, dropped_terms
 from attnc.runtime.cpu import cpu_backward, cpu_forward
+from attnc.runtime.parts import call_sizes
 from attnc.runtime.program import Program
 
 NAMESPACE = "attnc"
@@ -152,7 +153,7 @@ def _make_backward(operator: Any) -> Callable[..., tuple[Any, ...]]:
     def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Any, ...]:
         query, key, value, *tables, out, lse = ctx.saved_tensors
         if grad_out is None and grad_lse is None:
-            return (None,) * 7
+            return (None, None, None, [None] * len(tables), None, None, None)
         grad_out = torch.zeros_like(out) if grad_out is None else grad_out
         found = operator(grad_out, grad_lse, query, key, value, tables, out, lse, ctx.scale, ctx.wanted)
         own = iter(found[3:])
@@ -184,4 +185,9 @@ def _launch(
         return out.contiguous(), lse
     out = query.new_empty((*query.shape[:3], value.shape[3]))
     program.launch(query, key, value, out, lse if lse.numel() else None, tuple(inputs), scale, precision)
+    if query.device.type == "cpu" and lse.numel() and program.dropped is not None:
+        # what runs on a CPU gives the log-sum-exp without these terms, which its backward pass has no use for
+        lse = torch.where(
+            lse == -torch.inf, lse, lse - dropped_terms(program, inputs, call_sizes(query, key, value), lse)
+        )
     return out, lse

@@ -78,14 +78,18 @@ def make_call(
     program: Program, query: Tensor, key: Tensor, value: Tensor, inputs: Sequence[Tensor], scale: float | None
 ) -> Call:
     """Prepare checked arguments: nothing is copied but what has to be."""
-    batch, heads, queries, head_size = query.shape
-    groups = key.shape[1]
-    sizes = Sizes(batch, heads, queries, key.shape[2], head_size, heads // groups, value.shape[3])
+    sizes, groups = call_sizes(query, key, value), key.shape[1]
     dtype = compute_dtype(query.dtype)
     query, key, value = (_ready(tensor, dtype) for tensor in (query, key, value))
     tables = bind_tables(program, inputs, sizes)
     at = head_pairs(program, sizes, tables, dtype, query.device)
     return Call(program, sizes, torch.unflatten(query, 1, (groups, sizes.g)), key, value, at, scale)
+
+
+def call_sizes(query: Tensor, key: Tensor, value: Tensor) -> Sizes:
+    """Return the sizes of checked tensors."""
+    batch, heads, queries, head_size = query.shape
+    return Sizes(batch, heads, queries, key.shape[2], head_size, heads // key.shape[1], value.shape[3])
 
 
 def _ready(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -116,10 +120,10 @@ def _schedules(call: Call, by_tiles: bool) -> tuple[Schedule, ...]:
     program, sizes = call.program, call.sizes
     heads = sizes.B * sizes.H
     additive = program.bias is not None and not by_tiles
-    kinds = [number for number, interval in enumerate(program.intervals) if not interval.full]
+    kinds = (MASK, *range(len(program.intervals)))
     cost = Cost(
         pair=heads * (sizes.D + sizes.value_size),
-        split=512 if all(mask_period(program, kind) for kind in kinds) else 128,
+        splits=tuple((kind, 512 if mask_period(program, kind) else 128) for kind in kinds),
         widest=max(64, MASK_ELEMENTS // (BASE * (sizes.H if additive else 1))),
         masks_everything=additive,
     )

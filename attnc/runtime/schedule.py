@@ -95,13 +95,14 @@ class Cost:
 
     Attributes:
         pair: multiply-adds of one pair, all heads.
-        split: unmasked keys from which on they get a call of their own.
+        splits: unmasked keys from which on they get a call of their own, by what tells which keys beside them are
+            allowed; dearer masks are kept smaller.
         widest: most keys of a masked rectangle of `BASE` rows.
         masks_everything: full rectangles need an additive term as well.
     """
 
     pair: float
-    split: int
+    splits: tuple[tuple[int, int], ...]
     widest: int
     masks_everything: bool
 
@@ -340,8 +341,12 @@ def _segments(slab: _Tile, cost: Cost) -> Iterator[tuple[int, tuple[tuple[int, i
     """Yield first key and pieces of each rectangle of a slab."""
     widest = max(128, cost.widest * BASE // (slab.high - slab.low))
     gathered: list[Piece] = []
-    for piece in slab.pieces:
-        alone = piece[2] == FULL and piece[1] - piece[0] >= cost.split
+    splits = dict(cost.splits)
+    kinds = [kind for _, _, kind in slab.pieces]
+    for number, piece in enumerate(slab.pieces):
+        beside = [kind for kind in kinds[max(0, number - 1) : number + 2] if kind != FULL]
+        split = min((splits[kind] for kind in beside), default=0)
+        alone = piece[2] == FULL and piece[1] - piece[0] >= split
         far = gathered and piece[0] - gathered[-1][1] > GAP
         if gathered and (alone or far):
             yield from _rectangles(gathered, widest)

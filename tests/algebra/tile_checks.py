@@ -72,3 +72,26 @@ def _check_tile(tiles, interval, allowed, env, tile_env, rows, tile, key_tile, w
     if not interval.ragged:
         for row, key in product(rows, range(max(first, keys), last)):
             assert not holds(interval.residual, env, row, key), f"{where}: row {row}, key {key} past the end"
+
+
+def check_facts(facts, attention, env):
+    """Check that no pair of one size contradicts a fact that was proven."""
+    allowed = dense(attention, env)
+    shift = env.indices[IndexName.SHIFT]
+    queries, keys = env.sizes[SizeName.QUERIES], env.sizes[SizeName.KEYS]
+    lower = {(row, key): key <= row + shift for row, key in allowed}
+    if facts.causal:
+        assert all(lower[pair] for pair, allows in allowed.items() if allows)
+    if facts.nonempty:
+        assert all(any(allowed[row, key] for key in range(keys)) for row in range(queries))
+    if facts.everything:
+        assert all(allowed.values())
+    if facts.exactly_causal:
+        assert allowed == lower
+    if facts.contiguous:
+        for row in range(queries):
+            seen = [key for key in range(keys) if allowed[row, key]]
+            assert not seen or seen == list(range(seen[0], seen[-1] + 1))
+    if facts.symmetric and queries == keys:
+        positions = {(row + shift, key): allows for (row, key), allows in allowed.items()}
+        assert all(positions.get((key, query), allows) == allows for (query, key), allows in positions.items())

@@ -111,6 +111,7 @@ def explain(stop: Stop, source: SourceFile) -> Diagnostic:
         _explain_number(stop, source)
         or _explain_string(stop, source)
         or _explain_sign(stop, source)
+        or _explain_reserved(stop, source)
         or _explain_brackets(stop, source)
         or _explain_word(stop, source)
         or _explain_token(stop, source)
@@ -214,16 +215,23 @@ def _explain_brackets(stop: Stop, source: SourceFile) -> Diagnostic | None:
     return None
 
 
+def _explain_reserved(stop: Stop, source: SourceFile) -> Diagnostic | None:
+    """Keywords where a name is declared."""
+    match = _WORD.match(source.text, stop.position)
+    only_a_name = "NAME" in stop.accepted and not stop.accepted & (_STATEMENTS | _OPERANDS - {"NAME"})
+    if match is None or match[0] not in RESERVED or not only_a_name:
+        return None
+    return errors.reserved_name(_word_span(stop.position, source), match[0])
+
+
 def _explain_word(stop: Stop, source: SourceFile) -> Diagnostic | None:
-    """Keywords where a name is declared, and words of other languages."""
+    """Words of other languages, and words that belong elsewhere."""
     match = _WORD.match(source.text, stop.position)
     if match is None:
         return None
     word, span = match[0], _word_span(stop.position, source)
     if stop.accepted >= _DECLARATIONS:
         return errors.unknown_declaration(span, word)
-    if word in RESERVED and "NAME" in stop.accepted and not stop.accepted & (_STATEMENTS | _OPERANDS - {"NAME"}):
-        return errors.reserved_name(span, word)
     if stop.kind == "NAME" and word in _FOREIGN_WORDS and stop.accepted & (_OPERATORS | {"_SEP"}):
         return errors.syntax_error(span, f"`{word}`", _expected(stop.accepted), _FOREIGN_WORDS[word])
     if stop.kind in _DECLARATIONS and stop.accepted >= _STATEMENTS:
@@ -262,6 +270,8 @@ def _explain_token(stop: Stop, source: SourceFile) -> Diagnostic:
 def _mend(stop: Stop) -> str:
     if stop.accepted == {"COLON"}:
         return "a type follows the name, for example `x: int`"
+    if stop.kind in _OPERATORS and stop.accepted >= _STATEMENTS:
+        return "to go on in a new line, end the line before it with the operator"
     if stop.kind == "EQUAL" and stop.accepted == {"RPAR", "COMMA"}:
         return "arguments of a definition have no defaults"
     return ""

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnc.runtime.blocks import compute_dtype, dropped_terms
+from attnc.runtime.blocks import compute_dtype
 from attnc.runtime.cpu import cpu_backward, cpu_forward
-from attnc.runtime.parts import call_sizes
 from attnc.runtime.program import Program
 
 NAMESPACE = "attnc"
@@ -185,9 +184,4 @@ def _launch(
         return out.contiguous(), lse
     out = query.new_empty((*query.shape[:3], value.shape[3]))
     program.launch(query, key, value, out, lse if lse.numel() else None, tuple(inputs), scale, precision)
-    if query.device.type == "cpu" and lse.numel() and program.dropped is not None:
-        # what runs on a CPU gives the log-sum-exp without these terms, which its backward pass has no use for
-        lse = torch.where(
-            lse == -torch.inf, lse, lse - dropped_terms(program, inputs, call_sizes(query, key, value), lse)
-        )
     return out, lse

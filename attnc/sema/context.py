@@ -14,8 +14,8 @@ MAX_LEVEL = 240
 """How deep expressions and the definitions that they use may be nested while they are checked."""
 
 
-MAX_INLINED = 200_000
-"""Expressions that may be checked inside of definitions, over one program: a second's work."""
+MAX_INLINED = 100_000
+"""Expressions that may be checked inside of definitions, over one program: half a second of work."""
 
 
 @dataclass(slots=True)

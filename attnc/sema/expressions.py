@@ -9,7 +9,7 @@ its top, to the name or call. So every span of an attention lies in its own file
 
 from __future__ import annotations
 
-from typing import NoReturn, assert_never
+from typing import assert_never
 
 from attnc.ir.evaluate import INT_MAX, INT_MIN
 from attnc.ir.nodes import And, Const, Expr, Index, Or, Parameter, Read, Size, Unary, UnaryOp, Where
@@ -42,63 +42,76 @@ _CONSTANTS = {
 
 
 def check(expr: tree.Expr, context: Context) -> Expr | None:
-    """Type an expression. Returns None after telling what is wrong with it."""
+    """Type an expression. Returns None after telling what is wrong with it.
+
+    It calls itself, at most three Python frames deep for each level: `MAX_LEVEL` keeps it below Python's own limit.
+    """
     workshop = context.workshop
     workshop.level += 1
     try:
-        if context.report.uses:
-            workshop.inlined += 1
-            if workshop.inlined > MAX_INLINED:
-                _give_up(context)
-        if workshop.level > MAX_LEVEL:
-            context.report.add(expression_errors.nesting_too_deep(expr.span, MAX_LEVEL))
-            return None
-        return _check(expr, context)
+        _refuse_too_much(expr, context)
+        match expr:
+            case tree.Number():
+                return _number(expr, expr.value, context)
+            case tree.Literal(word=word):
+                constant = _CONSTANTS[word]
+                return Const(constant.value, constant.type, name=constant.name, span=context.at(expr.span))
+            case tree.Text():
+                context.report.add(expression_errors.text_misplaced(expr.span))
+                return None
+            case tree.Name():
+                return _name(expr, context)
+            case tree.Call():
+                return check_call(expr, context, check)
+            case tree.Subscript():
+                return _subscript(expr, context)
+            case tree.Unary():
+                return _unary(expr, context)
+            case tree.Binary(operator=operator, left=left, right=right):
+                spans = (expr.span, left.span, right.span)
+                return operators.arithmetic(operator, check(left, context), check(right, context), context, spans)
+            case tree.Comparison():
+                operands = []
+                for operand in expr.operands:
+                    operands.append(check(operand, context))
+                spans_of_operands = tuple(operand.span for operand in expr.operands)
+                return operators.comparison(expr.operators, operands, context, spans_of_operands)
+            case tree.Logic():
+                return _logic(expr, context)
+            case tree.Conditional():
+                return _conditional(expr, context)
+            case _:
+                assert_never(expr)
+    except _TooDeep:
+        if workshop.level > 1:
+            raise
+        return None
     finally:
         workshop.level -= 1
 
 
-def _give_up(context: Context) -> NoReturn:
-    """Definitions that use each other twice grow exponentially, even where the constants that they are do not."""
-    span = context.report.uses[0].span
-    context.report.uses.clear()
-    context.report.add(expression_errors.definitions_too_large(span))
-    raise TooManyErrors
+class _TooDeep(Exception):  # noqa: N818 - it never leaves this file
+    """The outermost expression is nested too deep, and that was told."""
 
 
-def _check(expr: tree.Expr, context: Context) -> Expr | None:
-    match expr:
-        case tree.Number():
-            return _number(expr, expr.value, context)
-        case tree.Literal(word=word):
-            constant = _CONSTANTS[word]
-            return Const(constant.value, constant.type, name=constant.name, span=context.at(expr.span))
-        case tree.Text():
-            context.report.add(expression_errors.text_misplaced(expr.span))
-            return None
-        case tree.Name():
-            return _name(expr, context)
-        case tree.Call():
-            return check_call(expr, context, check)
-        case tree.Subscript():
-            return _subscript(expr, context)
-        case tree.Unary():
-            return _unary(expr, context)
-        case tree.Binary(operator=operator, left=left, right=right):
-            spans = (expr.span, left.span, right.span)
-            return operators.arithmetic(operator, check(left, context), check(right, context), context, spans)
-        case tree.Comparison():
-            operands = []
-            for operand in expr.operands:
-                operands.append(check(operand, context))
-            spans_of_operands = tuple(operand.span for operand in expr.operands)
-            return operators.comparison(expr.operators, operands, context, spans_of_operands)
-        case tree.Logic():
-            return _logic(expr, context)
-        case tree.Conditional():
-            return _conditional(expr, context)
-        case _:
-            assert_never(expr)
+def _refuse_too_much(expr: tree.Expr, context: Context) -> None:
+    """Stop at expressions that are too deep, and at definitions that are written out too often.
+
+    Definitions that use each other twice grow exponentially, even where the constants that they stand for do not.
+    """
+    workshop, report = context.workshop, context.report
+    if report.uses:
+        workshop.inlined += 1
+        if workshop.inlined > MAX_INLINED:
+            span = report.uses[0].span
+            report.uses.clear()
+            report.add(expression_errors.definitions_too_large(span))
+            raise TooManyErrors
+    if workshop.level > MAX_LEVEL:
+        report.add(expression_errors.nesting_too_deep(expr.span, MAX_LEVEL))
+        report.uses.clear()
+        report.unselected = 0
+        raise _TooDeep
 
 
 def _number(expr: tree.Number, value: int | float, context: Context, negative: bool = False) -> Expr | None:

@@ -139,7 +139,7 @@ WORDS = [
 
 
 def attempt(stage, *args, **options):
-    """Run a stage. Anything but success and CompileError is raised, and fails the test; None stands for CompileError."""
+    """Run a stage; None stands for CompileError, and anything else that is raised fails the test."""
     try:
         return stage(*args, **options)
     except CompileError as error:

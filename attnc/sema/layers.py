@@ -14,7 +14,7 @@ from attnc.sema.context import Context
 from attnc.sema.declarations import ParameterValue, declare_params
 from attnc.sema.forms import Slot, bind, check_expr, find_form, positive
 from attnc.sema.restrict import Restriction, obeys
-from attnc.sema.scopes import OperationMeaning, QuantityMeaning, Scope, nearest
+from attnc.sema.scopes import QuantityMeaning, Scope, nearest
 from attnc.sema.types import type_named
 from attnc.syntax import tree
 
@@ -251,14 +251,10 @@ def _attend(item: _Item | None, context: Context, required: bool) -> Attention |
     if form is None:
         context.report.add(form_errors.item_form(item.span, _USAGE["attend"]))
         return None
-    meaning = context.scope.lookup(form.name.text)
-    if not isinstance(meaning, OperationMeaning) or not isinstance(meaning.declaration, tree.Attention):
-        if not context.scope.may_lack_names or meaning is not None:
-            context.report.add(
-                form_errors.not_an_attention(
-                    form.name.span, form.name.text, nearest(form.name.text, _attentions(context))
-                )
-            )
+    meaning = context.scope.operation(form.name.text)
+    if meaning is None or not isinstance(meaning.declaration, tree.Attention):
+        suggestion = nearest(form.name.text, _attentions(context))
+        context.report.add(form_errors.not_an_attention(form.name.span, form.name.text, suggestion))
         return None
     attention = meaning.declaration
     values = _attention_arguments(form, attention, context)
@@ -272,8 +268,8 @@ def _attend(item: _Item | None, context: Context, required: bool) -> Attention |
 def _attentions(context: Context) -> list[str]:
     found = []
     for name in context.scope.visible():
-        meaning = context.scope.lookup(name)
-        if isinstance(meaning, OperationMeaning) and isinstance(meaning.declaration, tree.Attention):
+        meaning = context.scope.operation(name)
+        if meaning is not None and isinstance(meaning.declaration, tree.Attention):
             found.append(name)
     return found
 

@@ -152,12 +152,23 @@ class Scope:
         return meaning
 
     def lookup(self, name: str) -> Meaning | None:
-        """Return what a name means here, from the inside out."""
+        """Return what a name means in an expression here, from the inside out.
+
+        An attention or layer hides nothing: it is found only where the name means nothing else.
+        """
+        operation = None
         for scope in self.outwards():
             meaning = scope.own(name)
-            if meaning is not None:
+            if isinstance(meaning, OperationMeaning):
+                operation = operation or meaning
+            elif meaning is not None:
                 return meaning
-        return None
+        return operation
+
+    def operation(self, name: str) -> OperationMeaning | None:
+        """Return the attention or layer of that name that is visible here."""
+        found = (scope.own(name) for scope in self.outwards())
+        return next((meaning for meaning in found if isinstance(meaning, OperationMeaning)), None)
 
     def outwards(self) -> Iterator[Scope]:
         """Yield this scope and those around it."""

@@ -166,6 +166,16 @@ def test_inner_names_hide_outer_ones():
     assert at(checked.score) == 7.0
 
 
+def test_attentions_hide_no_expressions():
+    text = (
+        "attention causal { mask causal }\nattention window(n: int = 2) { mask causal and window(n) }\n"
+        "layer exp(width: int = 8) { heads 2; attend window(n = 3) }\nattention last_one { score exp(s) }\n"
+    )
+    checked = program(text)
+    assert [at(checked.attentions[1].mask, 5, j) for j in (3, 4, 5, 6)] == [False, True, True, False]
+    assert at(checked.layers[0].attend.mask, 5, 3) is True
+
+
 def test_definition_may_extend_the_one_that_it_hides():
     checked = program("def causal = causal and i - j < 2\nattention a { mask causal }").attentions[0]
     assert [at(checked.mask, 3, j) for j in range(5)] == [False, False, True, True, False]

@@ -18,7 +18,6 @@ from attnc.ir.nodes import (
     Binary,
     BinaryOp,
     Call,
-    Cast,
     Const,
     Expr,
     Function,
@@ -218,11 +217,6 @@ class BoundsWriter:
 def chosen(condition: isl.Set, then: isl.PwAff, otherwise: isl.PwAff) -> isl.PwAff:
     """Return the value that is `then` where a condition holds and `otherwise` elsewhere."""
     return then.intersect_domain(condition).union_add(otherwise.subtract_domain(condition)).coalesce()
-
-
-def as_int(condition: Expr) -> Expr:
-    """Return 1 where a condition holds, else 0."""
-    return Cast(condition, Type.INT)
 
 
 def _without(points: isl.Set, names: tuple[str, ...]) -> isl.Set:

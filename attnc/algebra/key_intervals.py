@@ -67,7 +67,8 @@ class TileSets:
 
     Attributes:
         intervals: in the order in which they are walked; empty for a mask that allows nothing.
-        exact: every visited tile is touched, and every full tile is in a full interval.
+        exact: every visited tile is touched, and every full tile is in a full interval (for tiles of at least 16 rows
+            and 16 keys, the smallest that targets have, and for `N <= M` under `align end`).
         query_tile, key_tile: the largest tile for which residuals hold.
         notes: why it is not exact: `data-dependent: doc`, `operation budget`, ...
     """

@@ -53,7 +53,7 @@ class RunFinder:
             orders = [self._runs(pieces, partition, gaps=gaps) for partition in partitions]
             possible = [runs for runs in orders if runs is not None]
             if possible:
-                return min(possible, key=_effort)
+                return self._trimmed(min(possible, key=_effort))
         return (self.stretches.whole(self.may),)
 
     def _pieces(self) -> list[isl.Set]:
@@ -90,6 +90,21 @@ class RunFinder:
             return None
         self._found[group] = self.stretches.find(pairs)
         return self._found[group]
+
+    def _trimmed(self, runs: tuple[Run, ...]) -> tuple[Run, ...]:
+        """Take from small runs the keys that later runs visit anyway, where that keeps the order.
+
+        So the first tiles of a sliding window with sinks belong to the window, and are full there.
+        """
+        for position, run in enumerate(runs[:-1]):
+            if run.full_low is not None:
+                continue
+            trimmed = self.stretches.without(run, [later.pairs for later in runs[position + 1 :]])
+            changed = [*runs[:position], trimmed, *runs[position + 1 :]] if trimmed is not None else None
+            ordered = None if changed is None else self._ordered(changed)
+            if trimmed is not None and ordered is not None and ordered[position] is trimmed:
+                runs = ordered
+        return runs
 
     # -- order
 

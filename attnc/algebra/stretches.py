@@ -8,7 +8,7 @@ shown to hold elsewhere too.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 
 import islpy as isl
 
@@ -103,14 +103,30 @@ class StretchFinder:
         first, last = (bound for bound in bounds if bound is not None)
         return Run(pairs, first, last, self.domain.known, contiguous=False)
 
+    def without(self, run: Run, others: list[isl.Set]) -> Run | None:
+        """Return a run without full keys, less the keys that other groups of pairs touch; None if that is too hard."""
+
+        def rest() -> isl.Set:
+            keys = as_map(run.pairs).range()
+            return reduce(isl.Set.subtract, [as_map(pairs).range() for pairs in others], keys).coalesce()
+
+        keys = attempt(self.context, rest)
+        found = None if keys is None else self._stretch(run.pairs, keys)
+        if found is None:
+            return None
+        return found if self.full is None else self._judged(found, self.full)
+
     def _relaxed(self, pairs: isl.Set) -> isl.Set:
         """Return a convex set around the pairs, without divisions."""
         return isl.Set.from_basic_set(pairs.remove_divs().simple_hull()).intersect(self.domain.pairs)
 
     def _touched(self, pairs: isl.Set) -> Run | None:
+        keys = attempt(self.context, lambda: as_map(pairs).range().coalesce())
+        return None if keys is None else self._stretch(pairs, keys)
+
+    def _stretch(self, pairs: isl.Set, keys: isl.Set) -> Run | None:
         try:
             with budget(self.context):
-                keys = as_map(pairs).range().coalesce()
                 low, high = keys.dim_min(0), keys.dim_max(0)
                 present = keys.params().coalesce()
         except OutOfBudgetError:

@@ -134,7 +134,12 @@ class _Derivation:
         runs = RunFinder(stretches, self.truth.may).find()
         ranges = [piece for position, run in enumerate(runs) for piece in self._ranges(run, runs[position + 1 :])]
         intervals, exact, notes = self._intervals(ranges)
-        exact = exact and self.truth.exact and all(run.full_exact for run in runs)
+        walked = [piece.run for piece in ranges if piece.place is _Place.MIDDLE]
+        written = all(run.full_low is None or any(run is other for other in walked) for run in runs)
+        if self.truth.exact and not (written and all(run.full_exact for run in runs)):
+            exact = False
+            notes.append("some full tiles are tested")
+        exact = exact and self.truth.exact
         return TileSets(
             intervals, exact, self.query_tile, self.key_tile, (*self.notes, *self.translator.reasons, *notes)
         )
@@ -269,6 +274,7 @@ class _Derivation:
         margin = self.key_tile - 1
         start_margin = 0 if piece.start_up else margin
         pairs = self._query_rows()
+        pairs = pairs.intersect_params(piece.stop.value.pos_set())  # a range that stops at 0 visits nothing
         pairs = pairs.intersect(self._keys_from(piece.start.value, start_margin))
         pairs = pairs.intersect(self._keys_up_to(piece.stop.value, margin if piece.stop_up else 0))
         for before in earlier:

@@ -1,10 +1,16 @@
 """Tiles against brute force: for lengths that no tile divides, N != M both ways, every alignment, heads and scalars."""
 
-import pytest
-from brief_ir import attention, scalar, table
-from tile_checks import check_tiles, environment
+from dataclasses import replace
+from time import process_time
 
-from attnc.algebra.tiles import derive_tiles
+import pytest
+from brief_ir import attention, expression, scalar, table
+from tile_checks import check_tiles, dense, environment
+
+from attnc.algebra.tiles import derive_tiles, everywhere
+from attnc.ir.nodes import And
+from attnc.ir.types import Type
+from attnc.source import SourceFile, Span
 
 PATTERNS = {
     "everything": "True",
@@ -54,7 +60,6 @@ PATTERNS = {
     "product_of_indices": "i * j < 50",
     "scaled": "2 * j <= 3 * i + 1",
 }
-from attnc.ir.types import Type  # noqa: E402
 
 TENSORS = (
     scalar("w"),
@@ -88,7 +93,7 @@ SHAPES = [(16, 16), (20, 32), (1, 16), (48, 16), (7, 5), (16, 1), (64, 64)]
 def test_tiles_are_what_the_mask_says(name, align):
     example = attention(PATTERNS[name], align=align, shift="v - 5", tensors=TENSORS)
     tiles = derive_tiles(example, query_tile=64, key_tile=64)
-    for case, (queries, keys) in enumerate(SIZES):
+    for case, (queries, keys) in enumerate(SIZES if align == "end" else SIZES[1:4]):
         env = environment(
             example,
             queries,
@@ -99,5 +104,44 @@ def test_tiles_are_what_the_mask_says(name, align):
             group=2,
             tables=tables(keys, 3 * case, 7 + case),
         )
+        allowed = dense(example, env)
         for query_tile, key_tile in (SHAPES[case], SHAPES[(case + 3) % 7]):
-            check_tiles(tiles, example, env, query_tile, key_tile)
+            check_tiles(tiles, example, env, query_tile, key_tile, allowed)
+
+
+def test_exhausted_budgets_leave_the_mask_tested_everywhere():
+    example = attention(PATTERNS["streaming"])
+    tiles = everywhere(example, 64, 64)
+    assert not tiles.exact
+    env = environment(example, 23, 41)
+    check_tiles(tiles, example, env, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("mask", "edge", "residual"),
+    [
+        ("j <= i and i - j < 256", "left edge", "i - j < 256"),
+        ("j <= i and i - j < 256", "diagonal", "j <= i"),
+        ("(-257 < i - j and i - j < 257) or i < 1 or j < 1", "left edge", "i - j < 257"),
+        ("(-257 < i - j and i - j < 257) or i < 1 or j < 1", "right edge", "-257 < i - j"),
+        ("j <= i or j < 100", "right edge", "j <= i or j < 100"),
+    ],
+)
+def test_partial_tiles_test_what_is_left_alone(mask, edge, residual):
+    tiles = derive_tiles(attention(mask))
+    assert [interval.residual for interval in tiles.intervals if interval.label == edge] == [expression(residual)]
+
+
+def test_residuals_keep_the_places_of_what_the_user_wrote():
+    mask = attention("j <= i and i - j < 256").mask
+    source = SourceFile("window.attn", "mask causal and near")
+    parts = tuple(replace(part, span=Span(source, at, at + 4, 1, at + 1)) for at, part in enumerate(mask.operands))
+    tiles = derive_tiles(replace(attention(), mask=And(parts)))
+    assert [interval.residual.span for interval in tiles.intervals] == [parts[1].span, None, parts[0].span]
+
+
+@pytest.mark.parametrize("name", ["primes", "grid", "counted", "longformer"])
+def test_hard_masks_derive_quickly(name):
+    start = process_time()
+    derive_tiles(attention(PATTERNS[name]))
+    assert process_time() - start < 5

@@ -34,9 +34,9 @@ def dense(attention, env):
     return {(row, key): holds(attention.mask, env, row, key) for row, key in product(rows, keys)}
 
 
-def check_tiles(tiles, attention, env, query_tile, key_tile):
+def check_tiles(tiles, attention, env, query_tile, key_tile, allowed=None):
     """Check every claim of `KeyInterval` and `TileSets` at one size and tile shape."""
-    allowed = dense(attention, env)
+    allowed = dense(attention, env) if allowed is None else allowed
     queries, keys = env.sizes[SizeName.QUERIES], env.sizes[SizeName.KEYS]
     for first in range(0, queries, query_tile):
         rows = range(first, min(first + query_tile, queries))

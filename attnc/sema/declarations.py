@@ -20,6 +20,8 @@ from attnc.sema.types import TYPE_NAMES, type_named
 from attnc.syntax import tree
 
 ParameterValue = bool | int | float
+_Dimension = Expr | tree.AnyLength | None
+"""A checked dimension; None after a mistake."""
 
 _ARGUMENTS = frozenset(
     {
@@ -168,11 +170,10 @@ def declare_input(statement: tree.Input, context: Context) -> Tensor | None:
     if statement.sorted and (not dims or (kind is not None and kind is not Type.INT)):
         context.report.add(errors.cannot_be_sorted(statement.span, name))
         kind = None
-    if kind is None or False in dims:
+    if kind is None or None in dims:
         declare(statement.name, QuantityMeaning(None, statement.name.span), context)
         return None
-    shape = tuple(dim for dim in dims if not isinstance(dim, bool))
-    tensor = Tensor(name, TensorKind.INPUT, kind, shape, statement.sorted, span=statement.span)
+    tensor = Tensor(name, TensorKind.INPUT, kind, _shape(dims), statement.sorted, span=statement.span)
     _declare_tensor(statement.name, tensor, context)
     return tensor
 
@@ -191,12 +192,11 @@ def declare_learned(statement: tree.Learned, context: Context) -> Tensor | None:
         context.report.add(errors.learned_without_value(statement.span, name))
     else:
         initial = _initial_value(statement.initial, dims, context)
-    if kind is None or False in dims or initial is None:
+    if kind is None or None in dims or initial is None:
         # Whoever reads it is not told more than that: the mistake is here.
         declare(statement.name, QuantityMeaning(None, statement.name.span), context)
         return None
-    shape = tuple(dim for dim in dims if not isinstance(dim, bool))
-    tensor = Tensor(name, TensorKind.LEARNED, kind, shape, False, initial, span=statement.span)
+    tensor = Tensor(name, TensorKind.LEARNED, kind, _shape(dims), False, initial, span=statement.span)
     _declare_tensor(statement.name, tensor, context)
     return tensor
 
@@ -220,27 +220,31 @@ def _check_argument_name(name: tree.Name, what: str, context: Context) -> None:
         context.report.add(errors.name_not_allowed(name.span, text, what, "is a size"))
 
 
-def _learned_dimension(dim: tree.Expr | tree.AnyLength, context: Context) -> Expr | bool | None:
+def _shape(dims: list[_Dimension]) -> tuple[Expr | None, ...]:
+    """Return dimensions as the IR has them, where none of them is a mistake."""
+    return tuple(None if isinstance(dim, tree.AnyLength) else dim for dim in dims)
+
+
+def _learned_dimension(dim: tree.Expr | tree.AnyLength, context: Context) -> _Dimension:
     if isinstance(dim, tree.AnyLength):
         context.report.add(errors.learned_any_length(dim.span))
-        return False
+        return None
     return _dimension(dim, _LEARNED_DIMENSION, context)
 
 
-def _dimension(dim: tree.Expr | tree.AnyLength, restriction: Restriction, context: Context) -> Expr | bool | None:
-    """Return a dimension, None for `?`, False after a mistake."""
+def _dimension(dim: tree.Expr | tree.AnyLength, restriction: Restriction, context: Context) -> _Dimension:
     if isinstance(dim, tree.AnyLength):
-        return None
+        return dim
     value = check(dim, context)
     if value is None:
-        return False
+        return None
     if value.type is not Type.INT:
         context.report.add(expression_errors.not_an_int(dim.span, "a dimension", value.type))
-        return False
+        return None
     if isinstance(value, Const) and value.value < 0:
         context.report.add(errors.negative_dimension(dim.span, int(value.value)))
-        return False
-    return value if obeys(value, dim.span, restriction, context) else False
+        return None
+    return value if obeys(value, dim.span, restriction, context) else None
 
 
 def _initial_value(initial: tree.Expr, dims: list[Expr | bool | None], context: Context) -> Expr | None:
@@ -253,7 +257,7 @@ def _initial_value(initial: tree.Expr, dims: list[Expr | bool | None], context: 
         return None
     uses_head = any(isinstance(leaf, Index) and leaf.name is IndexName.HEAD for leaf in leaves(value))
     heads = sum(isinstance(dim, Size) and dim.name is SizeName.HEADS for dim in dims)
-    if uses_head and heads != 1 and False not in dims:
+    if uses_head and heads != 1 and None not in dims:
         context.report.add(errors.no_head_dimension(initial.span, heads))
         return None
     return widen(value, Type.FLOAT, context, initial.span)

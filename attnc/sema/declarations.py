@@ -247,7 +247,7 @@ def _dimension(dim: tree.Expr | tree.AnyLength, restriction: Restriction, contex
     return value if obeys(value, dim.span, restriction, context) else None
 
 
-def _initial_value(initial: tree.Expr, dims: list[Expr | bool | None], context: Context) -> Expr | None:
+def _initial_value(initial: tree.Expr, dims: list[_Dimension], context: Context) -> Expr | None:
     axes: dict[str, Meaning] = {f"d{axis}": IndexMeaning(IndexName.DIM, axis) for axis in range(len(dims))}
     value = check(initial, context.within(Scope(context.scope, axes)))
     if value is None or not obeys(value, initial.span, _INITIAL, context):

@@ -336,7 +336,7 @@ def _incremented(expr: Expr) -> Expr:
 
 
 def _where(condition: Expr, holds: isl.Set, then: Bound, otherwise: Bound) -> Bound:
-    if condition == TRUE:
+    if condition == TRUE or then.expr == otherwise.expr:
         return then
     return Bound(Where(condition, then.expr, otherwise.expr, Type.INT), chosen(holds, then.value, otherwise.value))
 

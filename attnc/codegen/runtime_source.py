@@ -85,7 +85,9 @@ def _read_module(path: Path) -> _Module:
     text = path.read_text(encoding="utf-8")
     tree = ast.parse(text)
     lines = text.split("\n")
-    needs, imports, defined = [], [], []
+    needs: list[str] = []
+    imports: list[str] = []
+    defined: list[str] = []
     dropped: set[int] = set()
     for node in tree.body:
         assert node.end_lineno is not None

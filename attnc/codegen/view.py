@@ -183,6 +183,9 @@ def _program_fields(plan: Plan, formulas: _Formulas) -> list[Field]:
     floats = _float_tables(attention, read)
     if floats:
         fields.append(("pair_tables", sequence([quoted(name) for name in floats])))
+    in_mask = dict.fromkeys((*tables(attention.mask), *tables(attention.align.shift)))
+    if in_mask:
+        fields.append(("mask_tables", sequence([quoted(name) for name in in_mask])))
     sweep = plan.passes[0]
     if sweep.form is Form.LIBRARY and sweep.library is not None:
         fields.append(("library", quoted(sweep.library.value)))

@@ -87,7 +87,8 @@ class Operation:
         place = torch.device("cpu" if device is None else device)
         place = torch.empty(0, device=place).device
         sizes = Sizes(batch, heads, queries, keys, 1, 1, 1)
-        given = [argument for argument in self.program.tensors if argument.name in inputs]
+        needed = self.program.mask_tables
+        given = [argument for argument in self.program.tensors if argument.name in needed]
         program = replace(self.program, tensors=tuple(given))
         tables = bind_tables(program, check_inputs(program, inputs, sizes, place, torch.float64), sizes)
         return dense_mask(self.program, sizes, tables, place)

@@ -66,6 +66,7 @@ class Program:
         period: the mask does not change when query and key move by so many positions together; 0 if it may.
         bias_period: the same of the bias.
         bound_tables: tables that the bounds of intervals or the shift read.
+        mask_tables: tables that the mask or the shift reads.
         pair_tables: float tables that the score, the sigmoid's bias or the weight of a pair reads.
         launch: runs the Triton kernel; None where triton is missing.
         library: `full` or `causal` where one call of `scaled_dot_product_attention` does it all.
@@ -92,6 +93,7 @@ class Program:
     period: int = 0
     bias_period: int = 0
     bound_tables: tuple[str, ...] = ()
+    mask_tables: tuple[str, ...] = ()
     pair_tables: tuple[str, ...] = ()
     launch: Callable[..., None] | None = field(default=None, compare=False)
     library: str | None = None

@@ -38,7 +38,8 @@ PATTERNS = {
     "selected": "attention selected { input top: int[B, H, (N + 7) // 8, 2]\n"
     " mask causal and any(t < 2, j // 8 == top[b, h, r // 8, t]) }",
     "alibi": "attention alibi_fixed { mask causal\n score s + alibi }",
-    "relative": "attention relative { learned bias: float[H, 21] = 0.0\n score s + bias[h, clamp(i - j, -10, 10) + 10] }",
+    "relative": "attention relative { learned bias: float[H, 21] = 0.0\n"
+    " score s + bias[h, clamp(i - j, -10, 10) + 10] }",
     "gemma": "attention gemma { mask causal and i - j < 33\n score softcap(s, 3.0) }",
     "negative": "attention negative { mask window(20)\n score 0.5 - 2.0 * s }",
     "row_term": "attention row_term { learned u: float[H] = 1.0\n mask causal\n score s + u[h] * i }",
@@ -108,7 +109,7 @@ def function_of(name):
     return getattr(module_of(text), attention_of(text).name)
 
 
-def tensors(B=2, H=4, G=2, N=64, M=64, D=16, E=16, dtype=torch.float64, seed=0, grad=True):  # noqa: N803
+def tensors(B=2, H=4, G=2, N=64, M=64, D=16, E=16, dtype=torch.float64, seed=0, grad=True):
     """Return random query, key and value."""
     draw = torch.Generator().manual_seed(seed)
     shapes = ((B, H, N, D), (B, G, M, D), (B, G, M, E))
@@ -158,6 +159,8 @@ def outputs_and_gradients(function, leaves, return_lse):
     grads = [torch.randn(result.shape, generator=draw, dtype=torch.float64).to(result.dtype) for result in results]
     if return_lse:
         grads[1] = torch.where(torch.isinf(results[1]), 0, grads[1])
-    found = torch.autograd.grad(results, leaves, grads, allow_unused=True)
+    grads = [grad for grad, result in zip(grads, results, strict=True) if result.requires_grad]
+    followed = [result for result in results if result.requires_grad]
+    found = torch.autograd.grad(followed, leaves, grads, allow_unused=True) if followed else [None] * len(leaves)
     found = [torch.zeros_like(leaf) if grad is None else grad for grad, leaf in zip(found, leaves, strict=True)]
     return [*(result.detach() for result in results), *found]

@@ -1,0 +1,139 @@
+"""The text of generated modules: readable, formatted, reproducible, and safe from hostile names."""
+
+import ast
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from attnc.codegen.names import MODULE_ATTRIBUTES, class_name
+from attnc.codegen.render import render_module
+from attnc.codegen.runtime_source import read_runtime
+from attnc.diagnostics import CompileError
+from attnc.plan.choose import plan_attention
+from attnc.sema.check import check_program
+from attnc.source import SourceFile
+from attnc.syntax.parse import parse_source
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.attn"))
+RUFF = shutil.which("ruff", path=str(Path(sys.executable).parent)) or shutil.which("ruff")
+
+
+def render(text, name="pattern.attn", **options):
+    source = SourceFile(name, text)
+    program = check_program(parse_source(source))
+    return render_module([plan_attention(attention) for attention in program.attentions], source=source, **options)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_render_formatted_and_reproducibly(path, tmp_path):
+    text = path.read_text()
+    for standalone in (False, True):
+        module = render(text, path.name, standalone=standalone)
+        assert module == render(text, path.name, standalone=standalone)
+        target = tmp_path / f"module_{standalone}.py"
+        target.write_text(module)
+    if RUFF is not None:
+        command = [RUFF, "format", "--isolated", "--check", "--diff", "--line-length", "120", str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout
+
+
+def test_a_module_shows_its_pattern_and_where_expressions_come_from():
+    text = "# Near.\nattention near_only(w: int = 5) {\n    mask abs(i - j) < w\n}\n"
+    module = render(text, "near.attn")
+    lines = module.split("\n")
+    assert lines[:6] == [
+        "# near.attn",
+        "#",
+        "#     # Near.",
+        "#     attention near_only(w: int = 5) {",
+        "#         mask abs(i - j) < w",
+        "#     }",
+    ]
+    assert "# near.attn:3" in module
+    assert ast.get_docstring(ast.parse(module)).startswith("Attention compiled by attnc")
+    assert "from attnc.runtime.dispatch import Operation" in module
+
+
+def test_a_standalone_module_imports_torch_and_triton_alone():
+    module = render("attention one { mask causal }", standalone=True)
+    names = set()
+    for node in ast.walk(ast.parse(module)):
+        if isinstance(node, ast.Import):
+            names.update(alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module.split(".")[0])
+    assert names - set(sys.stdlib_module_names) == {"torch", "triton"}
+
+
+def test_hostile_text_stays_in_comments():
+    text = 'attention fine {\n    mask causal  # """; import os; os.abort() \\\n}\n# \u2028 \x0c """\n'
+    name = 'a"""\nimport os\nos.abort()\n#.attn'
+    module = render(text, name)
+    tree = ast.parse(module)
+    imported = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert not any("os" in {alias.name for alias in node.names} for node in imported)
+    assert "\u2028" not in module
+    exec(compile(module, "generated", "exec"), {"__name__": "hostile"})
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "part"),
+    [
+        ("attention foo { mask causal }\nattention foo_mask { mask causal }", "name-clash", "`foo_mask`"),
+        ("attention foo { mask causal }\nattention foo_reference { mask causal }", "name-clash", "`foo_reference`"),
+        ("attention a_b { mask causal }\nattention a__b { mask causal }", "name-clash", "`AB`"),
+        ("attention Foo { mask causal }", "unusable-name", "`Foo`"),
+        ("attention lambda { mask causal }", "unusable-name", "keyword"),
+        ("attention none { mask causal }", "unusable-name", "`None`"),
+        ("attention torch { mask causal }", "unusable-name", "`torch`"),
+        ("attention tensor { mask causal }", "unusable-name", "`Tensor`"),
+        ("attention print { mask causal }", "unusable-name", "`print`"),
+        ("attention _private { mask causal }", "unusable-name", "underscore"),
+        ("attention ok { input self: float\n score s * self }", "unusable-name", "`self`"),
+        ("attention ok { input _x: float\n score s * _x }", "unusable-name", "`_x`"),
+        ("attention ok { learned forward: float[H] = 0.0\n score s + forward[h] }", "unusable-name", "`forward`"),
+        ("attention ok { learned training: float[H] = 0.0\n score s + training[h] }", "unusable-name", "`training`"),
+        ("attention ok { input rows: float\n score s * rows }", "unusable-name", "`rows`"),
+    ],
+)
+def test_names_that_cannot_be_are_diagnosed(text, code, part):
+    with pytest.raises(CompileError) as caught:
+        render(text)
+    diagnostic = caught.value.diagnostics[0]
+    assert diagnostic.code == code
+    assert part in diagnostic.message
+    assert diagnostic.labels
+    assert diagnostic.help
+
+
+def test_names_of_the_runtime_are_free_unless_the_module_stands_alone():
+    text = "attention make_call { mask causal }"
+    render(text)
+    with pytest.raises(CompileError, match="make_call"):
+        render(text, standalone=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("foo", "Foo"), ("sliding_window", "SlidingWindow"), ("a2_b", "A2B"), ("x__y_", "XY")]
+)
+def test_class_names(name, expected):
+    assert class_name(name) == expected
+
+
+def test_attributes_of_torch_modules_are_known():
+    module = torch.nn.Module()
+    attributes = {name for name in dir(module) if not name.startswith("_")}
+    assert attributes <= MODULE_ATTRIBUTES
+
+
+def test_the_runtime_can_stand_in_one_file():
+    runtime = read_runtime()
+    assert {"Operation", "Program", "Pairs", "start_launch"} <= runtime.owners.keys()
+    assert "attnc" not in {line.split()[1].split(".")[0] for line in runtime.imports}
+    assert "from attnc" not in runtime.text
+    compile(runtime.text, "runtime", "exec")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json as json_text
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -108,7 +109,11 @@ def show(file: Path, parameters: Parameters, length: int, heads: int, head: int,
     if head >= heads:
         raise MalformedParameterError(f"head {head} is not one of the {heads} heads, which count from 0")
     compiled = _planned(file, parameters)
-    write_bytes(target, draw(compiled.plans, length, heads=heads, head=head))
+    picture = draw(compiled.plans, length, heads=heads, head=head)
+    if str(target) == STANDARD:
+        sys.stdout.buffer.write(picture)
+        return
+    write_bytes(target, picture)
     print(f"{file} -> {target}")
 
 

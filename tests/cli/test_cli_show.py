@@ -39,7 +39,7 @@ def test_show_writes_a_picture(tmp_path, monkeypatch):
 def test_tiles_of_affine_masks_are_those_of_every_pair(length):
     (plan,) = plans("attention a { mask causal and (i - j < 200 or j < 3) }")
     panel = make_panel(plan, length)
-    sizes = {name: value for name, value in _shape(length).sizes().items()}
+    sizes = _shape(length).sizes()
     right = torch.cat(list(evaluated_grid(plan.attention, sizes, query_tile=128, key_tile=128)))
     assert torch.equal(panel.kinds, right)
     assert panel.pairs is not None

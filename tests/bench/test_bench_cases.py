@@ -1,0 +1,103 @@
+"""Example data and measuring."""
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from attnc.bench import cases
+from attnc.bench.cases import Shape, Style, make_data, make_tensors, square
+from attnc.bench.measure import Timing, measure, peak_memory
+from attnc.bench.run import useful_flops
+from attnc.compiler import check_source, plan_source
+from attnc.explanation import explain_plan
+from attnc.files import read_pattern
+from attnc.source import SourceFile
+
+CPU = torch.device("cpu")
+PATTERNS = sorted((Path(cases.__file__).parent / "patterns").glob("*.attn"))
+DENSITY = {
+    "causal": 0.500, "window": 0.0308, "sinks_window": 0.0312, "longformer": 0.0619, "dilated": 0.0077,
+    "dilated_wide": 0.0073, "strided": 0.0193, "residue": 0.0079, "fixed": 0.0386, "neighborhood": 0.0057,
+}  # fmt: skip
+
+
+def attention(text):
+    return check_source(SourceFile("p.attn", text)).program.attentions[0]
+
+
+def test_every_pattern_of_the_suite_is_there_at_its_density():
+    assert {path.stem for path in PATTERNS} == {*DENSITY, "documents"}
+    for path in PATTERNS:
+        (plan,) = plan_source(read_pattern(path)).plans
+        if path.stem in DENSITY:
+            density = explain_plan(plan, length=8192, heads=8, head_size=64).density
+            assert density == pytest.approx(DENSITY[path.stem], rel=0.02)
+
+
+def test_tensors_have_the_sizes_and_strides_asked_for():
+    shape = Shape(2, 4, 2, 5, 7, 8, 3)
+    for strided in (False, True):
+        query, key, value = make_tensors(shape, seed=1, dtype=torch.float32, strided=strided)
+        assert (query.shape, key.shape, value.shape) == ((2, 4, 5, 8), (2, 2, 7, 8), (2, 2, 7, 3))
+        assert query.is_contiguous() is not strided
+    again = make_tensors(shape, seed=1, dtype=torch.float32, strided=True)
+    assert torch.equal(again[0], query)
+
+
+def test_data_follows_the_declarations():
+    made = attention(
+        "attention a { input doc: int[B, M] sorted\n input length: int[B]\n input beta: float\n input on: bool[M, M]\n"
+        " input idx: int[B, N]\n learned bias: float[H, 9] = 0.5\n learned slope: float[H] = h + D\n"
+        " mask same(doc) and j < length[b] and on[i, j]\n score s * beta + bias[h, idx[b, r]] + slope[h] }"
+    )
+    shape = Shape(3, 2, 2, 40, 50, 8, 8)
+    for seed in range(20):
+        wild = make_data(made, shape, seed=seed, style=Style.WILD)
+        assert bool((wild["doc"].diff(dim=-1) >= 0).all())
+        assert wild["length"].shape in ((3,), (1,))
+        assert isinstance(wild["beta"], float)
+    lengths = torch.cat([make_data(made, shape, seed=seed, style=Style.WILD)["length"] for seed in range(40)])
+    assert lengths.min() < 5
+    assert lengths.max() >= 50
+    tame = make_data(made, shape, seed=0)
+    assert 25 <= int(tame["length"].min()) <= int(tame["length"].max()) <= 50
+    assert 0 <= int(tame["idx"].min()) <= int(tame["idx"].max()) < 9
+    assert torch.equal(tame["slope"], torch.tensor([8.0, 9.0]))
+    assert bool((tame["bias"] == 0.5).all())
+    again = make_data(made, shape, seed=0)
+    assert all(torch.equal(torch.as_tensor(again[name]), torch.as_tensor(tame[name])) for name in tame)
+
+
+def test_typical_documents_are_of_512():
+    data = make_data(attention("attention a { input doc: int[B, M] sorted\n mask same(doc) }"), square(2048), seed=0)
+    assert data["doc"][0].bincount().tolist() == [512] * 4
+
+
+def test_measure_tells_slow_from_fast_and_takes_enough_samples():
+    calls = {"fast": 0, "slow": 0}
+
+    def work(name, seconds):
+        calls[name] += 1
+        time.sleep(seconds)
+
+    found = measure(
+        {"fast": lambda: work("fast", 0.002), "slow": lambda: work("slow", 0.02)}, CPU, seconds=0.01, least=5, most=9
+    )
+    assert all(isinstance(timing, Timing) and 5 <= timing.samples <= 9 for timing in found.values())
+    assert found["slow"].median > 2 * found["fast"].median
+    assert found["fast"].best <= found["fast"].median <= found["fast"].worst
+
+
+def test_peak_memory_sees_what_is_freed_again():
+    def work():
+        return torch.ones(1 << 24).sum()
+
+    found = peak_memory(work, CPU)
+    if found is not None:
+        assert 60 << 20 <= found <= 200 << 20
+
+
+def test_useful_flops_count_both_products():
+    assert useful_flops(Shape(2, 4, 2, 10, 10, 8, 16), 55.0) == 2 * 55 * (8 + 16) * 4 * 2

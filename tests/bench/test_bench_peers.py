@@ -1,0 +1,215 @@
+"""Peers compute what the pattern says, or are refused; whoever is wrong gets no time."""
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from attnc.bench.additive import affine_score
+from attnc.bench.cases import Shape, Style, make_data, make_tensors, square
+from attnc.bench.checking import check_gradients, check_output, true_rows
+from attnc.bench.contender import Case, Contender, Unavailable
+from attnc.bench.flex import NotExpressible, flex_functions
+from attnc.bench.report import as_json, duration, size, speed, table
+from attnc.bench.run import Settings, compare
+from attnc.bench.sdpa import sdpa_contender
+from attnc.compiler import check_source, import_compiled, plan_source
+from attnc.files import read_pattern
+from attnc.ir.evaluate import Environment, evaluate
+from attnc.reference import dense_mask, evaluate_tensor, pair_environment, reference
+from attnc.source import SourceFile
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.attn"))
+CPU = torch.device("cpu")
+SHAPE = Shape(2, 4, 2, 37, 50, 16, 16)
+MORE = {
+    "scaled": "attention a { score 2 * s - 1 }",
+    "rows_of_scale": "attention a { input t: float[B, H]\n scale t[b, h] / sqrt(D)\n score s / 2 + h }",
+    "weighted": "attention a { weight where(j % 3 == 0, 0, 2.0 + h) }",
+    "sink": "attention a { learned t: float[H] = 0.5 * h\n mask causal\n normalize softmax(sink = t[h] + i / N) }",
+    "quantified": "attention a { input t: int[B, H, (N + 7) // 8, 3]\n mask any(k < 3, j // 8 == t[b, h, r // 8, k]) }",
+    "outside": "attention a { input t: float[M]\n score s + t[2 * j - i] }",
+    "hashed": "attention a { mask hash(h, i // 4, j // 4, -7) % 2 == 0 or i == j }",
+    "divisor": "attention a { input t: int[M]\n mask i % t[j] == 0 or i // t[j] > 2 }",
+    "extremes": "attention a { mask max(i, j, 5) - min(i, j) < 20 and not (abs(i - j) == 3)\n score softcap(s, 3.0) }",
+    "aligned": "attention a { input pos: int[B]\n align at(pos[b])\n mask causal }",
+    "sums": "attention a { score s + sum(t < 4, sin(t * (i - j) / M)) + exp2(-abs(i - j)) }",
+    "casts": "attention a { score s + int(j > 3) * 0.5 + floor(0.3 * i) - int(-0.7 * j)\n mask true }",
+}
+
+
+def attention_of(text):
+    return plan_source(SourceFile("p.attn", text)).plans[0].attention
+
+
+def all_attentions():
+    for path in EXAMPLES:
+        for one in check_source(read_pattern(path), complete=True).program.attentions:
+            yield pytest.param(one, id=one.name)
+    for name, text in MORE.items():
+        yield pytest.param(attention_of(text), id=name)
+
+
+def case_of(attention, shape=SHAPE, style=Style.TYPICAL):
+    data = make_data(attention, shape, seed=3, style=style, dtype=torch.float32)
+    return Case(attention, shape, *make_tensors(shape, seed=3, dtype=torch.float32, device="cpu"), data)
+
+
+@pytest.mark.parametrize("attention", list(all_attentions()))
+@pytest.mark.parametrize("style", Style)
+def test_flex_functions_mean_what_the_pattern_means(attention, style):
+    case = case_of(attention, style=style)
+    shape = case.shape
+    functions = flex_functions(attention, shape, case.data, CPU)
+    b, h, i, j = torch.meshgrid(
+        torch.arange(shape.batch), torch.arange(shape.heads), torch.arange(shape.queries), torch.arange(shape.keys),
+        indexing="ij",
+    )  # fmt: skip
+    mask = dense_mask(
+        attention, shape.queries, shape.keys, batch=shape.batch, heads=shape.heads, group=shape.group,
+        head_size=shape.head_size, inputs=case.data,
+    )  # fmt: skip
+    if functions.mask_mod is None:
+        assert bool(mask.all())
+    else:
+        assert torch.equal(functions.mask_mod(b, h, i, j).expand(mask.shape), mask)
+    if functions.score_mod is not None:
+        score = torch.randn(mask.shape, dtype=torch.float32)
+        env = pair_environment(attention, shape.sizes(), case.data, dtype=torch.float32)
+        right = evaluate_tensor(attention.score, replace(env, score=score)).expand(mask.shape)
+        found = functions.score_mod(score, b, h, i, j).expand(mask.shape)
+        torch.testing.assert_close(found[mask], right[mask], rtol=1e-4, atol=1e-4)
+
+
+def test_flex_refuses_long_quantifiers():
+    attention = attention_of("attention a { mask any(t < 100, i * t == j * j) }")
+    with pytest.raises(NotExpressible):
+        flex_functions(attention, SHAPE, {}, CPU)
+
+
+@pytest.mark.parametrize("attention", list(all_attentions()))
+def test_sdpa_is_right_or_refuses(attention, request):
+    case = case_of(attention)
+    if request.node.callspec.id in ("gemma", "sigmoid_causal", "extremes"):
+        with pytest.raises(Unavailable, match="SDPA has no"):
+            sdpa_contender(case, causal=None, full=None)
+        return
+    contender = sdpa_contender(case, causal=None, full=None)
+    out = contender.run(case.query, case.key, case.value)
+    right = reference(attention, case.query, case.key, case.value, case.data)
+    mask = dense_mask(attention, 37, 50, batch=2, heads=4, group=2, head_size=16, inputs=case.data)
+    empty = ~mask.any(-1, keepdim=True)  # a row that may be NaN there
+    torch.testing.assert_close(torch.where(empty, 0.0, out).double(), right, rtol=1e-4, atol=1e-4)
+
+
+def test_plain_patterns_use_sdpas_flags():
+    case = case_of(attention_of("attention a { mask causal }"), square(40, heads=2))
+    assert sdpa_contender(case, causal=True, full=False).name == "sdpa, causal"
+    assert (
+        sdpa_contender(replace(case, attention=attention_of("attention a { }")), causal=False, full=True).name == "sdpa"
+    )
+    longer = case_of(case.attention)
+    assert sdpa_contender(longer, causal=True, full=False).name == "sdpa, dense mask"
+
+
+@pytest.mark.parametrize("text", ["s", "2 * s", "s * h + j", "-(s - j) / 4", "(j + s) * (h + 1) - s", "3.0", "s - s"])
+def test_affine_scores(text):
+    score = attention_of(f"attention a {{ score {text} }}").score
+    found = affine_score(score)
+    assert found is not None
+    from attnc.ir.nodes import IndexName
+
+    for s in (-1.5, 0.0, 2.0):
+        env = Environment({IndexName.HEAD: 3, IndexName.KEY: 5, IndexName.QUERY: 2}, score=s)
+        assert evaluate(score, env) == pytest.approx(evaluate(found.factor, env) * s + evaluate(found.offset, env))
+
+
+@pytest.mark.parametrize("text", ["s * s", "tanh(s)", "1.0 / s", "where(s > 0, s, 0)", "max(s, 0.0)"])
+def test_other_scores_are_not_affine(text):
+    assert affine_score(attention_of(f"attention a {{ score {text} }}").score) is None
+
+
+def right_contender(case):
+    def run(query, key, value):
+        return reference(case.attention, query, key, value, case.data, dtype=None)
+
+    return Contender("right", run)
+
+
+def test_checks_accept_the_right_and_refuse_the_wrong():
+    case = case_of(attention_of("attention a { mask causal and i - j < 9 }"))
+    truth = true_rows(case)
+    right = right_contender(case)
+    assert check_output(right, case, truth).right
+    assert check_gradients(right, case).right
+    other = case_of(attention_of("attention a { mask causal and i - j < 8 }"))
+    assert not check_output(right_contender(other), case, truth).right
+    assert not check_gradients(right_contender(other), case).right
+    nan = Contender("nan", lambda *tensors: right.run(*tensors) * float("nan"))
+    assert not check_output(nan, case, truth).right
+    assert not check_output(Contender("shape", lambda *tensors: right.run(*tensors)[..., :3]), case, truth).right
+
+
+def test_long_cases_are_checked_on_some_rows_at_both_ends():
+    case = case_of(attention_of("attention a { mask causal and i - j < 9 }"), square(8500, heads=1, head_size=8))
+    truth = true_rows(case)
+    assert truth.rows[0] == 0
+    assert truth.rows[-1] == 8499
+    assert 200 <= len(truth.rows) <= 300
+    assert truth.exact.shape == (1, 1, len(truth.rows), 8)
+
+
+def test_compare_gives_no_time_to_who_is_wrong(monkeypatch):
+    compiled = plan_source(SourceFile("p.attn", "attention a { mask causal and i - j < 9 }"))
+    module = import_compiled(compiled)
+    settings = Settings(CPU, torch.float32, ("sdpa",), seconds=0.0)
+    fair = compare(compiled.plans[0], module, square(64, heads=2, head_size=16), settings)
+    assert [result.name for result in fair.results] == ["attnc", "sdpa, dense mask"]
+    assert all(result.timing is not None and result.times_floor > 0 for result in fair.results)
+    attend = module.a
+    monkeypatch.setattr(module, "a", lambda *tensors, **inputs: attend(*tensors, **inputs) * 1.001)
+    unfair = compare(compiled.plans[0], module, square(64, heads=2, head_size=16), settings)
+    (wrong,) = [result for result in unfair.results if result.name == "attnc"]
+    assert wrong.timing is None
+    assert wrong.problem.startswith("wrong output: error ")
+    with_backward = compare(
+        compiled.plans[0], module, square(64, heads=2, head_size=16), replace(settings, backward=True)
+    )
+    assert with_backward.flops == pytest.approx(3.5 * fair.flops)
+
+
+def test_reports():
+    compiled = plan_source(SourceFile("p.attn", "attention a { mask causal }"))
+    one = compare(
+        compiled.plans[0], import_compiled(compiled), square(64, heads=2, head_size=16),
+        Settings(CPU, torch.float32, ("sdpa",), seconds=0.0),
+    )  # fmt: skip
+    json.dumps(as_json([one], {}, {}), allow_nan=False)
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=140)
+    console.print(table(one))
+    text = console.file.getvalue()
+    assert "the floor" in text
+    assert "2,080 allowed pairs" in text
+    assert duration(0.25) == "250 ms"
+    assert duration(3e-6) == "3 us"
+    assert size(3 << 20) == "3 MiB"
+    assert speed(2.5e12) == "2.5 TFLOP/s"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["streaming", "alibi", "bigbird", "packed", "relative", "gemma"])
+def test_compiled_flex_is_right(name):
+    from attnc.bench.flex_contender import flex_contender
+
+    path = next(path for path in EXAMPLES if path.stem == name)
+    attention = plan_source(read_pattern(path)).plans[0].attention
+    case = case_of(attention, square(256, heads=2, head_size=16))
+    contender = flex_contender(case, 64)
+    assert check_output(contender, case, true_rows(case)).right
+    with pytest.raises(Unavailable):
+        flex_contender(replace(case, backward=True), 64)

@@ -1,0 +1,133 @@
+"""The package from Python: public names, errors, the cache."""
+
+import subprocess
+import sys
+import tomllib
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+import attnc
+from attnc.compiler import PatternWarning
+
+ROOT = Path(__file__).parents[2]
+PATTERN = "attention local(width: int = 8) { mask causal and i - j < width }\n"
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ATTNC_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "local.attn").write_text(PATTERN)
+    return tmp_path
+
+
+def tensors(length=20):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(1, 2, length, 16, generator=generator) for _ in range(3)]
+
+
+def test_public_names():
+    assert set(attnc.__all__) == {"CompileError", "check", "compile", "explain", "load", "loads"}
+    for name in attnc.__all__:
+        assert callable(getattr(attnc, name))
+        assert name in dir(attnc)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        attnc.nothing  # noqa: B018
+    assert attnc.__version__ == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+
+def test_public_functions_stay_functions_when_submodules_are_imported():
+    code = (
+        "import attnc, pkgutil, importlib\n"
+        "names = [m.name for m in pkgutil.iter_modules(attnc.__path__)]\n"
+        "assert not set(names) & set(attnc.__all__), names\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_importing_is_light():
+    heavy = ("torch", "lark", "islpy", "sympy", "rich", "typer")
+    code = f"import sys, attnc; print([name for name in {heavy} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_load_specialises_and_remembers(place):
+    one, two = attnc.load("local.attn"), attnc.load("local.attn", width=3)
+    query, key, value = tensors()
+    assert not torch.allclose(one.local(query, key, value), two.local(query, key, value))
+    assert attnc.load("local.attn") is one
+    files = sorted(path.name for path in (place / "cache").iterdir())
+    assert len(files) == 2
+    (place / "local.attn").write_text(PATTERN.replace("8", "3"))
+    again = attnc.load("local.attn")
+    assert torch.equal(again.local(query, key, value), two.local(query, key, value))
+
+
+def test_load_follows_files_that_are_used(place):
+    (place / "defs.attn").write_text("def near = i - j < 2\n")
+    (place / "main.attn").write_text('use "defs.attn"\nattention main { mask causal and near }\n')
+    query, key, value = tensors()
+    before = attnc.load("main.attn").main(query, key, value)
+    (place / "defs.attn").write_text("def near = i - j < 5\n")
+    assert not torch.allclose(attnc.load("main.attn").main(query, key, value), before)
+
+
+def test_loads_and_compile_agree(place):
+    query, key, value = tensors()
+    path = attnc.compile("local.attn", out="made.py", params={"width": 3})
+    assert path == Path("made.py")
+    scope = {}
+    exec(compile(path.read_text(), "made.py", "exec"), scope)
+    expected = attnc.loads(PATTERN, width=3).local(query, key, value)
+    assert torch.equal(scope["local"](query, key, value), expected)
+
+
+def test_errors_are_rendered_diagnostics(place):
+    with pytest.raises(attnc.CompileError) as caught:
+        attnc.loads("attention a { mask i - j }")
+    assert str(caught.value) == (
+        "error[mask-not-boolean]: a mask must be true or false\n"
+        " --> <string>:1:20\n"
+        "  |\n"
+        "1 | attention a { mask i - j }\n"
+        "  |                    ^^^^^ this is an int\n"
+        "help: compare it, for example `i - j < window`"
+    )
+    with pytest.raises(attnc.CompileError, match="cannot-read"):
+        attnc.check("missing.attn")
+    with pytest.raises(attnc.CompileError, match="cannot-write"):
+        attnc.compile("local.attn", out="no/where.py")
+    assert not list(place.glob("*.py"))
+
+
+def test_mistakes_of_several_attentions_are_told_together(place):
+    text = "attention a { mask i - j < 3; assert causal }\nattention b { mask j < i; assert nonempty }\n"
+    with pytest.raises(attnc.CompileError) as caught:
+        attnc.loads(text)
+    assert [one.code for one in caught.value.diagnostics] == ["assertion-false", "assertion-false"]
+    assert [one.labels[0].span.line for one in caught.value.diagnostics] == [1, 2]
+
+
+def test_warnings_are_python_warnings(place):
+    text = "attention a { input t: float[M]\n score s + t[i + j] }"
+    with pytest.warns(PatternWarning, match="index-may-leave-table"):
+        attnc.loads(text)
+    (place / "warn.attn").write_text(text)
+    (found,) = attnc.check("warn.attn")
+    assert found.code == "index-may-leave-table"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert attnc.check("local.attn") == ()
+
+
+def test_layers_and_deferred_statements_say_that_they_are_not_compiled_yet(place):
+    for text in (
+        "attention a { prepare unit }",
+        "attention a { mask causal }\nlayer l(width: int = 64) { heads 8; attend a() }",
+    ):
+        with pytest.raises(attnc.CompileError) as caught:
+            attnc.loads(text)
+        assert {one.code for one in caught.value.diagnostics} == {"not-compiled-yet"}, str(caught.value)

@@ -17,6 +17,7 @@ from attnc.ir.nodes import (
     Parameter,
     Quantifier,
     QuantifierKind,
+    Read,
     Unary,
     UnaryOp,
 )
@@ -54,7 +55,7 @@ class Constructor:
             span: what to point at, as the user wrote it.
         """
         size, depth, instances = 1, 0, 1
-        constant = True
+        constant = not isinstance(node, Read)
         for operand in children(node):
             operand_size, operand_depth, operand_instances = self._measure(operand)
             size += operand_size
@@ -134,14 +135,13 @@ def is_constant(expr: Expr) -> bool:
 
 
 def leaves(expr: Expr) -> Iterator[Expr]:
-    """Yield the nodes without operands (an empty index makes a `Read` one), without recursion, in source order."""
+    """Yield the nodes without operands, and every `Read`, without recursion, in source order."""
     pending = [expr]
     while pending:
         node = pending.pop()
         operands = children(node)
-        if operands:
-            pending.extend(reversed(operands))
-        else:
+        pending.extend(reversed(operands))
+        if not operands or isinstance(node, Read):
             yield node
 
 
@@ -159,7 +159,7 @@ def _is_closed(quantifier: Quantifier) -> bool:
             case Quantifier(variable=variable, body=body):
                 pending.append((body, bound | {variable}))
             case _:
-                if not children(node):
+                if not children(node) or isinstance(node, Read):
                     return False
                 pending.extend((child, bound) for child in children(node))
     return True

@@ -136,6 +136,13 @@ def test_tensors():
     assert at(checked.score, score=2.0, x=3.0, w=[[0.0, 0.5]]) == 6.5
 
 
+def test_reads_are_never_constants():
+    checked = attention("input t: int[4]\nmask t[0] == 1 and any(u < 4, t[u] == i)")
+    assert at(checked.mask, 3, t=[1, 0, 0, 3]) is True
+    assert at(checked.mask, 2, t=[1, 0, 0, 3]) is False
+    assert codes("attention a { input t: int[4]\n mask any(u < t[0], i == u) }") == ["count-not-constant"]
+
+
 def test_normalize_and_align():
     relu = attention("normalize relu(power = 2)").normalize
     assert (relu.kind, relu.power) == (NormalizeKind.RELU, Const(2.0, Type.FLOAT))

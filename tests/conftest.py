@@ -1,6 +1,11 @@
 """What all tests share. Standing here, this file also puts `tests/` on the path: `from expressions import masks`."""
 
-from hypothesis import settings
+import os
+
+os.environ.setdefault("TRITON_INTERPRET", "1")
+"""Before anything imports triton: kernels run on CPU tensors. Ahead-of-time compiles run in processes without it."""
+
+from hypothesis import settings  # noqa: E402
 
 settings.register_profile("quick", deadline=None, max_examples=60, derandomize=True)
 settings.register_profile("thorough", deadline=None, max_examples=2000)

@@ -271,8 +271,9 @@ class Writer:
             return self._connective(kind, parts)
         symbol, binding = ("&", AND) if kind is And else ("|", OR)
         shape, depth, fragments = self.joint(*operands)
-        result = fragments[0]
-        for fragment in fragments[1:]:
+        single = [f for f in fragments if f.shape is Shape.SCALAR] if shape is not Shape.SCALAR else []
+        result, *others = [f for f in fragments if f not in single]
+        for fragment in others:
             text = f"{self.text(result, shape, binding)} {symbol} {self.text(fragment, shape, binding + 1)}"
             if not self.fits(text, depth):
                 result = self.named(result)
@@ -280,7 +281,16 @@ class Writer:
             if not self.fits(text, depth):
                 text = f"{self.text(result, shape)} {symbol} {self.text(self.named(fragment), shape)}"
             result = Fragment(text, binding, shape, depth)
+        for fragment in single:
+            result = self._choose(fragment, result, conjunction=kind is And)
         return result
+
+    def _choose(self, condition: Fragment, rest: Fragment, *, conjunction: bool) -> Fragment:
+        """Join one bool with a block of them. Triton's interpreter keeps no bools where `&` would widen the one."""
+        if not self.fits(f"tl.where({condition.text}, {rest.text}, False)", rest.depth):
+            condition, rest = self.named(condition), self.named(rest)
+        chosen = f"{rest.text}, False" if conjunction else f"True, {rest.text}"
+        return Fragment(f"tl.where({condition.text}, {chosen})", ATOM, rest.shape, rest.depth)
 
     def _unary(self, expr: Unary) -> Fragment:
         inner = self.write(expr.operand)
@@ -444,8 +454,9 @@ class Writer:
 
     def _loop(self, expr: Quantifier) -> Fragment:
         """Write a loop over the variable; what does not depend on it is computed outside of it, as everywhere."""
+        self._variables.pop(expr.variable, None)
         shape, depth = self._extent(expr)
-        counter = self.names.fresh("t", depth)
+        counter, step = self.names.fresh("t", depth), self.names.fresh("step", depth)
         result = self.names.fresh(expr.kind.value + SUFFIX[shape], depth)
         outer, self.blocks = self.blocks, [*self.blocks[: depth + 1], Block()]
         self._counts[expr.variable] = expr.count
@@ -459,7 +470,8 @@ class Writer:
         dtype = {Type.BOOL: "tl.int1", Type.FLOAT: "tl.float32", Type.INT: f"tl.int{bits}"}[expr.type]
         symbol, start = {"any": ("|", 0), "all": ("&", 1), "sum": ("+", 0)}[expr.kind.value]
         self.emit(f"{result} = tl.full({EXTENT[shape]}, {start}, {dtype})", depth, place(expr.span))
-        self.emit(f"for {counter} in range({expr.count}):", depth)
+        self.emit(f"for {step} in range({expr.count}):", depth)
+        self.emit(f"{INDENT}{counter} = tl.to_tensor({step})", depth)
         for line in (*lines, f"{result} = {result} {symbol} {self.text(body, shape, UNARY)}"):
             self.emit(INDENT + line, depth)
         return Fragment(result, ATOM, shape, depth, bits)

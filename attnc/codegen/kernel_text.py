@@ -11,8 +11,8 @@ from enum import IntEnum
 
 from attnc.source import Span
 
-LINE_WIDTH = 88
-"""Widest line of generated code: what formatters make of a file without configuration."""
+LINE_WIDTH = 100
+"""Widest line of generated code."""
 
 INDENT = "    "
 LONGEST_STEM = 20
@@ -38,7 +38,7 @@ RESERVED = MATH_FUNCTIONS | frozenset(
         seen codes query key value inputs scale precision launch tl triton torch float int bool range min max abs
         None True False query_ptr key_ptr value_ptr out_ptr lse_ptr query_base key_base value_base out_base
         lse_base qk_scale q_stride_b q_stride_h q_stride_n k_stride_b k_stride_h k_stride_n v_stride_b v_stride_h
-        v_stride_n o_stride_b o_stride_h o_stride_n first_column v_dim offsets inside part places real rest kinds
+        v_stride_n o_stride_b o_stride_h o_stride_n first_column v_dim offsets inside part places real rest kinds v_ptr
         call read_tables start_launch finish_launch BLOCK_M BLOCK_N BLOCK_D BLOCK_V HEAD_SIZE VALUE_SIZE PRECISION
         WIDE_TABLES SCALE_GIVEN CHUNK index_type Tiles launchable
         """,

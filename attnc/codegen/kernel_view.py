@@ -5,7 +5,8 @@ its tiles and inputs, and a launcher
 
     _<name>_launch(query, key, value, out, lse, inputs, scale, precision)
 
-which writes `out` and, unless it is None, `lse`. The module around it must have in scope: `triton` and `tl` (take both
+which writes `out` and, unless it is None, `lse`: of the scores that the kernel computes, so that `Scoring.dropped` is
+for the caller to add. The module around it must have in scope: `triton` and `tl` (take both
 from `attnc.runtime.kernel_math`, which has stand-ins where Triton is not installed), the functions of
 `attnc.runtime.kernel_math` named in `math_functions`, and `Tiles`, `start_launch`, `finish_launch`, `read_tables` of
 `attnc.runtime.launch`.
@@ -78,7 +79,7 @@ class KernelView:
         prologue: statements before all loops.
         scale: text of the pattern's own scale, base 2 under softmax; empty where the launcher computes it.
         scale_is_row: whether it differs between query rows.
-        sink, dropped: text per row; empty without one.
+        sink: text per row or program; empty without one.
         careful: body of the second walk that masked pairs with a NaN or infinite value ask for; None if no pair is
             masked.
         reverse: whether the last query tiles start first, having the most work.
@@ -101,7 +102,6 @@ class KernelView:
     scale: str
     scale_is_row: bool
     sink: str
-    dropped: str
     careful: Body | None
     reverse: bool
     used: frozenset[str]
@@ -130,7 +130,6 @@ def kernel_view(plan: Plan) -> KernelView:
     )
     scale, scale_is_row = _write_scale(writer, attention, softmax=softmax)
     sink = _write_row(writer, _base2(attention.normalize.sink), "sink") if softmax else ""
-    dropped = _write_row(writer, plan.scoring.dropped, "dropped") if softmax else ""
     careful = _write_careful(writer, attention, sweep, weighing)
     used = _close(writer, loops, careful)
     values = _parameters(attention, used, tables, careful=careful is not None)
@@ -146,7 +145,6 @@ def kernel_view(plan: Plan) -> KernelView:
         scale=scale,
         scale_is_row=scale_is_row,
         sink=sink,
-        dropped=dropped,
         careful=careful,
         reverse=bool(plan.facts.causal),
         used=used,

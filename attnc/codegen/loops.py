@@ -119,7 +119,9 @@ def write_body(writer: Writer, mask: Expr, weighing: Weighing) -> Body:
     if score != Score():
         fragment = writer.write(score)
         text = writer.text(fragment, Shape.PAIR)
-        if fragment.shape is not Shape.PAIR:
+        if fragment.constant:
+            text = f"tl.full([BLOCK_M, BLOCK_N], {fragment.text}, tl.float32)"
+        elif fragment.shape is not Shape.PAIR:
             text = f"tl.broadcast_to({text}, [BLOCK_M, BLOCK_N])"
         writer.emit(f"s = {text}", 1, weighing.comment)
     condition, factor = "", ""

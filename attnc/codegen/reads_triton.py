@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from attnc.codegen.kernel_text import ATOM, INDENT, SUFFIX, Fragment, Names, Shape, place
+from attnc.codegen.kernel_text import ATOM, EXTENT, INDENT, SUFFIX, SUM, Fragment, Names, Shape, place
 from attnc.ir.nodes import Const, Expr, Index, IndexName, Read, Size, SizeName
 from attnc.ir.program import Tensor
 from attnc.ir.types import Type
@@ -133,25 +133,36 @@ def _read_number(writer: Writer, table: Table, expr: Read) -> Fragment:
 
 def _guard(writer: Writer, table: Table, expr: Read, indices: list[Fragment], shape: Shape, depth: int) -> str:
     """Return a condition for all indices being inside; empty where that is certain."""
+    single: list[str] = []
     conditions: list[str] = []
     for axis, (index, fragment, dim) in enumerate(zip(expr.index, indices, table.tensor.dims, strict=True)):
         if _is_own_dimension(index, dim):
             continue
         found = writer.range_of(index)
         text = writer.text(fragment, shape)
+        chosen = single if fragment.shape is Shape.SCALAR and shape is not Shape.SCALAR else conditions
         if found.low < 0:
-            conditions.append(f"({text} >= 0)")
+            chosen.append(f"{text} >= 0")
         if not (isinstance(dim, Const) and found.high < dim.value):
-            conditions.append(f"({text} < {writer.tables.argument(table, 'size', axis)})")
-    if not conditions:
-        return ""
-    guard = Fragment(conditions[0][1:-1] if len(conditions) == 1 else conditions[0], ATOM, shape, depth)
+            chosen.append(f"{text} < {writer.tables.argument(table, 'size', axis)}")
+    guard = _conjunction(writer, table, conditions, shape, depth)
+    if not single:
+        return guard
+    # A block takes on a condition of the whole program by `tl.where`, as in `Writer`'s connectives.
+    outer = writer.named(Fragment(_conjunction(writer, table, single, Shape.SCALAR, depth), SUM, depth=depth), "inside")
+    return f"tl.where({outer.text}, {guard or f'tl.full({EXTENT[shape]}, 1, tl.int1)'}, False)"
+
+
+def _conjunction(writer: Writer, table: Table, conditions: list[str], shape: Shape, depth: int) -> str:
+    if len(conditions) < 2:
+        return "".join(conditions)
+    guard = f"({conditions[0]})"
     for condition in conditions[1:]:
-        text = f"{guard.text} & {condition}"
+        text = f"{guard} & ({condition})"
         if not writer.fits(text, depth):
-            text = f"{writer.name(guard, f'{table.stem}_inside').text} & {condition}"
-        guard = Fragment(text, ATOM, shape, depth)
-    return guard.text
+            text = f"{writer.name(Fragment(guard, ATOM, shape, depth), f'{table.stem}_inside').text} & ({condition})"
+        guard = text
+    return guard
 
 
 def _is_own_dimension(index: Expr, dim: Expr | None) -> bool:

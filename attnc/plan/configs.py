@@ -45,11 +45,11 @@ SHARED_MEMORY = {"sm_80": 163, "sm_86": 99, "sm_90": 227, "sm_100": 227, "gfx942
 """What one program may use, in KiB."""
 
 _DEFAULTS = {
-    ("sm_80", 2): {64: TileConfig(128, 64, 4, 3), 128: TileConfig(64, 64, 4, 2), 256: TileConfig(64, 32, 4, 2)},
-    ("sm_86", 2): {64: TileConfig(128, 64, 4, 2), 128: TileConfig(64, 64, 4, 2), 256: TileConfig(64, 32, 4, 1)},
-    ("sm_90", 2): {64: TileConfig(128, 128, 8, 2), 128: TileConfig(128, 64, 8, 3), 256: TileConfig(64, 32, 4, 2)},
-    ("sm_100", 2): {64: TileConfig(128, 128, 8, 2), 128: TileConfig(128, 64, 8, 3), 256: TileConfig(64, 32, 4, 2)},
-    ("gfx942", 2): {64: TileConfig(128, 64, 4, 1), 128: TileConfig(128, 64, 8, 1), 256: TileConfig(64, 32, 4, 1)},
+    ("sm_80", 2): {64: TileConfig(128, 64, 8, 2), 128: TileConfig(128, 32, 8, 2), 256: TileConfig(64, 32, 8, 2)},
+    ("sm_86", 2): {64: TileConfig(128, 64, 8, 2), 128: TileConfig(128, 32, 8, 2), 256: TileConfig(64, 32, 8, 2)},
+    ("sm_90", 2): {64: TileConfig(128, 128, 8, 2), 128: TileConfig(128, 64, 8, 3), 256: TileConfig(64, 16, 8, 2)},
+    ("sm_100", 2): {64: TileConfig(128, 64, 8, 2), 128: TileConfig(128, 32, 8, 2), 256: TileConfig(64, 32, 8, 2)},
+    ("gfx942", 2): {64: TileConfig(128, 64, 4, 1), 128: TileConfig(128, 32, 8, 1), 256: TileConfig(64, 32, 4, 1)},
     ("sm_80", 4): {64: TileConfig(64, 32, 4, 2), 128: TileConfig(32, 32, 4, 2), 256: TileConfig(16, 32, 4, 1)},
     ("sm_86", 4): {64: TileConfig(64, 32, 4, 2), 128: TileConfig(32, 32, 4, 2), 256: TileConfig(16, 32, 4, 1)},
     ("sm_90", 4): {64: TileConfig(64, 32, 4, 2), 128: TileConfig(32, 32, 4, 2), 256: TileConfig(16, 32, 4, 1)},

@@ -32,14 +32,14 @@ def load_tile(
     """Load rows `first .. first + rows - 1` of a matrix of `head_size` columns, 0 outside of it.
 
     Args:
-        stride: elements from one row to the next; a row is contiguous.
+        stride: elements from one row to the next, below 2**23 so that a tile's own offsets take 32 bits; a row is
+            contiguous.
         end: number of rows of the matrix, tested only where `ragged`.
         columns: a power of two, at least `head_size`.
     """
     row = tl.arange(0, rows)
     column = tl.arange(0, columns)
-    offsets = row.to(tl.int64)[:, None] * stride + column[None, :]
-    pointers = base + first.to(tl.int64) * stride + offsets
+    pointers = base + first.to(tl.int64) * stride + (row[:, None] * stride + column[None, :])
     if ragged:
         if columns == head_size:
             tile = tl.load(pointers, mask=(first + row < end)[:, None], other=0.0)
@@ -72,7 +72,8 @@ def clamp_position(x):
 @triton.jit
 def floor_div(x, y):
     """Divide ints, `y > 0`, rounding toward minus infinity (Triton rounds tensors toward zero)."""
-    return x // y - tl.where(x % y < 0, 1, 0).to(x.dtype)
+    quotient = x // y
+    return quotient - tl.where(x % y < 0, 1, 0).to(quotient.dtype)
 
 
 @triton.jit
@@ -88,8 +89,8 @@ def checked_div(x, y):
     safe = tl.where(y == 0, 1, y)
     remainder = x % safe
     crosses = (remainder != 0) & ((remainder < 0) != (safe < 0))
-    quotient = x // safe - tl.where(crosses, 1, 0).to(x.dtype)
-    return tl.where(y == 0, 0, quotient)
+    quotient = x // safe
+    return tl.where(y == 0, 0, quotient - tl.where(crosses, 1, 0).to(quotient.dtype))
 
 
 @triton.jit
@@ -166,12 +167,13 @@ def cos(x):
 @triton.jit
 def power(x, y):
     """`x ** y` of floats as in IEEE 754's `pow`: NaN for a negative base with an exponent that is no integer."""
-    whole = tl.floor(y) == y
-    odd = whole & (tl.abs(y - 2.0 * tl.floor(0.5 * y)) == 1.0)
-    magnitude = tl.exp2(y * tl.log2(tl.abs(x)))
-    signed = tl.where((x < 0.0) & odd, -magnitude, magnitude)
-    result = tl.where((x < 0.0) & ~whole, float("nan"), signed)
-    return tl.where((y == 0.0) | (x == 1.0), 1.0, result)
+    base, exponent = tl.broadcast(tl.to_tensor(x), tl.to_tensor(y))
+    whole = tl.floor(exponent) == exponent
+    odd = whole & (tl.abs(exponent - 2.0 * tl.floor(0.5 * exponent)) == 1.0)
+    magnitude = tl.exp2(exponent * tl.log2(tl.abs(base)))
+    signed = tl.where((base < 0.0) & odd, -magnitude, magnitude)
+    result = tl.where((base < 0.0) & ~whole, float("nan"), signed)
+    return tl.where((exponent == 0.0) | (base == 1.0), 1.0, result)
 
 
 @triton.jit

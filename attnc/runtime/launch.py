@@ -21,6 +21,9 @@ LOG2_E = math.log2(math.e)
 LONGEST = 2**30 - 1024
 """Most queries or keys: kernels count positions, those of a last incomplete tile included, below 2**30."""
 
+WIDEST_ROW = 2**23
+"""Elements between rows below which offsets inside of a tile of 256 rows take 32 bits."""
+
 MOST_PROGRAMS = 2**31 - 1
 
 _TARGET: ContextVar[str | None] = ContextVar("attnc_target", default=None)
@@ -243,7 +246,8 @@ def _precision(query: Tensor, precision: str | None) -> str:
 
 
 def _with_contiguous_rows(tensor: Tensor) -> Tensor:
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+    """Return the tensor, or a copy where elements of a row or rows of a tile lie too far apart."""
+    return tensor if tensor.stride(-1) == 1 and tensor.stride(-2) < WIDEST_ROW else tensor.contiguous()
 
 
 def _number(given: Any, device: torch.device) -> Tensor | float | int:

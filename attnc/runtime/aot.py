@@ -1,0 +1,268 @@
+"""Compiling generated Triton kernels without the device that they are for, and what the compiler made of them.
+
+Nothing runs: the launcher is called on tensors without data, and what it would have launched is compiled instead.
+Triton must not be in its interpreter's mode (`TRITON_INTERPRET`).
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnc.runtime.launch import assume_target
+from attnc.runtime.pairs import Sizes
+from attnc.runtime.program import Program, TensorArgument
+
+ARCHITECTURES = {
+    "sm_80": ("cuda", 80, 32),
+    "sm_86": ("cuda", 86, 32),
+    "sm_90": ("cuda", 90, 32),
+    "sm_100": ("cuda", 100, 32),
+    "gfx942": ("hip", "gfx942", 64),
+}
+"""Backend, architecture and threads of a warp of each target."""
+
+SHARED_LIMITS = {"sm_80": 163, "sm_86": 99, "sm_90": 227, "sm_100": 227, "gfx942": 64}
+"""Shared memory that one program may use, in KiB."""
+
+LENGTH = 4096
+"""Queries and keys that a launcher is told of; kernels do not depend on it."""
+
+_MATRIX = {
+    "cuda": re.compile(r"\b(wgmma\.mma_async|tcgen05\.mma|mma\.sync)\b"),
+    "hip": re.compile(r"\bv_mfma_\w+"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class KernelReport:
+    """What a compiler made of a kernel.
+
+    Attributes:
+        registers: per thread.
+        spills: bytes of registers kept in memory, per thread.
+        shared: bytes of shared memory of a program.
+        shared_limit: bytes that a program of this target may use.
+        matrix_instructions: number of them in the code.
+        assembly: PTX or AMD assembly.
+    """
+
+    kernel: str
+    target: str
+    dtype: str
+    head_size: int
+    registers: int
+    spills: int
+    shared: int
+    shared_limit: int
+    matrix_instructions: int
+    assembly: str
+
+    @property
+    def fits(self) -> bool:
+        """Whether the target can launch it."""
+        return self.shared <= self.shared_limit
+
+
+def compile_kernel(
+    module: ModuleType,
+    target: str,
+    dtype: torch.dtype,
+    head_size: int,
+    *,
+    name: str | None = None,
+    value_size: int | None = None,
+    precision: str | None = None,
+) -> KernelReport:
+    """Compile the kernel of a generated module with its default tiles.
+
+    Args:
+        module: imported.
+        target: one of `ARCHITECTURES`.
+        dtype: of query, key and value.
+        head_size: of query and key.
+        name: of the attention; the module's only one unless said.
+        value_size: of the value; `head_size` unless said.
+        precision: of products of float32.
+
+    Raises:
+        ValueError: an unknown target, or a module with several attentions and no `name`.
+        RuntimeError: Triton is missing or interprets its kernels.
+    """
+    if target not in ARCHITECTURES:
+        raise ValueError(f"unknown target {target}; known: {', '.join(ARCHITECTURES)}")
+    program = find_program(module, name)
+    kernel, arguments = record_launch(module, program, target, dtype, head_size, value_size, precision)
+    compiled = _compile(kernel, arguments, target)
+    backend = ARCHITECTURES[target][0]
+    if backend == "cuda":
+        assembly = compiled.asm["ptx"]
+        registers, spills = _nvidia_resources(compiled.asm["cubin"])
+    else:
+        assembly = compiled.asm["amdgcn"]
+        registers, spills = (
+            _greatest(assembly, r"\.vgpr_count:\s*(\d+)"),
+            4 * _greatest(assembly, r"\.vgpr_spill_count:\s*(\d+)"),
+        )
+    return KernelReport(
+        kernel=program.name,
+        target=target,
+        dtype=str(dtype).removeprefix("torch."),
+        head_size=head_size,
+        registers=registers,
+        spills=spills,
+        shared=compiled.metadata.shared,
+        shared_limit=SHARED_LIMITS[target] * 1024,
+        matrix_instructions=len(_MATRIX[backend].findall(assembly)),
+        assembly=assembly,
+    )
+
+
+def find_program(module: ModuleType, name: str | None = None) -> Program:
+    """Return the program of an attention of a generated module. Raises ValueError if it is not the only one."""
+    suffix = "_program"
+    found = {key[1 : -len(suffix)]: value for key, value in vars(module).items() if key.endswith(suffix)}
+    programs = {key: value for key, value in found.items() if hasattr(value, "launch")}
+    if name is not None and name in programs:
+        return programs[name]  # type: ignore[no-any-return]
+    if name is not None or len(programs) != 1:
+        raise ValueError(f"{module.__name__} has the attentions {', '.join(programs)}; name one of them")
+    return next(iter(programs.values()))  # type: ignore[no-any-return]
+
+
+def record_launch(
+    module: ModuleType,
+    program: Program,
+    target: str,
+    dtype: torch.dtype,
+    head_size: int,
+    value_size: int | None = None,
+    precision: str | None = None,
+) -> tuple[Any, dict[str, Any]]:
+    """Call a launcher on tensors without data; return the kernel and the arguments that it would have launched."""
+    if program.launch is None:
+        raise RuntimeError(f"{program.name} has no Triton kernel here: is triton installed?")
+    query, key, value = (
+        torch.empty(2, 4, LENGTH, size, dtype=dtype, device="meta") for size in _sizes(head_size, value_size)
+    )
+    out = torch.empty(2, 4, LENGTH, value.shape[3], dtype=dtype, device="meta")
+    lse = torch.empty(2, 4, LENGTH, device="meta") if program.normalize == "softmax" else None
+    sizes = Sizes(B=2, H=4, N=LENGTH, M=LENGTH, D=head_size, g=1, value_size=value.shape[3])
+    inputs = tuple(_stand_in(tensor, sizes) for tensor in program.tensors)
+    launches: list[tuple[Any, dict[str, Any]]] = []
+    with _recording(module, launches), assume_target(target):
+        program.launch(query, key, value, out, lse, inputs, None, precision)
+    return launches[0]
+
+
+def _sizes(head_size: int, value_size: int | None) -> tuple[int, int, int]:
+    return head_size, head_size, value_size or head_size
+
+
+def _stand_in(tensor: TensorArgument, sizes: Sizes) -> Tensor | float | int:
+    """Return an input without data: 32-bit floats, 64-bit ints, numbers for scalars."""
+    if not tensor.dims:
+        return 0.5 if tensor.type == "float" else 7
+    dtype = {"float": torch.float32, "int": torch.int64, "bool": torch.bool}[tensor.type]
+    shape = [64 if dim is None else int(dim(sizes)) for dim in tensor.dims]
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+class _Recorder:
+    """Stands in for a kernel and keeps what it is called with."""
+
+    def __init__(self, kernel: Any, launches: list[tuple[Any, dict[str, Any]]]) -> None:
+        self._kernel = kernel
+        self._launches = launches
+
+    def __getitem__(self, grid: object) -> _Recorder:
+        return self
+
+    def __call__(self, **arguments: Any) -> None:
+        self._launches.append((self._kernel, arguments))
+
+
+@contextmanager
+def _recording(module: ModuleType, launches: list[tuple[Any, dict[str, Any]]]) -> Iterator[None]:
+    original = vars(module)["launchable"]
+    vars(module)["launchable"] = lambda kernel, call: _Recorder(kernel, launches)
+    try:
+        yield
+    finally:
+        vars(module)["launchable"] = original
+
+
+def _compile(kernel: Any, arguments: dict[str, Any], target: str) -> Any:
+    """Compile a jitted kernel for what a launch would have specialised it to."""
+    try:
+        import triton
+        from triton.backends.compiler import GPUTarget
+        from triton.compiler import ASTSource
+    except ImportError as error:
+        raise RuntimeError("compiling ahead of time needs triton") from error
+    if not isinstance(kernel, triton.JITFunction):
+        raise RuntimeError("compiling ahead of time does not work with TRITON_INTERPRET set")
+    signature: dict[str, str] = {}
+    constants: dict[tuple[int, ...], Any] = {}
+    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
+    for position, parameter in enumerate(kernel.params):
+        argument = arguments[parameter.name]
+        free = not parameter.do_not_specialize
+        if parameter.is_constexpr or argument is None or (free and _is_one(argument)):
+            signature[parameter.name] = "constexpr"
+            constants[(position,)] = argument
+            continue
+        signature[parameter.name] = _type_name(argument)
+        if free and (isinstance(argument, Tensor) or (isinstance(argument, int) and argument % 16 == 0)):
+            attributes[(position,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constants, attributes)
+    options = {"num_warps": arguments["num_warps"], "num_stages": arguments["num_stages"]}
+    return triton.compile(source, target=GPUTarget(*ARCHITECTURES[target]), options=options)
+
+
+def _is_one(argument: Any) -> bool:
+    return isinstance(argument, int) and argument == 1
+
+
+def _type_name(argument: Any) -> str:
+    if isinstance(argument, Tensor):
+        names = {
+            torch.float16: "fp16",
+            torch.bfloat16: "bf16",
+            torch.float32: "fp32",
+            torch.int32: "i32",
+            torch.int64: "i64",
+            torch.bool: "i1",
+        }
+        return f"*{names[argument.dtype]}"
+    if isinstance(argument, float):
+        return "fp32"
+    return "i32" if -(2**31) <= argument < 2**31 else "i64"
+
+
+def _nvidia_resources(cubin: bytes) -> tuple[int, int]:
+    """Return registers and bytes spilled, as the tool that comes with Triton reads them from a binary."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        command = [str(tool), "--dump-resource-usage", str(path)]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return _greatest(text, r"REG:(\d+)"), max(_greatest(text, r"STACK:(\d+)"), _greatest(text, r"LOCAL:(\d+)"))
+
+
+def _greatest(text: str, pattern: str) -> int:
+    """Return the greatest number that a pattern finds, 0 if none."""
+    return max((int(found) for found in re.findall(pattern, text)), default=0)

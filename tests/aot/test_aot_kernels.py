@@ -1,0 +1,81 @@
+"""Kernels of the examples compiled ahead of time: no spills, matrix instructions, shared memory within the target's."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted((ROOT / "examples").glob("*.attn"))
+TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+HEAD_SIZES = (64, 128, 256)
+
+COMPILE = """
+import importlib.util, json, sys
+import torch
+from attnc.codegen.render import render_module
+from attnc.plan.choose import plan_attention
+from attnc.runtime.aot import compile_kernel
+from attnc.sema.check import check_program
+from attnc.source import SourceFile
+from attnc.syntax.parse import parse_source
+
+pattern, folder, targets, head_sizes, dtypes = json.loads(sys.argv[1])
+source = SourceFile(pattern, open(pattern).read())
+plans = [plan_attention(a) for a in check_program(parse_source(source), params={}).attentions]
+path = folder + "/generated.py"
+open(path, "w").write(render_module(plans, source=source))
+spec = importlib.util.spec_from_file_location("generated", path)
+module = importlib.util.module_from_spec(spec)
+sys.modules["generated"] = module
+spec.loader.exec_module(module)
+for plan in plans:
+    for target in targets:
+        for size in head_sizes:
+            for dtype in dtypes:
+                name = plan.attention.name
+                report = compile_kernel(module, target, getattr(torch, dtype), size, name=name)
+                fields = ("registers", "spills", "shared", "shared_limit", "matrix_instructions", "dtype", "target")
+                print(json.dumps({"name": name, "head_size": size, **{f: getattr(report, f) for f in fields}}))
+"""
+
+
+def compile_example(path, folder, targets=TARGETS, head_sizes=HEAD_SIZES, dtypes=("bfloat16",)):
+    """Compile in a process of its own: this one interprets its kernels."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"TRITON_DEFAULT_FP_FUSION": "1", "TRITON_CACHE_DIR": str(folder / "cache")}
+    arguments = json.dumps([str(path), str(folder), targets, head_sizes, dtypes])
+    command = [sys.executable, "-c", COMPILE, arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def check_report(report):
+    assert report["spills"] == 0, report
+    assert report["matrix_instructions"] > 0, report
+    assert report["shared"] <= report["shared_limit"], report
+
+
+def test_one_kernel_on_every_target(tmp_path):
+    reports = compile_example(ROOT / "examples" / "gpt.attn", tmp_path, head_sizes=(64,))
+    assert [report["target"] for report in reports] == list(TARGETS)
+    for report in reports:
+        check_report(report)
+        assert report["registers"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_on_every_target(path, tmp_path):
+    for report in compile_example(path, tmp_path, dtypes=("float16", "bfloat16")):
+        check_report(report)
+
+
+@pytest.mark.slow
+def test_float32_fits_shared_memory(tmp_path):
+    for report in compile_example(ROOT / "examples" / "streaming.attn", tmp_path, dtypes=("float32",)):
+        assert report["shared"] <= report["shared_limit"], report

@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from attnc.bench.report import duration
 from attnc.bench.run import Comparison
 from attnc.pictures import figure_class
 
@@ -32,6 +33,8 @@ def draw_times(comparisons: Sequence[Comparison]) -> bytes:
 
 
 def _draw_panel(panel: Any, name: str, comparisons: list[Comparison]) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
     comparisons = sorted(comparisons, key=lambda one: one.shape.queries)
     contenders = list(dict.fromkeys(result.name for one in comparisons for result in one.results if result.timing))
     for contender in contenders:
@@ -50,8 +53,10 @@ def _draw_panel(panel: Any, name: str, comparisons: list[Comparison]) -> None:
     panel.set_yscale("log")
     panel.set_xticks(lengths, [str(length) for length in lengths])
     panel.minorticks_off()
+    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda seconds, place: duration(seconds)))
     panel.set_xlabel("length")
-    panel.set_ylabel("seconds, forward and backward" if comparisons[0].backward else "seconds, forward")
+    panel.set_ylabel("forward and backward" if comparisons[0].backward else "forward")
     panel.set_title(name, loc="left")
     panel.grid(alpha=0.25)
     panel.legend(fontsize=8, frameon=False)

@@ -27,7 +27,7 @@ def compound(inner):
         st.builds("({0} {1} {2})".format, inner, OPERATORS, inner),
         st.builds("({0} <= {1} < {2})".format, inner, inner, inner),
         st.builds("({0} if {1} else {2})".format, inner, inner, inner),
-        st.builds("{0}({1})".format, ONE, inner),
+        st.builds("({0}({1}))".format, ONE, inner),
         st.builds("{0}({1}, {2})".format, TWO, inner, inner),
         st.builds("{0}({1}, {2}, {3})".format, THREE, inner, inner, inner),
         st.builds("{0}(i < 3, {1} < i + {2})".format, QUANTIFIERS, inner, inner),

@@ -178,7 +178,9 @@ def test_any_words_are_answered(words):
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.sampled_from(WORDS), max_size=25))
 def test_any_body_is_answered(words):
-    answer(f"attention a(p: int = 3, q: float) {{\n input t: int[B, M]\n input x: float[4]\n mask {' '.join(words)}\n}}\n")
+    answer(
+        f"attention a(p: int = 3, q: float) {{\n input t: int[B, M]\n input x: float[4]\n mask {' '.join(words)}\n}}\n"
+    )
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

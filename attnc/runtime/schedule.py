@@ -342,9 +342,12 @@ def _segments(slab: _Tile, cost: Cost) -> Iterator[tuple[int, tuple[tuple[int, i
     widest = max(128, cost.widest * BASE // (slab.high - slab.low))
     gathered: list[Piece] = []
     splits = dict(cost.splits)
-    kinds = [kind for _, _, kind in slab.pieces]
     for number, piece in enumerate(slab.pieces):
-        beside = [kind for kind in kinds[max(0, number - 1) : number + 2] if kind != FULL]
+        beside = [
+            other[2]
+            for other in slab.pieces[max(0, number - 1) : number + 2]
+            if other[2] != FULL and (other[1] == piece[0] or other[0] == piece[1])
+        ]
         split = min((splits[kind] for kind in beside), default=0)
         alone = piece[2] == FULL and piece[1] - piece[0] >= split
         far = gathered and piece[0] - gathered[-1][1] > GAP

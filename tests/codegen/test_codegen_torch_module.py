@@ -98,7 +98,6 @@ def test_hostile_text_stays_in_comments():
         ("attention ok { input _x: float\n score s * _x }", "unusable-name", "`_x`"),
         ("attention ok { learned forward: float[H] = 0.0\n score s + forward[h] }", "unusable-name", "`forward`"),
         ("attention ok { learned training: float[H] = 0.0\n score s + training[h] }", "unusable-name", "`training`"),
-        ("attention ok { input rows: float\n score s * rows }", "unusable-name", "`rows`"),
     ],
 )
 def test_names_that_cannot_be_are_diagnosed(text, code, part):

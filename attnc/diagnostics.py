@@ -76,7 +76,7 @@ def render(diagnostic: Diagnostic) -> str:
     """
     lines = [f"{diagnostic.severity.value}[{diagnostic.code}]: {diagnostic.message}"]
     width = len(str(max((label.span.line for label in diagnostic.labels), default=1)))
-    margin = " " * (width + 1)
+    margin = " " * (width + 2)
     previous = None
     for position, label in enumerate(diagnostic.labels):
         span = label.span
@@ -101,7 +101,7 @@ def _excerpt(label: Label, width: int, mark: str) -> list[str]:
     length = max(1, len((before + under).expandtabs(TAB_WIDTH)) - start)
     shown, start, length = _shorten(shown, start, length)
     tail = f" {label.text}" if label.text else ""
-    return [f"{span.line:>{width}} | {shown}".rstrip(), f"{' ' * width} | {' ' * start}{mark * length}{tail}"]
+    return [f" {span.line:>{width}} | {shown}".rstrip(), f" {' ' * width} | {' ' * start}{mark * length}{tail}"]
 
 
 def _shorten(line: str, start: int, length: int, limit: int = 160) -> tuple[str, int, int]:

@@ -61,9 +61,9 @@ def test_not_compiled_yet_points_at_the_statement():
     attention = check_program(parse_source(SourceFile("p.attn", source))).attentions[0]
     assert render(errors.not_compiled_yet(attention.deferred[0].span, "`feature relu`")) == (
         "error[not-compiled-yet]: `feature relu` cannot be compiled yet\n"
-        " --> p.attn:2:5\n"
-        "  |\n"
-        "2 |     feature relu\n"
-        "  |     ^^^^^^^^^^^^ it is checked, and nothing more\n"
+        "  --> p.attn:2:5\n"
+        "   |\n"
+        " 2 |     feature relu\n"
+        "   |     ^^^^^^^^^^^^ it is checked, and nothing more\n"
         "help: `attnc check` accepts it; compiling it is planned"
     )

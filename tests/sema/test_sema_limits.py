@@ -96,10 +96,10 @@ def test_use_from_text_without_a_file():
         check_program(parse_source(SourceFile("<string>", 'use "x.attn"\nattention a { mask near(3) }\n')))
     assert str(caught.value) == (
         "error[use-without-file]: `use` needs a file to start from\n"
-        " --> <string>:1:5\n"
-        "  |\n"
-        '1 | use "x.attn"\n'
-        "  |     ^^^^^^^^ this text was not read from a file\n"
+        "  --> <string>:1:5\n"
+        "   |\n"
+        ' 1 | use "x.attn"\n'
+        "   |     ^^^^^^^^ this text was not read from a file\n"
         "help: save it to a file, or write the definitions here"
     )
 
@@ -110,10 +110,10 @@ def test_using_a_file_twice_is_a_warning(tmp_path):
     program = check_program(parse_source(read_source(tmp_path / "a.attn", name="a.attn")))
     assert [str(warning) for warning in program.warnings] == [
         "warning[used-twice]: `./b.attn` is used already\n"
-        " --> a.attn:2:5\n"
-        "  |\n"
-        '2 | use "./b.attn"\n'
-        "  |     ^^^^^^^^^^ this line does nothing\n"
+        "  --> a.attn:2:5\n"
+        "   |\n"
+        ' 2 | use "./b.attn"\n'
+        "   |     ^^^^^^^^^^ this line does nothing\n"
         "help: remove it"
     ]
 

@@ -47,10 +47,10 @@ def test_values_and_defaults():
 def test_missing_parameter():
     assert said() == (
         "error[missing-parameter]: `a` needs a value for `w`\n"
-        " --> p.attn:1:13\n"
-        "  |\n"
-        "1 | attention a(w: int, x: float = 1, on: bool = true, v: int = 2 * 3) {\n"
-        "  |             ^ it has no default\n"
+        "  --> p.attn:1:13\n"
+        "   |\n"
+        " 1 | attention a(w: int, x: float = 1, on: bool = true, v: int = 2 * 3) {\n"
+        "   |             ^ it has no default\n"
         "help: give one: `-D w=64` on the command line, `w=64` in Python"
     )
     assert [a.name for a in check(require_params=False).attentions] == ["a", "c"]
@@ -86,7 +86,7 @@ def test_unknown_parameter():
 )
 def test_wrong_type(name, value, kind):
     text = said(params={"w": 5, name: value})
-    assert text.startswith(f"error[wrong-parameter-type]: `{name}` cannot be {value!r}\n --> p.attn:1:")
+    assert text.startswith(f"error[wrong-parameter-type]: `{name}` cannot be {value!r}\n  --> p.attn:1:")
     assert f"^ it is {kind}\nhelp: give {kind}" in text
 
 

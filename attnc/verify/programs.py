@@ -10,7 +10,7 @@ from types import ModuleType
 import torch
 
 from attnc.bench.cases import Data
-from attnc.bench.checking import BACKWARD_FACTOR, FORWARD_FACTOR, allowance
+from attnc.bench.checking import BACKWARD_FACTOR, FORWARD_FACTOR, GRADIENT_UNITS, allowance
 from attnc.ir.program import Attention, NormalizeKind
 from attnc.plan.kernel_plan import Plan
 from attnc.reference import dense_mask, dense_weights, evaluate_tensor, pair_environment, reference
@@ -167,7 +167,9 @@ def check_gradients(module: ModuleType, plan: Plan, trial: Trial) -> float:
     _, plain = gradients(exactly(trial.dtype), tensors, data, trial.dtype)
     worst = 0.0
     for name, *three in zip(names, found, exact, plain, strict=True):
-        judge = Judge(BACKWARD_FACTOR, trial.dtype, units=8 if name in ("query", "key", "value") else REDUCED_UNITS)
+        judge = Judge(
+            BACKWARD_FACTOR, trial.dtype, units=GRADIENT_UNITS if name in ("query", "key", "value") else REDUCED_UNITS
+        )
         worst = max(worst, judge.ratio(f"gradient of {name}", *three))
     return worst
 

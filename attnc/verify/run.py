@@ -96,7 +96,7 @@ def _verify_variant(variant: Variant, worker: KernelWorker) -> Iterator[Outcome]
         ("pairs", lambda trial: check_counts(plan, trial), every),
         ("tiles", lambda trial: check_tiles(plan, trial), every),
         ("output", lambda trial: check_outputs(module, plan, trial), every),
-        ("output, other types", lambda trial: check_outputs(module, plan, trial), half + double),
+        ("half and double precision", lambda trial: check_outputs(module, plan, trial), half + double),
         ("scale", lambda trial: check_scale(module, plan, trial), every[2:5]),
         ("mask and weights", lambda trial: check_companions(module, plan, trial), every[1:6]),
         ("gradients", lambda trial: check_gradients(module, plan, trial), every),

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from attnc.codegen.expr_triton import Writer
+from attnc.codegen.expr_triton import UNROLLED, Writer
 from attnc.codegen.functions_triton import fold
 from attnc.codegen.kernel_text import MATH_FUNCTIONS, Block, Names, Shape, place, places
 from attnc.codegen.loops import Body, Loop, Weighing, write_body, write_loop
@@ -34,6 +34,8 @@ from attnc.ir.nodes import (
     Function,
     Index,
     IndexName,
+    Quantifier,
+    Read,
     Score,
     Size,
     SizeName,
@@ -41,11 +43,13 @@ from attnc.ir.nodes import (
 )
 from attnc.ir.program import Attention, NormalizeKind
 from attnc.ir.types import Type
-from attnc.ir.walk import walk
+from attnc.ir.walk import children, indices, walk
 from attnc.plan.configs import TileRow, tile_rows
 from attnc.plan.kernel_plan import Form, Pass, Plan
 
 LOG2_E = math.log2(math.e)
+HEAVY_WORK = 6
+"""Operations on pairs beyond which a kernel gets smaller tiles: kernels of the examples spill from there on."""
 _REAL_KEY = Binary(BinaryOp.LT, Index(IndexName.KEY), Size(SizeName.KEYS), Type.BOOL)
 
 
@@ -132,6 +136,7 @@ def kernel_view(plan: Plan) -> KernelView:
     sink = _write_row(writer, _base2(attention.normalize.sink), "sink") if softmax else ""
     careful = _write_careful(writer, attention, sweep, weighing)
     used = _close(writer, loops, careful)
+    rows = tile_rows(sweep.tiles.query_tile, sweep.tiles.key_tile, heavy=_is_heavy(sweep, weighing))
     values = _parameters(attention, used, tables, careful=careful is not None)
     return KernelView(
         name=attention.name,
@@ -153,7 +158,7 @@ def kernel_view(plan: Plan) -> KernelView:
         unspecialized=tuple(value.name for value in values if not value.specialize),
         call=tuple((value.name, value.value) for value in values),
         inputs=tuple(_input_view(table) for table in tables.all),
-        tiles=tuple(_tile_line(row) for row in tile_rows(sweep.tiles.query_tile, sweep.tiles.key_tile)),
+        tiles=tuple(_tile_line(row) for row in rows),
     )
 
 
@@ -263,6 +268,28 @@ def _header(attention: Attention) -> tuple[str, ...]:
     for name, value in attention.params:
         lines.append(f"    with {name} = {value.value}")
     return tuple("".join(c if c.isprintable() else " " for c in line) for line in lines)
+
+
+def _is_heavy(sweep: Pass, weighing: Weighing) -> bool:
+    """Tell whether pairs take so much arithmetic that tiles must be small to keep it in registers."""
+    work = _pair_work(weighing.score) + (_pair_work(weighing.factor) if weighing.factor is not None else 0)
+    masks = (_pair_work(interval.residual) for interval in sweep.tiles.intervals)
+    return work + max(masks, default=0) > HEAVY_WORK
+
+
+def _pair_work(expr: Expr) -> int:
+    """Count operations on pairs; reads of tables pair by pair, with their addresses, count eightfold."""
+    found = indices(expr)
+    if not (IndexName.KEY in found and found & {IndexName.QUERY, IndexName.ROW}):
+        return 0
+    inner = sum(_pair_work(child) for child in children(expr))
+    match expr:
+        case Read():
+            return inner + 8
+        case Quantifier(count=count):
+            return inner * min(count, UNROLLED)
+        case _:
+            return inner + 1
 
 
 def _input_view(table: Table) -> InputView:

@@ -47,7 +47,7 @@ SHARED_MEMORY = {"sm_80": 163, "sm_86": 99, "sm_90": 227, "sm_100": 227, "gfx942
 _DEFAULTS = {
     ("sm_80", 2): {64: TileConfig(128, 64, 8, 2), 128: TileConfig(128, 32, 8, 2), 256: TileConfig(64, 32, 8, 2)},
     ("sm_86", 2): {64: TileConfig(128, 64, 8, 2), 128: TileConfig(128, 32, 8, 2), 256: TileConfig(64, 32, 8, 2)},
-    ("sm_90", 2): {64: TileConfig(128, 128, 8, 2), 128: TileConfig(128, 64, 8, 3), 256: TileConfig(64, 16, 8, 2)},
+    ("sm_90", 2): {64: TileConfig(128, 64, 8, 3), 128: TileConfig(128, 64, 8, 3), 256: TileConfig(64, 16, 8, 2)},
     ("sm_100", 2): {64: TileConfig(128, 64, 8, 2), 128: TileConfig(128, 32, 8, 2), 256: TileConfig(64, 32, 8, 2)},
     ("gfx942", 2): {64: TileConfig(128, 64, 4, 1), 128: TileConfig(128, 32, 8, 1), 256: TileConfig(64, 32, 4, 1)},
     ("sm_80", 4): {64: TileConfig(64, 32, 4, 2), 128: TileConfig(32, 32, 4, 2), 256: TileConfig(16, 32, 4, 1)},
@@ -58,11 +58,28 @@ _DEFAULTS = {
 }
 
 
-def tile_rows(query_limit: int, key_limit: int) -> tuple[TileRow, ...]:
-    """Return the defaults, none of them larger than the tiles that a plan's residuals hold for."""
+_HEAVY = {
+    ("sm_80", 2): {64: TileConfig(64, 32, 4, 2), 128: TileConfig(64, 32, 8, 2), 256: TileConfig(64, 32, 8, 2)},
+    ("sm_86", 2): {64: TileConfig(64, 32, 4, 2), 128: TileConfig(64, 32, 8, 2), 256: TileConfig(64, 32, 8, 2)},
+    ("sm_90", 2): {64: TileConfig(64, 32, 4, 2), 128: TileConfig(64, 32, 4, 2), 256: TileConfig(64, 16, 8, 2)},
+    ("sm_100", 2): {64: TileConfig(64, 32, 4, 2), 128: TileConfig(64, 32, 4, 2), 256: TileConfig(64, 32, 8, 2)},
+    ("gfx942", 2): {64: TileConfig(128, 32, 8, 1), 128: TileConfig(128, 32, 8, 1), 256: TileConfig(64, 32, 4, 1)},
+}
+"""For patterns with much arithmetic for each pair; float32 has small tiles anyway."""
+
+
+def tile_rows(query_limit: int, key_limit: int, *, heavy: bool = False) -> tuple[TileRow, ...]:
+    """Return the defaults, none of them larger than the tiles that a plan's residuals hold for.
+
+    Args:
+        query_limit: most rows of a query tile.
+        key_limit: most keys of a key tile.
+        heavy: whether the pattern computes much for each pair.
+    """
+    defaults = _DEFAULTS | _HEAVY if heavy else _DEFAULTS
     return tuple(
         TileRow(target, size, head_size, _limited(config, query_limit, key_limit))
-        for (target, size), by_head in _DEFAULTS.items()
+        for (target, size), by_head in defaults.items()
         for head_size, config in by_head.items()
     )
 

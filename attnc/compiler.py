@@ -17,10 +17,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from attnc.diagnostics import CompileError, Diagnostic, Label, Severity
+from attnc.diagnostics import CompileError, Diagnostic, Severity
 from attnc.files import read_pattern, require_writable, write_text
 from attnc.ir.nodes import Parameter
-from attnc.ir.program import Attention, Layer, Program, expressions
+from attnc.ir.program import Attention, Program, expressions
 from attnc.ir.walk import walk
 from attnc.sema.check import check_program
 from attnc.source import SourceFile
@@ -108,10 +108,10 @@ def plan_source(source: SourceFile, params: Parameters | None = None) -> Compile
 
 
 def _plan(source: SourceFile, checked: Checked) -> Compiled:
-    from attnc.plan.choose import plan_attention
+    from attnc.plan.choose import not_compiled_yet, plan_attention
 
     program = checked.program
-    mistakes = [_layer_not_compiled(layer) for layer in program.layers]
+    mistakes = [not_compiled_yet(layer.span, f"the layer `{layer.name}`") for layer in program.layers]
     plans: list[Plan] = []
     for attention in program.attentions:
         mistakes.extend(_mistakes(lambda attention=attention: plans.append(plan_attention(attention))))
@@ -282,15 +282,6 @@ def _sorted(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
         return (span.source.name, span.start)
 
     return sorted(dict.fromkeys(diagnostics), key=place)
-
-
-def _layer_not_compiled(layer: Layer) -> Diagnostic:
-    return Diagnostic(
-        "not-compiled-yet",
-        f"the layer `{layer.name}` is checked, but cannot be compiled yet",
-        (Label(layer.span),) if layer.span is not None else (),
-        "remove it to compile the attentions of this file",
-    )
 
 
 def _warn(diagnostics: Iterable[Diagnostic]) -> None:

@@ -11,9 +11,10 @@ from attnc.algebra.table_proofs import mark_reads
 from attnc.algebra.tiles import derive_tiles
 from attnc.diagnostics import CompileError, Diagnostic, Label
 from attnc.ir.nodes import Score
-from attnc.ir.program import Attention, Deferred, NormalizeKind
+from attnc.ir.program import Attention, NormalizeKind
 from attnc.ir.walk import indices, tables
 from attnc.plan.kernel_plan import Form, Library, Pass, Plan, Scoring
+from attnc.source import Span
 
 
 def plan_attention(attention: Attention) -> Plan:
@@ -23,7 +24,7 @@ def plan_attention(attention: Attention) -> Plan:
         CompileError: an assertion is false or cannot be decided, or a statement is not compiled yet.
     """
     if attention.deferred:
-        raise CompileError(*(not_compiled_yet(statement) for statement in attention.deferred))
+        raise CompileError(*(not_compiled_yet(d.span, f"`{d.statement} {d.form}`") for d in attention.deferred))
     check_assertions(attention)
     simplified, steps = simplify_attention(attention)
     simplified, _ = mark_reads(simplified)
@@ -65,11 +66,16 @@ def _reads_tensors(attention: Attention) -> bool:
     return any(name in trained or attention.tensor(name).dims for name in tables(attention.scale))
 
 
-def not_compiled_yet(statement: Deferred) -> Diagnostic:
-    """Say that a statement is understood and checked, but has no code yet."""
+def not_compiled_yet(span: Span | None, what: str) -> Diagnostic:
+    """Say that a statement or a layer is understood and checked, but has no code yet.
+
+    Args:
+        span: the statement, or the declaration's name.
+        what: how the message calls it, with its backquotes: "`feature favor`", "the layer `block`".
+    """
     return Diagnostic(
         "not-compiled-yet",
-        f"`{statement.statement} {statement.form}` is checked, but cannot be compiled yet",
-        (Label(statement.span),) if statement.span is not None else (),
-        "remove it to compile the rest of the pattern",
+        f"{what} cannot be compiled yet",
+        () if span is None else (Label(span, "it is checked, and nothing more"),),
+        "`attnc check` accepts it; remove it to compile the rest of the file",
     )

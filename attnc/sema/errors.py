@@ -344,21 +344,3 @@ def used_twice(span: Span, path: str) -> Diagnostic:
         help="remove it",
         severity=Severity.WARNING,
     )
-
-
-# --- later stages ---
-
-
-def not_compiled_yet(span: Span | None, what: str) -> Diagnostic:
-    """A form that is checked and that no later stage understands yet.
-
-    Args:
-        span: the statement or the declaration's name.
-        what: how the message calls it, with its backquotes: "`feature favor`", "the layer `block`".
-    """
-    return Diagnostic(
-        "not-compiled-yet",
-        f"{what} cannot be compiled yet",
-        () if span is None else (Label(span, "it is checked, and nothing more"),),
-        help="`attnc check` accepts it; compiling it is planned",
-    )

@@ -90,10 +90,10 @@ def test_errors_are_rendered_diagnostics(place):
         attnc.loads("attention a { mask i - j }")
     assert str(caught.value) == (
         "error[mask-not-boolean]: a mask must be true or false\n"
-        " --> <string>:1:20\n"
-        "  |\n"
-        "1 | attention a { mask i - j }\n"
-        "  |                    ^^^^^ this is an int\n"
+        "  --> <string>:1:20\n"
+        "   |\n"
+        " 1 | attention a { mask i - j }\n"
+        "   |                    ^^^^^ this is an int\n"
         "help: compare it, for example `i - j < window`"
     )
     with pytest.raises(attnc.CompileError, match="cannot-read"):

@@ -6,10 +6,8 @@ from pathlib import Path
 import pytest
 
 from attnc import sema
-from attnc.diagnostics import CompileError, render
-from attnc.sema import errors
+from attnc.diagnostics import CompileError
 from attnc.sema.check import check_program
-from attnc.source import SourceFile
 from attnc.syntax.parse import parse_source
 from attnc.syntax.read import read_source
 
@@ -19,7 +17,6 @@ FILES = sorted((HERE / "files").iterdir())
 TESTED_ELSEWHERE = {
     "expression-too-large",
     "nesting-too-deep",
-    "not-compiled-yet",
     "unknown-attention",
     "unknown-parameter",
     "use-too-deep",
@@ -54,16 +51,3 @@ def test_every_code_has_a_test():
     seen = set(re.findall(r"^error\[([a-z-]+)\]", texts, re.MULTILINE))
     assert len(codes) > 50
     assert codes - seen == TESTED_ELSEWHERE
-
-
-def test_not_compiled_yet_points_at_the_statement():
-    source = "attention p {\n    feature relu\n}\n"
-    attention = check_program(parse_source(SourceFile("p.attn", source))).attentions[0]
-    assert render(errors.not_compiled_yet(attention.deferred[0].span, "`feature relu`")) == (
-        "error[not-compiled-yet]: `feature relu` cannot be compiled yet\n"
-        "  --> p.attn:2:5\n"
-        "   |\n"
-        " 2 |     feature relu\n"
-        "   |     ^^^^^^^^^^^^ it is checked, and nothing more\n"
-        "help: `attnc check` accepts it; compiling it is planned"
-    )

@@ -28,7 +28,9 @@ from attnc.ir.nodes import (
     Where,
 )
 from attnc.ir.types import Type
-from attnc.ir.walk import walk
+from attnc.ir.walk import substitute, walk
+
+_ORDERS = (BinaryOp.LT, BinaryOp.LE, BinaryOp.GT, BinaryOp.GE)
 
 LONGEST = 512
 """A longer period never divides the rows of a slab."""
@@ -46,6 +48,43 @@ def shift_period(expr: Expr) -> int:
             if period > LONGEST:
                 return 0
     return period if _drift(expr, period) == 0 else 0
+
+
+def far_form(expr: Expr) -> tuple[Expr, Expr] | None:
+    """Return what an expression is away from fixed positions, and where it may differ from that; None if no help.
+
+    `j <= i and (i - j < w or j < 4)` is `j <= i and i - j < w` wherever `j < 4` is false. Only comparisons of linear
+    forms are taken out: they split the plane along a line, so one that is false at the corners of a rectangle is false
+    in all of it.
+    """
+    fixed = tuple(dict.fromkeys(node for node in walk(expr) if _is_fixed_line(node)))
+    if not fixed:
+        return None
+    never = Const(False, Type.BOOL)
+    far = substitute(expr, dict.fromkeys(fixed, never))
+    if shift_period(far) == 0:
+        return None
+    return far, fixed[0] if len(fixed) == 1 else Or(fixed)
+
+
+def _is_fixed_line(expr: Expr) -> bool:
+    if not (isinstance(expr, Binary) and expr.op in _ORDERS and expr.left.type is Type.INT):
+        return False
+    return _is_linear(expr.left) and _is_linear(expr.right) and _drift(expr.left, 1) != _drift(expr.right, 1)
+
+
+def _is_linear(expr: Expr) -> bool:
+    match expr:
+        case Index(name=IndexName.QUERY | IndexName.ROW | IndexName.KEY) | Const() | Size():
+            return True
+        case Unary(op=UnaryOp.NEG, operand=operand):
+            return _is_linear(operand)
+        case Binary(op=BinaryOp.ADD | BinaryOp.SUB, left=left, right=right):
+            return _is_linear(left) and _is_linear(right)
+        case Binary(op=BinaryOp.MUL, left=left, right=right):
+            return _is_linear(left) and _is_linear(right) and (isinstance(left, Const) or isinstance(right, Const))
+        case _:
+            return False
 
 
 def _drift(expr: Expr, period: int) -> int | None:

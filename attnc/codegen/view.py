@@ -10,7 +10,7 @@ from attnc.algebra.key_intervals import Coverage
 from attnc.codegen.expr_torch import length_text, printable, quoted, torch_body
 from attnc.codegen.layout import Bracket, call, lay_out, sequence
 from attnc.codegen.names import class_name
-from attnc.codegen.period import shift_period
+from attnc.codegen.period import far_form, shift_period
 from attnc.ir.nodes import (
     TRUE,
     Binary,
@@ -166,7 +166,7 @@ def _program_fields(plan: Plan, formulas: _Formulas) -> list[Field]:
     ]
     if attention.mask != TRUE:
         fields.append(("mask", formulas.name("mask", attention.mask)))
-        fields.append(("period", str(shift_period(attention.mask))))
+        fields.extend(_period_fields(attention.mask, formulas, ""))
     fields.extend(_score_fields(plan, formulas))
     optional = {
         "scale": attention.scale,
@@ -191,6 +191,20 @@ def _program_fields(plan: Plan, formulas: _Formulas) -> list[Field]:
         fields.append(("library", quoted(sweep.library.value)))
     fields.append(("launch", f"_{attention.name}_launch"))
     return fields
+
+
+def _period_fields(condition: Expr, formulas: _Formulas, suffix: str) -> list[Field]:
+    """Say how a condition repeats, everywhere or at least away from fixed positions."""
+    period = shift_period(condition)
+    if period:
+        return [("period", str(period))]
+    split = far_form(condition)
+    if split is None:
+        return []
+    far, near = split
+    condition_name, near_name = formulas.name(f"far{suffix}", far), formulas.name(f"near{suffix}", near)
+    written = call("Far", ("condition", condition_name), ("near", near_name), ("period", str(shift_period(far))))
+    return [("far", written)]
 
 
 def _score_fields(plan: Plan, formulas: _Formulas) -> list[Field]:
@@ -273,7 +287,7 @@ def _interval_fields(plan: Plan, formulas: _Formulas) -> list[Field]:
             fields.append(("full", "True"))
         elif interval.residual != TRUE:
             fields.append(("residual", formulas.name(f"residual_{number}", interval.residual)))
-            fields.append(("period", str(shift_period(interval.residual))))
+            fields.extend(_period_fields(interval.residual, formulas, f"_{number}"))
         intervals.append(call("Interval", *fields))
     result: list[Field] = [("intervals", sequence(intervals)), ("query_tile", str(tiles.query_tile))]
     names = tuple(dict.fromkeys(name for expr in read for name in tables(expr)))

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from attnc.runtime.blocks import bind_tables, block_pairs, common_shape, compute_dtype, head_pairs
 from attnc.runtime.pairs import Pairs, Sizes
-from attnc.runtime.program import Program
+from attnc.runtime.program import Formula, Program
 from attnc.runtime.schedule import (
     BASE,
+    FAR,
     FULL,
     MASK,
     MASK_ELEMENTS,
@@ -21,6 +22,7 @@ from attnc.runtime.schedule import (
     Band,
     Cost,
     Schedule,
+    far_form_of,
     is_shared,
     make_schedules,
     mask_period,
@@ -123,7 +125,9 @@ def _schedules(call: Call, by_tiles: bool) -> tuple[Schedule, ...]:
     kinds = (MASK, *range(len(program.intervals)))
     cost = Cost(
         pair=heads * (sizes.D + sizes.value_size),
-        splits=tuple((kind, 512 if mask_period(program, kind) else 128) for kind in kinds),
+        splits=tuple(
+            (kind, 512 if mask_period(program, kind) or far_form_of(program, kind) else 128) for kind in kinds
+        ),
         widest=max(64, MASK_ELEMENTS // (BASE * (sizes.H if additive else 1))),
         masks_everything=additive,
     )
@@ -190,10 +194,20 @@ def band_mask(part: Part, band: Band) -> Tensor | None:
     return torch.cat([mask.expand(*shape, mask.shape[5]) for mask in masks], -1)
 
 
+def _condition(program: Program, kind: int) -> Formula | None:
+    """Return what tells which pairs of a kind of piece are allowed; None for all or nothing."""
+    if kind >= FAR + MASK:
+        far = far_form_of(program, kind - FAR)
+        return None if far is None else far.condition
+    if kind in (FULL, NOTHING):
+        return None
+    return program.mask if kind == MASK else program.intervals[kind].residual
+
+
 def _piece_mask(part: Part, piece: Band, kind: int) -> Tensor:
     program = part.call.program
-    formula = program.mask if kind == MASK else program.intervals[kind].residual if kind >= 0 else None
-    if formula is None or kind in (FULL, NOTHING):
+    formula = _condition(program, kind)
+    if formula is None:
         return torch.full((1, 1, 1, 1, piece.rows, piece.width), kind != NOTHING)
     shared = is_shared(piece, mask_period(program, kind))
     mask = formula(block_pairs(part.heads, band_rows(piece, shared), band_keys(piece, shared)))

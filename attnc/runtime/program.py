@@ -34,6 +34,21 @@ class TensorArgument:
 
 
 @dataclass(frozen=True, slots=True)
+class Far:
+    """What a mask or residual comes to away from fixed positions, where it repeats.
+
+    Attributes:
+        near: true where the condition may differ from that. It is made of straight lines: false at the corners of a
+            rectangle, it is false inside.
+        period: as that of `Interval`.
+    """
+
+    condition: Formula
+    near: Formula
+    period: int
+
+
+@dataclass(frozen=True, slots=True)
 class Interval:
     """Key positions `start <= j < stop` of a tile of query rows, to be walked in order.
 
@@ -41,6 +56,7 @@ class Interval:
         full: every pair is allowed.
         residual: what remains to be tested there; None if that is the whole mask.
         period: the residual does not change when query and key move by so many positions together; 0 if it may.
+        far: simpler away from fixed positions; None if it is not.
     """
 
     start: Formula
@@ -48,6 +64,7 @@ class Interval:
     full: bool = False
     residual: Formula | None = None
     period: int = 0
+    far: Far | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +81,8 @@ class Program:
         scale: None is `1 / sqrt(D)`.
         query_tile: rows of the largest tile for which residuals hold.
         period: the mask does not change when query and key move by so many positions together; 0 if it may.
-        bias_period: the same of the bias.
+        far: what the mask is away from fixed positions; None if it is no simpler there.
+        bias_period: the same as `period`, of the bias.
         bound_tables: tables that the bounds of intervals or the shift read.
         mask_tables: tables that the mask or the shift reads.
         pair_tables: float tables that the score, the sigmoid's bias or the weight of a pair reads.
@@ -91,6 +109,7 @@ class Program:
     power: float = 1.0
     dropped: Formula | None = None
     period: int = 0
+    far: Far | None = None
     bias_period: int = 0
     bound_tables: tuple[str, ...] = ()
     mask_tables: tuple[str, ...] = ()

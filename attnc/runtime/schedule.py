@@ -13,7 +13,7 @@ from torch import Tensor
 
 from attnc.runtime.blocks import common_shape
 from attnc.runtime.pairs import Pairs, Sizes
-from attnc.runtime.program import Program
+from attnc.runtime.program import Far, Program
 
 Run = tuple[int, int]
 """Keys `start <= j < stop`."""
@@ -34,6 +34,8 @@ MASK_ELEMENTS = 1 << 22
 
 FULL, MASK, NOTHING = -1, -2, -3
 """What tells which pairs of a piece are allowed: all, the whole mask, none. From 0 on: an interval's residual."""
+FAR = 1 << 20
+"""Added to a kind (a residual's or `MASK`): what it is away from fixed positions, see `Far`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +179,19 @@ class _RangeFinder:
             for of_batch in table.tolist()
         ]
 
+    def meets(self, far: Far, band: Band) -> bool:
+        """Tell whether a band may meet the lines near which a condition is not what it is far away."""
+        at = self.at
+        assert at.shift is not None
+        last = (band.count - 1) * band.rows, (band.count - 1) * band.key_step
+        for row, key in ((band.row, band.key), (band.row + last[0], band.key + last[1])):
+            at.r = torch.tensor([row, row + band.rows - 1]).view(1, 1, 2, 1)
+            at.i = at.r + at.shift.view(*at.shift.shape[:2], 1, 1) if at.shift.dim() else at.r + at.shift
+            at.j = torch.tensor([key, key + band.width - 1]).view(1, 1, 1, 2)
+            if bool(far.near(at).any()):
+                return True
+        return False
+
 
 def _tile(low: int, high: int, bounds: list[int], full: list[bool]) -> _Tile:
     pieces = [
@@ -258,6 +273,7 @@ def _make_bands(
         if rows > BASE and rows >= 2 * sizes.N:
             break
         bands = _bands_of(_merge_tiles(finder, tiles, rows, place, cost), cost)
+        bands = [_use_far_forms(finder, band) for band in bands]
         total = sum(_band_cost(finder.program, band, cost) for band in bands)
         if total < least:
             best, least = bands, total
@@ -411,7 +427,28 @@ def mask_period(program: Program, kind: int) -> int:
     """Return the period of what tells which pairs of a piece are allowed."""
     if kind in (FULL, NOTHING):
         return 1
+    if kind >= FAR + MASK:
+        far = far_form_of(program, kind - FAR)
+        return 0 if far is None else far.period
     return program.period if kind == MASK else program.intervals[kind].period
+
+
+def far_form_of(program: Program, kind: int) -> Far | None:
+    """Return what a mask or residual is away from fixed positions."""
+    if kind in (FULL, NOTHING):
+        return None
+    return program.far if kind == MASK else program.intervals[kind].far
+
+
+def _use_far_forms(finder: _RangeFinder, band: Band) -> Band:
+    """Use simpler conditions for the pieces of a band that lie wholly away from fixed positions."""
+    pieces, offset = [], 0
+    for width, kind in band.pieces:
+        far = far_form_of(finder.program, kind)
+        is_far = far is not None and not finder.meets(far, band.part(0, band.count, offset, width))
+        pieces.append((width, kind + FAR if is_far else kind))
+        offset += width
+    return replace(band, pieces=tuple(pieces))
 
 
 def is_shared(band: Band, period: int) -> bool:

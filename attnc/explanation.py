@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from attnc.algebra.counting import bounds_read, count_tiles
+from attnc.algebra.counting import bounds_differ_by_head, bounds_read, count_tiles
 from attnc.algebra.counting import count_pairs as count_pairs_by_sets
 from attnc.algebra.facts import Facts
 from attnc.algebra.key_intervals import TileSets
@@ -22,8 +22,11 @@ from attnc.plan.kernel_plan import Pass, Plan
 MOST_EVALUATED = 1 << 32
 """Pairs, over heads, that are evaluated one by one where sets cannot count them; some ten seconds of work."""
 
-MOST_WALKED = 1 << 16
-"""Tiles that are walked in plain Python; more of them are walked by tensors."""
+MOST_WALKED = 1 << 14
+"""Steps of a walk over tiles in plain Python; more of them are walked by tensors."""
+
+MOST_TILES = 1 << 28
+"""Steps beyond which tiles are not counted."""
 
 ELEMENT_SIZE = 2
 """Bytes of an element of query, key, value and output: float16 or bfloat16."""
@@ -195,33 +198,30 @@ def _tiles(attention: Attention, tiles: TileSets, length: int, heads: int, head_
     if bounds_read(tiles) or tables(attention.align.shift):
         return Tiles(query_tile, key_tile, None, None, None), "the data of a call decides which tiles are visited"
     across = -(-length // key_tile)
-    if across * across > MOST_WALKED and any(interval.tile_test is not None for interval in tiles.intervals):
-        return _tiles_by_tensors(attention, tiles, length, heads, head_size), ""
+    tested = any(interval.tile_test is not None for interval in tiles.intervals)
+    looked_at = across * across if tested else across
+    if looked_at > MOST_TILES:
+        return Tiles(query_tile, key_tile, None, None, None), "too many tiles to count: try a smaller -n"
+    note = "" if tiles.exact else "visited tiles are an upper bound: a tile may turn out empty when it is computed"
+    if looked_at > MOST_WALKED:
+        return _tiles_by_tensors(attention, tiles, length, heads, head_size), note
     indices = {IndexName.BATCH: 0, IndexName.HEAD: 0}
     shift = int(evaluate(attention.align.shift, Environment(indices, _sizes(length, heads, head_size))))
     counts = count_tiles(tiles, length, length, shift, query_tile, key_tile, heads, head_size=head_size)
-    return (
-        Tiles(query_tile, key_tile, _number(counts.full), _number(counts.partial), _number(counts.empty)),
-        "" if tiles.exact else "visited tiles are an upper bound: a tile may turn out empty when it is computed",
-    )
+    return Tiles(query_tile, key_tile, _number(counts.full), _number(counts.partial), _number(counts.empty)), note
 
 
 def _tiles_by_tensors(attention: Attention, tiles: TileSets, length: int, heads: int, head_size: int) -> Tiles:
-    from attnc.algebra.counting import bounds_differ_by_head
-    from attnc.tile_map import count_kinds, planned_grid
+    from attnc.tile_map import count_planned
 
     sizes = _sizes(length, heads, head_size)
+    shape = (tiles.query_tile, tiles.key_tile)
     chosen = range(heads) if bounds_differ_by_head(tiles) else range(1)
-    totals = [
-        count_kinds(
-            planned_grid(attention, tiles, sizes, query_tile=tiles.query_tile, key_tile=tiles.key_tile, head=head)
-        )
-        for head in chosen
+    counts = [
+        count_planned(attention, tiles, sizes, query_tile=shape[0], key_tile=shape[1], head=head) for head in chosen
     ]
-    mean = [
-        Fraction(sum(kinds), len(totals)) for kinds in zip(*((t.full, t.partial, t.empty) for t in totals), strict=True)
-    ]
-    return Tiles(tiles.query_tile, tiles.key_tile, *(_number(kind) for kind in mean))
+    sums = (sum(getattr(one, kind) for one in counts) for kind in ("full", "partial", "empty"))
+    return Tiles(*shape, *(_number(Fraction(total, len(counts))) for total in sums))
 
 
 def _pass_cost(one: Pass, tiles: Tiles) -> PassCost:

@@ -62,48 +62,82 @@ def planned_grid(
         batch: the batch entry.
         head: the query head.
     """
-    whole = pair_environment(attention, sizes, inputs, rows=torch.zeros(1, dtype=torch.int64))
-    chosen = {IndexName.BATCH: torch.tensor(batch), IndexName.HEAD: torch.tensor(head)}
-    env = replace(whole, indices=chosen)
-    shift = int(evaluate_tensor(attention.align.shift, env))
-    queries, keys = sizes[SizeName.QUERIES], sizes[SizeName.KEYS]
-    key_low = torch.arange(0, keys, key_tile)
-    at_once = max(1, GRID_CELLS // len(key_low))
+    key_low = torch.arange(0, sizes[SizeName.KEYS], key_tile)
+    place = (batch, head)
+    for env in _row_tiles(attention, sizes, inputs, query_tile, place, max(1, GRID_CELLS // len(key_low))):
+        key_high = (key_low + key_tile).clamp(max=sizes[SizeName.KEYS]) - 1
+        keys = {IndexName.KEY_LOW: key_low, IndexName.KEY_HIGH: key_high}
+        here = replace(env, indices={**env.indices, **keys})
+        kinds = torch.zeros(len(env.indices[IndexName.QUERY_LOW]), len(key_low), dtype=torch.uint8)
+        numbers = torch.arange(len(key_low))
+        for interval, begin, end in _walk(tiles, here, key_tile):
+            visited = (numbers >= begin) & (numbers < end)
+            if interval.tile_test is not None:
+                visited &= evaluate_tensor(interval.tile_test, here)
+            kinds[visited] = TileKind.FULL if interval.coverage is Coverage.FULL else TileKind.PARTIAL
+        yield kinds
+
+
+def count_planned(
+    attention: Attention,
+    tiles: TileSets,
+    sizes: Mapping[SizeName, int],
+    *,
+    query_tile: int,
+    key_tile: int,
+    head: int = 0,
+) -> TileCounts:
+    """Count the tiles that a program visits in one head.
+
+    Without tile tests it takes time linear in the length; with them every tile is looked at.
+    """
+    if any(interval.tile_test is not None for interval in tiles.intervals):
+        return count_kinds(planned_grid(attention, tiles, sizes, query_tile=query_tile, key_tile=key_tile, head=head))
+    full = partial = 0
+    for env in _row_tiles(attention, sizes, None, query_tile, (0, head), GRID_CELLS):
+        for interval, begin, end in _walk(tiles, env, key_tile):
+            count = int((end - begin).sum())
+            full += count if interval.coverage is Coverage.FULL else 0
+            partial += count if interval.coverage is not Coverage.FULL else 0
+    total = -(-sizes[SizeName.QUERIES] // query_tile) * -(-sizes[SizeName.KEYS] // key_tile)
+    return TileCounts(full, partial, total - full - partial)
+
+
+def _row_tiles(
+    attention: Attention,
+    sizes: Mapping[SizeName, int],
+    inputs: Inputs | None,
+    query_tile: int,
+    place: tuple[int, int],
+    at_once: int,
+) -> Iterator[TensorEnvironment]:
+    """Yield the environments of blocks of query tiles, their bounds as columns, for one batch entry and head."""
+    one = torch.zeros(1, dtype=torch.int64)
+    chosen = {IndexName.BATCH: torch.tensor(place[0]), IndexName.HEAD: torch.tensor(place[1])}
+    env = replace(pair_environment(attention, sizes, inputs, rows=one, keys=one), indices=chosen)
+    shift = evaluate_tensor(attention.align.shift, env)
+    queries = sizes[SizeName.QUERIES]
     for first in range(0, queries, query_tile * at_once):
         low = torch.arange(first, min(queries, first + query_tile * at_once), query_tile).unsqueeze(1)
-        indices = {
-            **chosen,
-            IndexName.SHIFT: torch.tensor(shift),
-            IndexName.QUERY_LOW: low + shift,
-            IndexName.QUERY_HIGH: (low + query_tile).clamp(max=queries) - 1 + shift,
-            IndexName.KEY_LOW: key_low,
-            IndexName.KEY_HIGH: (key_low + key_tile).clamp(max=keys) - 1,
-        }
-        yield _walk(tiles, replace(env, indices=indices), low, key_low, key_tile)
+        high = (low + query_tile).clamp(max=queries) - 1
+        bounds = {IndexName.SHIFT: shift, IndexName.QUERY_LOW: low + shift, IndexName.QUERY_HIGH: high + shift}
+        yield replace(env, indices={**chosen, **bounds})
 
 
 def _walk(
-    tiles: TileSets, env: TensorEnvironment, low: torch.Tensor, key_low: torch.Tensor, key_tile: int
-) -> torch.Tensor:
-    """Walk the interval list for all query tiles of a block together."""
-    kinds = torch.zeros(len(low), len(key_low), dtype=torch.uint8)
-    numbers = torch.arange(len(key_low))
-    done = torch.zeros_like(low)
+    tiles: TileSets, env: TensorEnvironment, key_tile: int
+) -> Iterator[tuple[KeyInterval, torch.Tensor, torch.Tensor]]:
+    """Walk the interval list for all query tiles of a block together; yields tiles `begin .. end - 1` of each."""
+    done = torch.zeros_like(env.indices[IndexName.QUERY_LOW])
     for interval in tiles.intervals:
         begin = torch.maximum(done, _rounded(interval.start, env, key_tile, up=interval.start_up))
         done = torch.maximum(begin, _rounded(interval.stop, env, key_tile, up=interval.stop_up))
-        visited = (numbers >= begin) & (numbers < done) & _passes(interval, env)
-        kinds[visited] = TileKind.FULL if interval.coverage is Coverage.FULL else TileKind.PARTIAL
-    return kinds
+        yield interval, begin, done
 
 
 def _rounded(bound: Expr, env: TensorEnvironment, key_tile: int, *, up: bool) -> torch.Tensor:
     position = evaluate_tensor(bound, env) + (key_tile - 1 if up else 0)
     return torch.div(position, key_tile, rounding_mode="floor")
-
-
-def _passes(interval: KeyInterval, env: TensorEnvironment) -> torch.Tensor:
-    return torch.tensor(True) if interval.tile_test is None else evaluate_tensor(interval.tile_test, env)
 
 
 def evaluated_grid(

@@ -9,10 +9,11 @@ import torch
 from typer.testing import CliRunner
 
 from attnc import cli
+from attnc.algebra.counting import count_tiles
 from attnc.compiler import plan_source
 from attnc.show import draw, make_panel
 from attnc.source import SourceFile
-from attnc.tile_map import TileKind, evaluated_grid
+from attnc.tile_map import TileKind, count_kinds, count_planned, evaluated_grid, planned_grid
 
 pytest.importorskip("matplotlib")
 
@@ -81,3 +82,25 @@ def test_a_missing_matplotlib_is_one_diagnostic(tmp_path, monkeypatch):
     assert result.exit_code == 1
     assert result.stderr.startswith("error[missing-extra]: ")
     assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "attention a { mask causal and (i - j < 200 or j < 3) }",
+        "attention a { mask (i - j) % 300 == 0 or i < 5 }",
+        "attention a { mask j < M // 2 }",
+        "attention a { align start\n mask abs(i - j) < 100 * (h + 1) }",
+    ],
+)
+@pytest.mark.parametrize("length", [1, 128, 900])
+def test_tiles_are_counted_the_same_by_walking_and_by_tensors(text, length):
+    (plan,) = plans(text)
+    tiles, sizes = plan.passes[0].tiles, _shape(length).sizes()
+    for head in (0, 3):
+        grid = planned_grid(plan.attention, tiles, sizes, query_tile=64, key_tile=128, head=head)
+        assert count_kinds(grid) == count_planned(plan.attention, tiles, sizes, query_tile=64, key_tile=128, head=head)
+    counted = count_tiles(tiles, length, length, 0, 64, 128, 8)
+    by_head = [count_planned(plan.attention, tiles, sizes, query_tile=64, key_tile=128, head=head) for head in range(8)]
+    assert counted.full * 8 == sum(one.full for one in by_head)
+    assert counted.partial * 8 == sum(one.partial for one in by_head)

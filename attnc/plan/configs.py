@@ -61,7 +61,7 @@ _DEFAULTS = {
 _HEAVY = {
     ("sm_80", 2): {64: TileConfig(64, 32, 4, 2), 128: TileConfig(64, 32, 8, 2), 256: TileConfig(64, 32, 8, 2)},
     ("sm_86", 2): {64: TileConfig(64, 32, 4, 2), 128: TileConfig(64, 32, 8, 2), 256: TileConfig(64, 32, 8, 2)},
-    ("sm_90", 2): {64: TileConfig(64, 32, 4, 2), 128: TileConfig(64, 32, 4, 2), 256: TileConfig(64, 16, 8, 2)},
+    ("sm_90", 2): {64: TileConfig(64, 32, 8, 2), 128: TileConfig(64, 32, 8, 2), 256: TileConfig(64, 16, 8, 2)},
     ("sm_100", 2): {64: TileConfig(64, 32, 4, 2), 128: TileConfig(64, 32, 4, 2), 256: TileConfig(64, 32, 8, 2)},
     ("gfx942", 2): {64: TileConfig(128, 32, 8, 1), 128: TileConfig(128, 32, 8, 1), 256: TileConfig(64, 32, 4, 1)},
 }

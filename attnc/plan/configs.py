@@ -63,7 +63,7 @@ _HEAVY = {
     ("sm_86", 2): {64: TileConfig(64, 32, 4, 2), 128: TileConfig(64, 32, 8, 2), 256: TileConfig(64, 32, 8, 2)},
     ("sm_90", 2): {64: TileConfig(64, 32, 8, 2), 128: TileConfig(64, 32, 8, 2), 256: TileConfig(64, 16, 8, 2)},
     ("sm_100", 2): {64: TileConfig(64, 32, 4, 2), 128: TileConfig(64, 32, 4, 2), 256: TileConfig(64, 32, 8, 2)},
-    ("gfx942", 2): {64: TileConfig(128, 32, 8, 1), 128: TileConfig(128, 32, 8, 1), 256: TileConfig(64, 32, 4, 1)},
+    ("gfx942", 2): {64: TileConfig(64, 32, 4, 1), 128: TileConfig(64, 32, 4, 1), 256: TileConfig(64, 32, 4, 1)},
 }
 """For patterns with much arithmetic for each pair; float32 has small tiles anyway."""
 

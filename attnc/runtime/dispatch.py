@@ -43,6 +43,7 @@ class Operation:
                 f"query, key, value or an input requires a gradient on {query.device}, but {program.name} computes "
                 "gradients on the CPU only: call it under torch.no_grad(), or detach them"
             )
+        _refuse_tangents(program.name, query, key, value, *tensors)
         operator = getattr(getattr(torch.ops, NAMESPACE), self.operator)
         factor = None if scale is None else float(scale)
         out, lse = operator(query, key, value, tensors, factor, precision, return_lse or differentiable)
@@ -141,6 +142,15 @@ class Operation:
 
 def _needs_gradient(query: Tensor, key: Tensor, value: Tensor, tensors: Sequence[Tensor]) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value, *tensors))
+
+
+def _refuse_tangents(name: str, *tensors: Tensor) -> None:
+    """Refuse forward-mode differentiation: an operator without a rule for it would give tangents of 0, silently."""
+    if torch.compiler.is_compiling() or torch.autograd.forward_ad._current_level < 0:
+        return
+    duals = [torch.autograd.forward_ad.unpack_dual(tensor) for tensor in tensors]  # type: ignore[no-untyped-call]
+    if any(dual.tangent is not None for dual in duals):
+        raise RuntimeError(f"{name} has no forward-mode derivative: use {name}_reference, or reverse mode")
 
 
 def _check_rows(rows: Sequence[int] | Tensor | int, queries: int, device: torch.device) -> Tensor:

@@ -23,7 +23,8 @@ MATH_FUNCTIONS = frozenset(
         r"\w+",
         """
         clamp_position floor_div floor_mod checked_div checked_mod floor_div_float floor_mod_float float_to_int
-        hash_mix tanh sin cos power read_scalar load_tile is_spoiled finite_part nonfinite_code nonfinite_sum
+        hash_mix tanh sin cos power read_scalar load_tile weighted_exp2 is_spoiled finite_part
+        nonfinite_code nonfinite_sum
         """,
     )
 )

@@ -254,6 +254,8 @@ def _close(writer: Writer, loops: tuple[Loop, ...], careful: Body | None) -> fro
         used |= {"is_spoiled", "finite_part", "nonfinite_code", "nonfinite_sum"}
     if any(body.uses_dot for body in (loop.body for loop in loops)) or (careful is not None and careful.uses_dot):
         used.add("dot")
+    if any(body.factor for body in (*(loop.body for loop in loops), *([careful] if careful else []))):
+        used.add("weighted_exp2")
     if "kv_hi" in used:
         used.add("kv_lo")
     if used & {"q_hi", "q_lo", "q_idx", "row_idx", "row_lo"}:

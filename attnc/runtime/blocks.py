@@ -101,6 +101,18 @@ def score_pairs(program: Program, at: Pairs, dots: Tensor) -> Tensor:
     return scores if program.sigmoid_bias is None else scores + program.sigmoid_bias(at)
 
 
+def exponentials(program: Program, differences: Tensor) -> Tensor:
+    """Return the exponential of scores less their row's peak.
+
+    Pairs whose factor is 0 have no say in the peak and may lie far above it: 0 times an overflow would be NaN.
+    """
+    if program.weight is None:
+        return torch.exp(differences)
+    limit = math.log(torch.finfo(differences.dtype).max) - 1
+    large = (differences > limit) & (differences < torch.inf)
+    return torch.exp(torch.where(large, limit, differences))
+
+
 def weigh_pairs(program: Program, at: Pairs, dots: Tensor, peak: Tensor | None) -> Tensor:
     """Return the unnormalised weights of a block; what masked pairs get does not matter.
 
@@ -110,7 +122,7 @@ def weigh_pairs(program: Program, at: Pairs, dots: Tensor, peak: Tensor | None) 
     match program.normalize:
         case "softmax":
             assert peak is not None
-            weights = torch.exp(scores - peak)
+            weights = exponentials(program, scores - peak)
         case "sigmoid":
             weights = torch.sigmoid(scores)
         case "relu":

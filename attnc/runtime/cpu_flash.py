@@ -42,8 +42,11 @@ def flash_forward(call: Call) -> tuple[Tensor, Tensor]:
     """Return output `[B, G, g, N, E]` and log-sum-exp `[B, G, g, N]`, without a sink."""
     query, scale = scaled_query(call)
     call = _even_heads(replace(call, query=query))
-    shape = call.query.shape[:-1]
-    out = call.query.new_empty((*shape, call.value.shape[-1]))
+    if call.program.library == "causal" and call.sizes.N == call.sizes.M:
+        return _causal(call, scale)
+    batch, groups, members, rows = shape = call.query.shape[:-1]
+    # laid out as `[B, N, H, E]`: what the operator gives for a band of blocks is copied as it lies in memory
+    out = call.query.new_empty((batch, rows, groups, members, call.value.shape[-1])).permute(0, 2, 3, 1, 4)
     lse = call.query.new_full(shape, -torch.inf)
     for part in cut_call(call, by_tiles=False):
         part_out, part_lse = part.of_rows(out), part.of_rows(lse)
@@ -54,6 +57,18 @@ def flash_forward(call: Call) -> tuple[Tensor, Tensor]:
                 mask, empty = _additive_mask(part, band)
                 for calls in _calls(part, band, mask):
                     _forward_call(calls, band, part_out, part_lse, scale, empty)
+    return out[..., : call.sizes.value_size], lse
+
+
+def _causal(call: Call, scale: float) -> tuple[Tensor, Tensor]:
+    """Compute plain causal attention of equal lengths, for which the operator aligns rightly: one call a member."""
+    found = [
+        _attend(call.query[:, :, member], call.key, call.value, 0.0, True, scale=scale)
+        for member in range(call.query.shape[2])
+    ]
+    out, lse = (
+        torch.stack(parts, 2) if len(parts) > 1 else parts[0].unsqueeze(2) for parts in zip(*found, strict=True)
+    )
     return out[..., : call.sizes.value_size], lse
 
 
@@ -97,7 +112,7 @@ def _additive_mask(part: Part, band: Band) -> tuple[Tensor | None, Tensor | None
     shared = is_shared(band, program.bias_period)
     at = block_pairs(part.heads, band_rows(band, shared), band_keys(band, shared))
     bias = program.bias(at)
-    bias = bias.expand(common_shape(bias.shape, (band.rows, band.width)))
+    bias = bias.expand(common_shape(bias.shape, (1, 1, 1, 1, band.rows, band.width)))
     mask = bias if allowed is None else torch.where(allowed, bias, -torch.inf)
     return mask, (mask == -torch.inf).all(-1)
 

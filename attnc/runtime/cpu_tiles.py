@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from attnc.runtime.blocks import block_pairs, recording, row_scale, score_pairs, weigh_pairs, with_tape
+from attnc.runtime.blocks import block_pairs, exponentials, recording, row_scale, score_pairs, weigh_pairs, with_tape
 from attnc.runtime.pairs import Pairs, Tape
 from attnc.runtime.parts import Call, Part, band_mask, band_pairs, cut_call, shrink
 from attnc.runtime.products import weighted_sum
@@ -117,7 +117,7 @@ def _online_softmax(
     old = _columns(state.peak, band)
     new = torch.maximum(old, counted.expand(dots.shape).amax(-1, keepdim=True))
     base = torch.where(new == -torch.inf, 0.0, new)
-    weights = torch.exp(scores - base).expand(dots.shape)
+    weights = exponentials(program, scores - base).expand(dots.shape)
     if factors is not None:
         weights = weights * factors
         weights = weights if allowed is None else torch.where(allowed, weights, 0.0)

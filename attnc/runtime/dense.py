@@ -7,7 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from attnc.runtime.blocks import bind_tables, block_pairs, compute_dtype, head_pairs, row_scale, score_pairs
+from attnc.runtime.blocks import (
+    bind_tables,
+    block_pairs,
+    compute_dtype,
+    exponentials,
+    head_pairs,
+    row_scale,
+    score_pairs,
+)
 from attnc.runtime.pairs import Pairs, Sizes
 from attnc.runtime.products import PairProducts, WeightedSums
 from attnc.runtime.program import Program
@@ -120,7 +128,7 @@ def _softmax(
     if sink is not None:
         peak = torch.maximum(peak, sink.detach())
     peak = torch.where(peak == -torch.inf, 0.0, peak)
-    weights = torch.exp(torch.where(allowed, scores - peak, -torch.inf)) * factors
+    weights = exponentials(program, torch.where(allowed, scores - peak, -torch.inf)) * factors
     weights = torch.where(allowed, weights, 0.0)
     total = weights.sum(-1, keepdim=True)
     if sink is not None:

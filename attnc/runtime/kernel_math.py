@@ -177,6 +177,13 @@ def power(x, y):
 
 
 @triton.jit
+def weighted_exp2(difference, factor):
+    """Return `factor * 2 ** difference`. Only where the factor is 0 may a difference be large: no overflow there."""
+    large = (difference > 126.0) & (difference < float("inf"))
+    return tl.exp2(tl.where(large, 126.0, difference)) * factor
+
+
+@triton.jit
 def is_spoiled(tile):
     """Tell whether a NaN stands anywhere in a tile, as a scalar."""
     return tl.max(tl.max((tile != tile).to(tl.int32), 1), 0) > 0

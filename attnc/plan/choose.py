@@ -12,7 +12,6 @@ from attnc.algebra.tiles import derive_tiles
 from attnc.diagnostics import CompileError, Diagnostic, Label
 from attnc.ir.nodes import Score
 from attnc.ir.program import Attention, NormalizeKind
-from attnc.ir.walk import indices, tables
 from attnc.plan.kernel_plan import Form, Library, Pass, Plan, Scoring
 from attnc.source import Span
 
@@ -41,29 +40,21 @@ def library_call(attention: Attention, scoring: Scoring, facts: Facts) -> Librar
     """Return the call of `scaled_dot_product_attention` that an attention is, if it is one.
 
     It is one where the mask is proven to be everything or exactly causal, the score is the scaled dot product, and the
-    scale is one number for the whole call.
+    scale is the usual one (a call may give another).
     """
     plain = (
         attention.normalize.kind is NormalizeKind.SOFTMAX
         and attention.normalize.sink is None
         and attention.weight is None
+        and attention.scale is None
         and isinstance(scoring.score, Score)
         and scoring.dropped is None
     )
-    one_scale = attention.scale is None or not (indices(attention.scale) or _reads_tensors(attention))
-    if not plain or not one_scale:
+    if not plain:
         return None
     if facts.everything:
         return Library.FULL
     return Library.CAUSAL if facts.exactly_causal else None
-
-
-def _reads_tensors(attention: Attention) -> bool:
-    """Tell whether the scale depends on a table, or on a parameter that is trained."""
-    if attention.scale is None:
-        return False
-    trained = {tensor.name for tensor in attention.learned}
-    return any(name in trained or attention.tensor(name).dims for name in tables(attention.scale))
 
 
 def not_compiled_yet(span: Span | None, what: str) -> Diagnostic:

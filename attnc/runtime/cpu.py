@@ -26,8 +26,13 @@ def cpu_forward(
     """
     call = make_call(program, query, key, value, inputs, scale)
     out, lse = _by_flash(call) or _by_tiles(call)
-    result = out.flatten(1, 2).to(query.dtype).contiguous()
+    result = rows_outside(out.flatten(1, 2).to(query.dtype))
     return result, lse.flatten(1, 2) if program.has_lse else result.new_empty((0,))
+
+
+def rows_outside(out: Tensor) -> Tensor:
+    """Lay an output `[B, H, N, E]` out as `[B, N, H, E]` in memory, as projections take it and SDPA gives it."""
+    return out.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 def _by_flash(call: Call) -> tuple[Tensor, Tensor] | None:

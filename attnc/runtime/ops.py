@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attnc.runtime.blocks import compute_dtype
-from attnc.runtime.cpu import cpu_backward, cpu_forward
+from attnc.runtime.cpu import cpu_backward, cpu_forward, rows_outside
 from attnc.runtime.program import Program
 
 NAMESPACE = "attnc"
@@ -93,7 +93,7 @@ def _make_fake(program: Program) -> Callable[..., tuple[Tensor, Tensor]]:
         precision: str | None,
         with_lse: bool,
     ) -> tuple[Tensor, Tensor]:
-        out = query.new_empty((*query.shape[:3], value.shape[3]))
+        out = _new_output(query, value)
         shape = query.shape[:3] if with_lse and program.has_lse else (0,)
         return out, query.new_empty(shape, dtype=compute_dtype(query.dtype))
 
@@ -175,13 +175,23 @@ def _launch(
         raise RuntimeError(f"{program.name}: tensors on {query.device} need triton, which is not installed")
     shape = query.shape[:3] if with_lse and program.has_lse else (0,)
     lse = query.new_empty(shape, dtype=compute_dtype(query.dtype))
-    square = query.shape[2] == key.shape[2]
-    if query.device.type == "cuda" and not lse.numel() and (program.library == "full" or (program.library and square)):
+    if query.device.type == "cuda" and not lse.numel() and _is_library_call(program, query, key):
         causal = program.library == "causal"
         out = torch.nn.functional.scaled_dot_product_attention(
             query, key, value, is_causal=causal, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
         )
-        return out.contiguous(), lse
-    out = query.new_empty((*query.shape[:3], value.shape[3]))
+        return rows_outside(out), lse
+    out = _new_output(query, value)
     program.launch(query, key, value, out, lse if lse.numel() else None, tuple(inputs), scale, precision)
     return out, lse
+
+
+def _is_library_call(program: Program, query: Tensor, key: Tensor) -> bool:
+    """Tell whether one call of `scaled_dot_product_attention`, which aligns at the start, computes a program."""
+    return program.library == "full" or (program.library == "causal" and query.shape[2] == key.shape[2])
+
+
+def _new_output(query: Tensor, value: Tensor) -> Tensor:
+    """Return memory for an output `(B, H, N, E)`, laid out as `(B, N, H, E)`."""
+    batch, heads, rows = query.shape[:3]
+    return query.new_empty((batch, rows, heads, value.shape[3])).transpose(1, 2)

@@ -49,10 +49,10 @@ def test_anything_besides_softmax_of_a_dot_product_is_not(changes):
     assert only.form is Form.SOFTMAX
 
 
-def test_a_scale_that_is_one_number_a_call_is_library_work():
+def test_a_scale_of_its_own_is_not_library_work():
     example = attention("j <= i", tensors=(scalar("heat", Type.FLOAT),))
     tempered = replace(example, scale=expression("heat", {"heat": Type.FLOAT}))
-    assert plan_attention(tempered).passes[0].library is Library.CAUSAL
+    assert plan_attention(tempered).passes[0].form is Form.SOFTMAX
 
 
 def test_a_false_assertion_stops_the_plan():

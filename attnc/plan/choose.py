@@ -11,7 +11,7 @@ from attnc.algebra.table_proofs import mark_reads
 from attnc.algebra.tiles import derive_tiles
 from attnc.diagnostics import CompileError, Diagnostic, Label
 from attnc.ir.nodes import Score
-from attnc.ir.program import Attention, NormalizeKind
+from attnc.ir.program import AlignKind, Attention, NormalizeKind
 from attnc.plan.kernel_plan import Form, Library, Pass, Plan, Scoring
 from attnc.source import Span
 
@@ -40,7 +40,8 @@ def library_call(attention: Attention, scoring: Scoring, facts: Facts) -> Librar
     """Return the call of `scaled_dot_product_attention` that an attention is, if it is one.
 
     It is one where the mask is proven to be everything or exactly causal, the score is the scaled dot product, and the
-    scale is the usual one (a call may give another).
+    scale is the usual one (a call may give another). The call aligns at the start, as do `end` and `start` where there
+    are as many queries as keys; `align at` need not.
     """
     plain = (
         attention.normalize.kind is NormalizeKind.SOFTMAX
@@ -54,7 +55,8 @@ def library_call(attention: Attention, scoring: Scoring, facts: Facts) -> Librar
         return None
     if facts.everything:
         return Library.FULL
-    return Library.CAUSAL if facts.exactly_causal else None
+    aligned = attention.align.kind is not AlignKind.AT
+    return Library.CAUSAL if facts.exactly_causal and aligned else None
 
 
 def not_compiled_yet(span: Span | None, what: str) -> Diagnostic:

@@ -11,7 +11,7 @@ from brief_ir import attention, expression, scalar
 
 from attnc.diagnostics import CompileError
 from attnc.ir.nodes import TRUE, Const
-from attnc.ir.program import Deferred, Normalize, NormalizeKind
+from attnc.ir.program import Align, AlignKind, Deferred, Normalize, NormalizeKind
 from attnc.ir.types import Type
 from attnc.plan.choose import plan_attention
 from attnc.plan.cost import Shape, forward_cost
@@ -42,6 +42,7 @@ def test_plain_patterns_are_library_calls(mask, library):
         {"scale": expression("float(h)")},
         {"normalize": Normalize(NormalizeKind.SOFTMAX, sink=Const(1.0, Type.FLOAT))},
         {"normalize": Normalize(NormalizeKind.SIGMOID)},
+        {"align": Align(AlignKind.AT, Const(3, Type.INT))},
     ],
 )
 def test_anything_besides_softmax_of_a_dot_product_is_not(changes):

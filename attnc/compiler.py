@@ -285,6 +285,8 @@ def _sorted(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
 
 
 def _warn(diagnostics: Iterable[Diagnostic]) -> None:
+    from attnc.runtime.load import outside_level
+
     for diagnostic in diagnostics:
         assert diagnostic.severity is Severity.WARNING
-        warnings.warn(f"\n{diagnostic}", PatternWarning, stacklevel=3)
+        warnings.warn(f"\n{diagnostic}", PatternWarning, stacklevel=outside_level())

@@ -12,7 +12,7 @@ from attnc.runtime.program import Program, TensorArgument
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-PRECISIONS = (None, "ieee", "tf32")
+PRECISIONS = ("ieee", "tf32")
 LONGEST_SEQUENCE = 2**30
 """Positions stay below this, so that kernels may compute them in 32 bits."""
 
@@ -46,10 +46,10 @@ def check_call(
         raise ValueError(f"value has shape {_shape(value)}, expected a head size of at least 1")
     check_scale(scale)
     if not isinstance(return_lse, bool):
-        raise TypeError(f"return_lse is {_kind(return_lse)}, expected a bool")
+        raise TypeError(f"return_lse is {kind_of(return_lse)}, expected a bool")
     if return_lse and not program.has_lse:
         raise ValueError(f"return_lse: `normalize {program.normalize}` has no log-sum-exp, only softmax has one")
-    if precision not in PRECISIONS:
+    if not (precision is None or (isinstance(precision, str) and precision in PRECISIONS)):
         raise ValueError(f"precision is {precision!r}, expected 'ieee', 'tf32' or None")
     return Sizes(B=sizes.B, H=sizes.H, N=sizes.N, M=sizes.M, D=sizes.D, g=sizes.g, value_size=value.shape[3])
 
@@ -87,7 +87,9 @@ def check_query_key(query: Tensor, key: Tensor) -> Sizes:
 def check_scale(scale: float | None) -> None:
     """Check the factor on the dot product."""
     if scale is not None and (isinstance(scale, bool) or not isinstance(scale, int | float)):
-        raise TypeError(f"scale is {_kind(scale)}, expected a number or None")
+        raise TypeError(f"scale is {kind_of(scale)}, expected a number or None")
+    if isinstance(scale, int) and not torch.compiler.is_compiling():
+        _as_float("scale", scale)
 
 
 def check_inputs(
@@ -111,8 +113,9 @@ def _check_input(
     name = argument.name
     if not isinstance(given, Tensor):
         if argument.dims:
-            raise TypeError(f"{name} is {_kind(given)}, expected a tensor {_expected(argument, sizes)}")
+            raise TypeError(f"{name} is {kind_of(given)}, expected a tensor {_expected(argument, sizes)}")
         return _check_number(argument, given, dtype)
+    _check_dense(name, given)
     if not _fits(argument.type, given.dtype):
         raise ValueError(f"{name} is {_dtype(given)}, expected {_dtypes(argument.type)}")
     if argument.dims and given.device != device:
@@ -138,16 +141,24 @@ def _check_number(argument: TensorArgument, given: object, dtype: torch.dtype) -
             raise ValueError(f"{argument.name} is {given}, expected an integer of 64 bits")
         return torch.tensor(given, dtype=torch.int64)
     elif argument.type == "float" and isinstance(given, int | float):
-        return torch.tensor(float(given), dtype=torch.float64 if dtype is torch.float64 else torch.float32)
+        return torch.tensor(
+            _as_float(argument.name, given), dtype=torch.float64 if dtype is torch.float64 else torch.float32
+        )
     wanted = {"bool": "a bool", "int": "an int", "float": "a number"}[argument.type]
-    raise TypeError(f"{argument.name} is {_kind(given)}, expected {wanted} or a 0-d tensor")
+    raise TypeError(f"{argument.name} is {kind_of(given)}, expected {wanted} or a 0-d tensor")
 
 
 def _check_tensor(name: str, tensor: object, layout: str) -> None:
     if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} is {_kind(tensor)}, expected a tensor {layout}")
+        raise TypeError(f"{name} is {kind_of(tensor)}, expected a tensor {layout}")
+    _check_dense(name, tensor)
     if tensor.dim() != 4:
         raise ValueError(f"{name} has shape {_shape(tensor)}, expected 4 dimensions {layout}")
+
+
+def _check_dense(name: str, tensor: Tensor) -> None:
+    if tensor.is_nested:
+        raise ValueError(f"{name} is a nested tensor, expected a dense one")
     if tensor.layout is not torch.strided:
         raise ValueError(f"{name} is a {tensor.layout} tensor, expected a dense one")
 
@@ -164,7 +175,11 @@ def _fits(type_: str, dtype: torch.dtype) -> bool:
 
 
 def _dtypes(type_: str) -> str:
-    return {"bool": "bool", "int": "an integer dtype", "float": "float16, bfloat16, float32 or float64"}[type_]
+    return {
+        "bool": "bool",
+        "int": "an integer dtype: int64, int32, int16, int8 or uint8",
+        "float": "float16, bfloat16, float32 or float64",
+    }[type_]
 
 
 def _expected(argument: TensorArgument, sizes: Sizes) -> str:
@@ -183,8 +198,17 @@ def _dtype(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _kind(given: object) -> str:
+def _as_float(name: str, number: float) -> float:
+    try:
+        return float(number)
+    except OverflowError:
+        raise ValueError(f"{name} is a number of {int(number).bit_length()} bits, too large for a float64") from None
+
+
+def kind_of(given: object) -> str:
+    """Name the type of an argument, with an article, and with its library where that is neither Python nor torch."""
     if given is None:
         return "None"
-    name = type(given).__name__
+    home, name = type(given).__module__.partition(".")[0], type(given).__name__
+    name = name if home in ("builtins", "torch") else f"{home}.{name}"
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
 
 from attnc.runtime.blocks import bind_tables, dropped_terms
-from attnc.runtime.checks import check_call, check_inputs, check_query_key, check_scale
+from attnc.runtime.checks import INTEGERS, check_call, check_inputs, check_query_key, check_scale, kind_of
 from attnc.runtime.dense import dense_attention, dense_mask, dense_weights
 from attnc.runtime.ops import NAMESPACE, register
 from attnc.runtime.pairs import Pairs, Sizes
@@ -82,7 +83,7 @@ class Operation:
         """Return which pairs are allowed, bool `[B, H, N, M]`."""
         for name, size in (("N", queries), ("M", keys), ("B", batch), ("H", heads)):
             if isinstance(size, bool) or not isinstance(size, int):
-                raise TypeError(f"{name} is a {type(size).__name__}, expected an int")
+                raise TypeError(f"{name} is {kind_of(size)}, expected an int")
             if size < 1:
                 raise ValueError(f"{name} is {size}, expected at least 1")
         place = torch.device("cpu" if device is None else device)
@@ -122,9 +123,13 @@ class Operation:
         """Return the initial value of a learned tensor."""
         for size_name, size in (("H", H), ("D", D)):
             if isinstance(size, bool) or not isinstance(size, int):
-                raise TypeError(f"{size_name} is a {type(size).__name__}, expected an int")
+                raise TypeError(f"{size_name} is {kind_of(size)}, expected an int")
             if size < 1:
                 raise ValueError(f"{size_name} is {size}, expected at least 1")
+        if dtype is not None and not isinstance(dtype, torch.dtype):
+            raise TypeError(f"dtype is {kind_of(dtype)}, expected a torch.dtype or None")
+        if dtype is not None and not dtype.is_floating_point:
+            raise ValueError(f"dtype is {str(dtype).removeprefix('torch.')}, expected a floating-point one")
         argument = next(argument for argument in self.program.tensors if argument.name == name)
         sizes = Sizes(1, H, 1, 1, D, 1, 1)
         lengths = [length(sizes) for length in argument.dims if length is not None]
@@ -154,9 +159,20 @@ def _refuse_tangents(name: str, *tensors: Tensor) -> None:
 
 
 def _check_rows(rows: Sequence[int] | Tensor | int, queries: int, device: torch.device) -> Tensor:
-    chosen = torch.as_tensor([rows] if isinstance(rows, int) else rows, device=device)
-    if chosen.dtype.is_floating_point or chosen.dtype is torch.bool or chosen.dim() != 1:
-        raise TypeError("rows is expected to be row numbers: a sequence of ints or an int tensor of one dimension")
+    wanted = "expected row numbers: a sequence of ints or an int tensor of one dimension"
+    if not isinstance(rows, Tensor):
+        listed = [rows] if isinstance(rows, int) else rows
+        if isinstance(listed, str) or not isinstance(listed, Iterable):
+            raise TypeError(f"rows is {kind_of(rows)}, {wanted}")
+        listed = list(listed)
+        for row in listed:
+            if isinstance(row, bool) or not isinstance(row, SupportsIndex):
+                raise TypeError(f"rows has {kind_of(row)} in it, {wanted}")
+        chosen = torch.tensor([int(row) for row in listed], dtype=torch.int64, device=device)
+    else:
+        chosen = rows.to(device)
+    if chosen.dtype not in INTEGERS or chosen.dim() != 1:
+        raise TypeError(f"rows is {str(chosen.dtype).removeprefix('torch.')} {tuple(chosen.shape)}, {wanted}")
     chosen = chosen.long()
     if chosen.numel() and not (-queries <= int(chosen.min()) and int(chosen.max()) < queries):
         raise ValueError(f"rows is expected to lie between 0 and {queries - 1}, got {chosen.tolist()}")

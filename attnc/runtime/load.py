@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import inspect
 import os
 import re
 import sys
@@ -88,6 +89,20 @@ def cache_folder() -> Path:
     return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("attnc", appauthor=False))
 
 
+def outside_level() -> int:
+    """Return the `stacklevel` by which a warning of the caller's points at the first line outside of this package."""
+    package = str(Path(__file__).parent.parent) + os.sep
+    level, frame = 1, inspect.currentframe()
+    frame = frame.f_back if frame else None
+    while frame is not None and frame.f_code.co_filename.startswith(package):
+        level, frame = level + 1, frame.f_back
+    return level
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, CacheWarning, stacklevel=outside_level())
+
+
 def _is_whole(path: Path) -> bool:
     """Tell whether a cached file is there and undamaged; warn of a damaged one."""
     try:
@@ -95,14 +110,12 @@ def _is_whole(path: Path) -> bool:
     except FileNotFoundError:
         return False
     except OSError as error:
-        warnings.warn(
-            f"the compiled pattern {path} cannot be read ({error}), and is built again", CacheWarning, stacklevel=4
-        )
+        _warn(f"the compiled pattern {path} cannot be read ({error}), and is built again")
         return False
     body, _, seal = text.rpartition(_SEAL.encode())
     if seal.decode("utf-8", "replace").strip() == hashlib.sha256(body).hexdigest():
         return True
-    warnings.warn(f"the compiled pattern {path} is damaged, and is built again", CacheWarning, stacklevel=4)
+    _warn(f"the compiled pattern {path} is damaged, and is built again")
     return False
 
 
@@ -113,7 +126,7 @@ def _write(path: Path, text: str) -> Path:
     try:
         return _replace(path, sealed)
     except OSError as error:
-        warnings.warn(f"the cache folder {path.parent} cannot be written ({error})", CacheWarning, stacklevel=4)
+        _warn(f"the cache folder {path.parent} cannot be written ({error})")
         return _replace(Path(tempfile.mkdtemp(prefix="attnc-")) / path.name, sealed)
 
 

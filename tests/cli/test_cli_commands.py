@@ -136,7 +136,7 @@ def test_check_starts_without_torch_and_quickly(place):
 def test_version_and_help():
     assert run("--version").stdout == f"attnc {__version__}\n"
     for command in ("check", "compile", "explain", "show", "verify", "bench"):
-        assert f"attnc {command} " in run(command, "--help").stdout
+        assert f"attnc {command} " in run(command, "--help").stdout.partition("Examples:")[2]
     assert run("--help").stdout.count("\n") > 10
 
 
@@ -177,6 +177,16 @@ def test_a_bug_exits_70_and_hides_its_traceback(place, monkeypatch):
     assert "Traceback" not in quiet.stderr
     assert "Traceback" in run("--debug", "check", "window.attn", code=70).stderr
     assert "Traceback" in run("check", "window.attn", code=70, env={"ATTNC_DEBUG": "1"}).stderr
+
+
+def test_an_interruption_is_quiet(place, monkeypatch):
+    def interrupted(source):
+        raise KeyboardInterrupt  # as from the keyboard
+
+    monkeypatch.setattr("attnc.compiler.parse_source", interrupted)
+    result = run("compile", "window.attn", code=130)
+    assert result.output == ""
+    assert sorted(path.name for path in place.iterdir()) == ["window.attn"]
 
 
 def test_module_entry_and_full_disk(place):

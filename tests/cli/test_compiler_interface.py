@@ -131,3 +131,36 @@ def test_layers_and_deferred_statements_say_that_they_are_not_compiled_yet(place
         with pytest.raises(attnc.CompileError) as caught:
             attnc.loads(text)
         assert {one.code for one in caught.value.diagnostics} == {"not-compiled-yet"}, str(caught.value)
+
+
+def test_warnings_point_at_the_callers_line(place):
+    text = "attention a { input t: float[M]\n score s - t[i + j] }"
+    (place / "warn.attn").write_text(text)
+    for call in (
+        lambda: attnc.loads(text),
+        lambda: attnc.load("warn.attn"),
+        lambda: attnc.compile("warn.attn"),
+        lambda: attnc.explain("warn.attn"),
+    ):
+        with pytest.warns(PatternWarning) as caught:
+            call()
+        assert [one.filename for one in caught] == [__file__]
+
+
+def test_processes_share_an_entry_and_rebuild_a_damaged_one_with_a_warning(place):
+    code = "import attnc; module = attnc.load('local.attn', width=5); print(module.__file__)"
+
+    def start(*options):
+        return subprocess.Popen([sys.executable, *options, "-c", code], stdout=-1, stderr=-1, text=True)
+
+    at_once = [start("-W", "error") for _ in range(2)]
+    finished = [(*process.communicate(timeout=300), process.returncode) for process in at_once]
+    (entry,) = (place / "cache").iterdir()
+    assert finished == [(f"{entry}\n", "", 0)] * 2
+    whole = entry.read_bytes()
+    entry.write_bytes(whole[: len(whole) // 2])
+    out, messages = start().communicate(timeout=300)
+    assert out == f"{entry}\n"
+    assert messages.startswith("<string>:1: CacheWarning: the compiled pattern")
+    assert "is damaged, and is built again" in messages
+    assert entry.read_bytes() == whole

@@ -1,8 +1,11 @@
 """Wrong arguments: each message names the argument, what it is and what was expected."""
 
+import numpy as np
 import pytest
 import torch
 from patterns import PATTERNS, module_of
+
+import attnc
 
 MODULE = module_of(PATTERNS["packed"])
 
@@ -51,6 +54,21 @@ def test_right_arguments_pass():
         ({"scale": True}, TypeError, ["scale", "a bool", "number"]),
         ({"return_lse": 1}, TypeError, ["return_lse", "an int", "bool"]),
         ({"precision": "fp8"}, ValueError, ["precision", "'fp8'", "'tf32'"]),
+        ({"precision": ["ieee"]}, ValueError, ["precision", "['ieee']", "'tf32'"]),
+        ({"precision": np.zeros(2)}, ValueError, ["precision", "array", "'tf32'"]),
+        ({"scale": 10**400}, ValueError, ["scale", "1329 bits", "float64"]),
+        ({"scale": np.float32(1)}, TypeError, ["scale", "a numpy.float32", "number"]),
+        ({"query": np.zeros((2, 4, 10, 8))}, TypeError, ["query", "a numpy.ndarray", "tensor"]),
+        ({"query": torch.zeros(2, 4, 10, 8).to_sparse()}, ValueError, ["query", "sparse_coo", "dense"]),
+        ({"query": torch.zeros(2, 4, 10, 8) + 0j}, ValueError, ["query", "complex64", "float16"]),
+        ({"doc": torch.zeros(2, 12, dtype=torch.long).to_sparse()}, ValueError, ["doc", "sparse_coo", "dense"]),
+        ({"doc": torch.zeros(2, 12, dtype=torch.bool)}, ValueError, ["doc", "bool", "integer"]),
+        ({"doc": torch.zeros(2, 12).to(torch.uint16)}, ValueError, ["doc", "uint16", "uint8"]),
+        ({"doc": None}, TypeError, ["doc", "None", "tensor (2, 12)"]),
+        ({"slope": torch.zeros(4).to_sparse()}, ValueError, ["slope", "sparse_coo", "dense"]),
+        ({"slope": torch.zeros(4, dtype=torch.long)}, ValueError, ["slope", "int64", "float32"]),
+        ({"slope": torch.zeros(4) + 0j}, ValueError, ["slope", "complex64", "float32"]),
+        ({"slope": torch.tensor(1.0)}, ValueError, ["slope", "()", "(4,)"]),
     ],
 )
 def test_a_wrong_argument_is_named(changes, kind, parts):
@@ -110,3 +128,104 @@ def test_wrong_sizes_of_a_mask(name, size):
     sizes = {"N": 3, "M": 3, "B": 1, "H": 1, name: size}
     with pytest.raises((TypeError, ValueError), match=name):
         MODULE.packed_mask(**sizes, doc=torch.zeros(1, 3, dtype=torch.long))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_are_refused():
+    nested = torch.nested.nested_tensor([torch.zeros(4, 10, 8)])
+    with pytest.raises(ValueError, match=r"^query is a nested tensor, expected a dense one"):
+        MODULE.packed(**arguments(query=nested))
+
+
+SCALARS = attnc.loads("attention foo { input n: int\n input x: float\n input on: bool\n mask on and j < n\n scale x }")
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "kind", "part"),
+    [
+        ("n", 3.0, TypeError, "a float, expected an int"),
+        ("n", True, TypeError, "a bool, expected an int"),
+        ("n", None, TypeError, "None, expected an int"),
+        ("n", np.int64(3), TypeError, "a numpy.int64, expected an int"),
+        ("n", 2**63, ValueError, "9223372036854775808, expected an integer of 64 bits"),
+        ("n", torch.tensor([3]), ValueError, "shape (1,), expected () (a scalar)"),
+        ("n", torch.tensor(3.0), ValueError, "float32, expected an integer dtype"),
+        ("x", "1", TypeError, "a str, expected a number"),
+        ("x", 1j, TypeError, "a complex, expected a number"),
+        ("x", True, TypeError, "a bool, expected a number"),
+        ("x", 10**400, ValueError, "1329 bits, too large for a float64"),
+        ("x", torch.tensor(3), ValueError, "int64, expected float16"),
+        ("on", 1, TypeError, "an int, expected a bool"),
+        ("on", torch.tensor(1), ValueError, "int64, expected bool"),
+    ],
+)
+def test_scalars(name, given, kind, part):
+    query = torch.zeros(1, 1, 4, 8)
+    right = {"n": 3, "x": 1.0, "on": True}
+    assert SCALARS.foo(query, query, query, **right).shape == query.shape
+    tensors = {"n": torch.tensor(3, dtype=torch.int8), "x": torch.tensor(1.0), "on": torch.tensor(True)}
+    assert SCALARS.foo(query, query, query, **tensors).shape == query.shape
+    with pytest.raises(kind) as caught:
+        SCALARS.foo(query, query, query, **{**right, name: given})
+    assert str(caught.value).startswith(f"{name} ")
+    assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("rows", "kind", "part"),
+    [
+        (slice(0, 3), TypeError, "a slice"),
+        (None, TypeError, "None"),
+        ("12", TypeError, "a str"),
+        ([1.5], TypeError, "a float"),
+        ([True], TypeError, "a bool"),
+        (torch.tensor([1.5]), TypeError, "float32 (1,)"),
+        (torch.tensor([[1]]), TypeError, "int64 (1, 1)"),
+        ([10], ValueError, "between 0 and 9, got [10]"),
+    ],
+)
+def test_rows_of_weights(rows, kind, part):
+    given = arguments()
+    del given["value"]
+    with pytest.raises(kind) as caught:
+        MODULE.packed_weights(**given, rows=rows)
+    assert str(caught.value).startswith("rows ")
+    assert part in str(caught.value)
+
+
+def test_rows_may_be_said_in_many_ways():
+    given = arguments()
+    del given["value"]
+    for rows, count in ((3, 1), ([], 0), ([0, -1], 2), (range(4), 4), (torch.tensor([1, 2]), 2), (np.arange(3), 3)):
+        assert MODULE.packed_weights(**given, rows=rows).shape == (2, 4, count, 12)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "part"),
+    [
+        ({}, TypeError, "'H'"),
+        ({"H": 0}, ValueError, "H is 0, expected at least 1"),
+        ({"H": "4"}, TypeError, "H is a str, expected an int"),
+        ({"H": True}, TypeError, "H is a bool, expected an int"),
+        ({"H": 4, "D": 8}, TypeError, "'D'"),
+        ({"H": 4, "dtype": torch.int64}, ValueError, "dtype is int64, expected a floating-point one"),
+        ({"H": 4, "dtype": "float32"}, TypeError, "dtype is a str, expected a torch.dtype"),
+    ],
+)
+def test_wrong_constructor_arguments(options, kind, part):
+    with pytest.raises(kind) as caught:
+        MODULE.Packed(**options)
+    assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "kind", "part"),
+    [
+        ((0, 4), ValueError, "N is 0, expected at least 1"),
+        ((4.0, 4), TypeError, "N is a float, expected an int"),
+        ((4, True), TypeError, "M is a bool, expected an int"),
+    ],
+)
+def test_sizes_of_masks(sizes, kind, part):
+    with pytest.raises(kind, match=part):
+        MODULE.packed_mask(*sizes, doc=torch.zeros(1, 4, dtype=torch.long))

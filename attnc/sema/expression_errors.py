@@ -132,7 +132,7 @@ def division_by_zero(span: Span, operator: str, name: str | None) -> Diagnostic:
         "division-by-zero",
         f"`{operator}` by 0",
         (Label(span, f"`{name}` is 0" if name else "this is 0"),),
-        help="a constant divisor must be positive",
+        help="a divisor must not be 0" if operator == "/" else "a constant divisor must be positive",
     )
 
 

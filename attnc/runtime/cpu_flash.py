@@ -182,14 +182,13 @@ def _forward_call(call: _FlashCall, band: Band, out: Tensor, lse: Tensor, scale:
 
 
 def merge(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> None:
-    """Merge the softmax over further keys into an output and log-sum-exp, in place; minus infinity is no keys."""
-    top = torch.maximum(lse, other_lse)
-    base = torch.where(top == -torch.inf, 0.0, top)
-    mine, theirs = torch.exp(lse - base), torch.exp(other_lse - base)
-    total = mine + theirs
-    at_least_one = total.clamp_min(1.0)
-    out.mul_((mine / at_least_one).unsqueeze(-1)).addcmul_(other, (theirs / at_least_one).unsqueeze(-1))
-    lse.copy_(base + torch.log(total))
+    """Merge the softmax over further keys into an output and log-sum-exp, in place; minus infinity is no keys.
+
+    One pass over the output. A NaN in either log-sum-exp reaches the output, so that it is noticed.
+    """
+    share = torch.where(other_lse == -torch.inf, 0.0, torch.sigmoid(other_lse - lse))
+    out.lerp_(other, share.unsqueeze(-1))
+    lse.copy_(torch.logaddexp(lse, other_lse))
 
 
 def flash_backward(

@@ -28,6 +28,8 @@ GAP = 48
 """Untouched keys between two touched runs that are worth computing to save a call."""
 CALL = 2.0e6
 """Time of one call, in multiply-adds."""
+MERGE_ROW = 120
+"""Time of merging a row of a further call into the output, in pairs."""
 MASK_PAIR = 400
 """Time of evaluating the mask at a pair, in multiply-adds."""
 MASK_ELEMENTS = 1 << 22
@@ -269,17 +271,20 @@ def _make_bands(
     finder: _RangeFinder, tiles: list[_Tile], sizes: Sizes, cost: Cost, place: tuple[int, int]
 ) -> tuple[tuple[Band, ...], bool]:
     tiles = _isolate_long_rows(finder, tiles, place, cost)
-    best: list[Band] = []
+    joined = replace(cost, splits=tuple((kind, sizes.M + 1) for kind, _ in cost.splits))
+    best: tuple[tuple[Band, ...], bool] = (), False
     least = float("inf")
     for rows in SLABS:
         if rows > BASE and rows >= 2 * sizes.N:
             break
-        bands = _bands_of(_merge_tiles(finder, tiles, rows, place, cost), cost, sizes.M)
-        bands = [_use_far_forms(finder, band) for band in bands]
-        total = sum(_band_cost(finder.program, band, cost) for band in bands)
-        if total < least:
-            best, least = bands, total
-    return _order(best, sizes.N)
+        slabs = _merge_tiles(finder, tiles, rows, place, cost)
+        for way in (cost, joined):
+            bands = [_use_far_forms(finder, band) for band in _bands_of(slabs, way, sizes.M)]
+            found = _order(bands, sizes.N)
+            total = sum(_band_cost(finder.program, band, cost) for band in found[0])
+            if total < least:
+                best, least = found, total
+    return best
 
 
 def _isolate_long_rows(finder: _RangeFinder, tiles: list[_Tile], place: tuple[int, int], cost: Cost) -> list[_Tile]:
@@ -433,14 +438,15 @@ def _bands_of(slabs: list[_Tile], cost: Cost, keys: int) -> list[Band]:
 
 def _band_cost(program: Program, band: Band, cost: Cost) -> float:
     """Estimate a band's time. PyTorch's operator takes 32, 64 or 256 rows at once, and a few keys cost like many."""
-    at_once = 0.8 if band.rows < 192 else 0.95 if band.rows < 768 else 1.0
-    speed = at_once * band.rows / (band.rows + 2) * band.width / (band.width + 40)
+    at_once = 0.91 if band.rows < 192 else 0.98 if band.rows < 768 else 1.0
+    speed = at_once * band.rows / (band.rows + 1) * band.width / (band.width + 24)
     calls = 1 if band.count == 1 or band.key_step or not band.masked else band.count
     masks = sum(
         width * (1 if is_shared(band, mask_period(program, kind)) else band.count) for width, kind in band.pieces
     )
     products = band.count * band.rows * band.width * cost.pair / speed * (1.05 if band.masked else 1.0)
-    return products + masks * band.rows * MASK_PAIR * (1 if band.masked else 0) + calls * CALL
+    merges = 0.0 if band.first else band.count * band.rows * MERGE_ROW * cost.pair
+    return products + masks * band.rows * MASK_PAIR * (1 if band.masked else 0) + merges + calls * CALL
 
 
 def mask_period(program: Program, kind: int) -> int:

@@ -53,6 +53,13 @@ MASKS = {
 }
 """Text of a mask, and its meaning."""
 
+QUICK_AND_SLOW = [
+    (1, 100),
+    (100, 65),
+    pytest.param(65, 65, marks=pytest.mark.slow),
+    pytest.param(150, 257, marks=pytest.mark.slow),
+]
+
 DECLARED = {
     "doc": "input doc: int[B, M] sorted",
     "stop": "input stop: int[B]",
@@ -73,7 +80,7 @@ def declarations(mask, keys):
     return [DECLARED[name] for name in found], {name.strip(): values[name] for name in found}
 
 
-@pytest.mark.parametrize(("queries", "keys"), [(65, 65), (1, 100), (100, 65), (150, 257)])
+@pytest.mark.parametrize(("queries", "keys"), QUICK_AND_SLOW)
 @pytest.mark.parametrize("mask", MASKS)
 def test_masks(mask, queries, keys):
     statements, x = declarations(mask, keys)
@@ -96,7 +103,7 @@ def test_masks_under_a_score(mask, queries, keys):
     )
 
 
-@pytest.mark.parametrize(("queries", "keys"), [(40, 50), (9, 70)])
+@pytest.mark.parametrize(("queries", "keys"), [(40, 50), pytest.param(9, 150, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("mask", MASKS)
 def test_masks_in_the_kernel(mask, queries, keys, monkeypatch):
     monkeypatch.setenv("ATTNC_TARGET", ON_TRITON)

@@ -15,7 +15,6 @@ from attnc.codegen.kernel_text import (
     AND,
     ATOM,
     COMPARISON,
-    EXTENT,
     INDENT,
     LINE_WIDTH,
     OR,
@@ -27,6 +26,7 @@ from attnc.codegen.kernel_text import (
     Fragment,
     Names,
     Shape,
+    extent,
     place,
     with_comment,
 )
@@ -469,7 +469,7 @@ class Writer:
         lines, self.blocks = self.blocks[-1].lines, outer
         dtype = {Type.BOOL: "tl.int1", Type.FLOAT: "tl.float32", Type.INT: f"tl.int{bits}"}[expr.type]
         symbol, start = {"any": ("|", 0), "all": ("&", 1), "sum": ("+", 0)}[expr.kind.value]
-        self.emit(f"{result} = tl.full({EXTENT[shape]}, {start}, {dtype})", depth, place(expr.span))
+        self.emit(f"{result} = tl.full({extent(shape, self.aliases)}, {start}, {dtype})", depth, place(expr.span))
         self.emit(f"for {step} in range({expr.count}):", depth)
         self.emit(f"{INDENT}{counter} = tl.to_tensor({step})", depth)
         for line in (*lines, f"{result} = {result} {symbol} {self.text(body, shape, UNARY)}"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import keyword
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -40,8 +40,8 @@ RESERVED = MATH_FUNCTIONS | frozenset(
         None True False query_ptr key_ptr value_ptr out_ptr lse_ptr query_base key_base value_base out_base
         lse_base qk_scale q_stride_b q_stride_h q_stride_n k_stride_b k_stride_h k_stride_n v_stride_b v_stride_h
         v_stride_n o_stride_b o_stride_h o_stride_n first_column v_dim offsets inside part places real rest kinds v_ptr
-        call read_tables start_launch finish_launch BLOCK_M BLOCK_N BLOCK_D BLOCK_V HEAD_SIZE VALUE_SIZE PRECISION
-        WIDE_TABLES SCALE_GIVEN CHUNK index_type Tiles launchable
+        call read_tables start_launch finish_launch BLOCK_M BLOCK_N CHUNK_N CHUNK_V BLOCK_D BLOCK_V HEAD_SIZE VALUE_SIZE
+        PRECISION WIDE_TABLES SCALE_GIVEN index_type Tiles launchable
         """,
     )
 )
@@ -66,7 +66,20 @@ class Shape(IntEnum):
 
 
 SUFFIX = {Shape.SCALAR: "", Shape.ROW: "_row", Shape.KEY: "_key", Shape.PAIR: "_pair"}
-EXTENT = {Shape.SCALAR: "[]", Shape.ROW: "[BLOCK_M]", Shape.KEY: "[BLOCK_N]", Shape.PAIR: "[BLOCK_M, BLOCK_N]"}
+
+
+def extent(shape: Shape, aliases: Mapping[str, str]) -> str:
+    """Return the dimensions of a value; `aliases` may have another name for the keys that a walk takes at once."""
+    keys = aliases.get("BLOCK_N", "BLOCK_N")
+    match shape:
+        case Shape.SCALAR:
+            return "[]"
+        case Shape.ROW:
+            return "[BLOCK_M]"
+        case Shape.KEY:
+            return f"[{keys}]"
+        case Shape.PAIR:
+            return f"[BLOCK_M, {keys}]"
 
 
 @dataclass(frozen=True, slots=True)

@@ -242,7 +242,9 @@ def _write_careful(writer: Writer, attention: Attention, sweep: Pass, weighing: 
     if all(fold(interval.residual) == TRUE for interval in sweep.tiles.intervals):
         return None
     writer.blocks, writer.margin = [writer.blocks[0], Block()], 3
+    writer.aliases["BLOCK_N"] = "CHUNK_N"
     body = write_body(writer, And((attention.mask, _REAL_KEY)), weighing)
+    del writer.aliases["BLOCK_N"]
     writer.blocks, writer.margin = writer.blocks[:1], 1
     return body
 
@@ -329,7 +331,7 @@ def _parameters(attention: Attention, used: frozenset[str], tables: Tables, *, c
     if dot and attention.scale is not None:
         constants.append(("SCALE_GIVEN", "scale_given"))
     if careful:
-        constants.append(("CHUNK", "chunk"))
+        constants.extend([("CHUNK_N", "chunk_n"), ("CHUNK_V", "chunk_v")])
     constants.append(("PRECISION", "precision"))
     if "index_type" in used:
         constants.append(("WIDE_TABLES", "wide_tables"))

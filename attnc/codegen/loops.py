@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from attnc.algebra.key_intervals import Coverage, KeyInterval
 from attnc.codegen.expr_triton import Writer
 from attnc.codegen.functions_triton import fold
-from attnc.codegen.kernel_text import PRODUCT, Block, Shape, places
+from attnc.codegen.kernel_text import PRODUCT, Block, Shape, extent, places
 from attnc.ir.nodes import TRUE, And, Binary, BinaryOp, Const, Expr, Index, IndexName, Score, Size, SizeName
 from attnc.ir.types import Type
 from attnc.ir.walk import walk
@@ -118,11 +118,11 @@ def write_body(writer: Writer, mask: Expr, weighing: Weighing) -> Body:
     score = fold(weighing.score)
     if score != Score():
         fragment = writer.write(score)
-        text = writer.text(fragment, Shape.PAIR)
+        text, whole = writer.text(fragment, Shape.PAIR), extent(Shape.PAIR, writer.aliases)
         if fragment.constant:
-            text = f"tl.full([BLOCK_M, BLOCK_N], {fragment.text}, tl.float32)"
+            text = f"tl.full({whole}, {fragment.text}, tl.float32)"
         elif fragment.shape is not Shape.PAIR:
-            text = f"tl.broadcast_to({text}, [BLOCK_M, BLOCK_N])"
+            text = f"tl.broadcast_to({text}, {whole})"
         writer.emit(f"s = {text}", 1, weighing.comment)
     condition, factor = "", ""
     if weighing.factor is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from attnc.codegen.kernel_text import ATOM, EXTENT, INDENT, SUFFIX, SUM, Fragment, Names, Shape, place
+from attnc.codegen.kernel_text import ATOM, INDENT, SUFFIX, SUM, Fragment, Names, Shape, extent, place
 from attnc.ir.nodes import Const, Expr, Index, IndexName, Read, Size, SizeName
 from attnc.ir.program import Tensor
 from attnc.ir.types import Type
@@ -150,7 +150,7 @@ def _guard(writer: Writer, table: Table, expr: Read, indices: list[Fragment], sh
         return guard
     # A block takes on a condition of the whole program by `tl.where`, as in `Writer`'s connectives.
     outer = writer.named(Fragment(_conjunction(writer, table, single, Shape.SCALAR, depth), SUM, depth=depth), "inside")
-    return f"tl.where({outer.text}, {guard or f'tl.full({EXTENT[shape]}, 1, tl.int1)'}, False)"
+    return f"tl.where({outer.text}, {guard or f'tl.full({extent(shape, writer.aliases)}, 1, tl.int1)'}, False)"
 
 
 def _conjunction(writer: Writer, table: Table, conditions: list[str], shape: Shape, depth: int) -> str:

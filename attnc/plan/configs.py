@@ -18,14 +18,12 @@ class TileConfig:
         key: keys of a key tile, a power of two >= 16.
         warps: per program.
         stages: depth of the software pipeline.
-        descriptors: whether tiles are read through tensor descriptors (TMA).
     """
 
     query: int
     key: int
     warps: int
     stages: int
-    descriptors: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +45,8 @@ SHARED_MEMORY = {"sm_80": 163, "sm_86": 99, "sm_90": 227, "sm_100": 227, "gfx942
 _DEFAULTS = {
     ("sm_80", 2): {64: TileConfig(128, 64, 8, 2), 128: TileConfig(128, 32, 8, 2), 256: TileConfig(64, 32, 8, 2)},
     ("sm_86", 2): {64: TileConfig(128, 64, 8, 2), 128: TileConfig(128, 32, 8, 2), 256: TileConfig(64, 32, 8, 2)},
-    ("sm_90", 2): {64: TileConfig(128, 64, 8, 3), 128: TileConfig(128, 64, 8, 3), 256: TileConfig(64, 16, 8, 2)},
-    ("sm_100", 2): {64: TileConfig(128, 64, 8, 2), 128: TileConfig(128, 32, 8, 2), 256: TileConfig(64, 32, 8, 2)},
+    ("sm_90", 2): {64: TileConfig(128, 64, 8, 3), 128: TileConfig(128, 64, 8, 3), 256: TileConfig(64, 32, 8, 2)},
+    ("sm_100", 2): {64: TileConfig(128, 64, 8, 2), 128: TileConfig(128, 64, 8, 2), 256: TileConfig(64, 32, 8, 2)},
     ("gfx942", 2): {64: TileConfig(128, 64, 4, 1), 128: TileConfig(128, 32, 8, 1), 256: TileConfig(64, 32, 4, 1)},
     ("sm_80", 4): {64: TileConfig(64, 32, 4, 2), 128: TileConfig(32, 32, 4, 2), 256: TileConfig(16, 32, 4, 1)},
     ("sm_86", 4): {64: TileConfig(64, 32, 4, 2), 128: TileConfig(32, 32, 4, 2), 256: TileConfig(16, 32, 4, 1)},
@@ -59,10 +57,10 @@ _DEFAULTS = {
 
 
 _HEAVY = {
-    ("sm_80", 2): {64: TileConfig(64, 32, 4, 2), 128: TileConfig(64, 32, 8, 2), 256: TileConfig(64, 32, 8, 2)},
-    ("sm_86", 2): {64: TileConfig(64, 32, 4, 2), 128: TileConfig(64, 32, 8, 2), 256: TileConfig(64, 32, 8, 2)},
-    ("sm_90", 2): {64: TileConfig(64, 32, 8, 2), 128: TileConfig(64, 32, 8, 2), 256: TileConfig(64, 16, 8, 2)},
-    ("sm_100", 2): {64: TileConfig(64, 32, 4, 2), 128: TileConfig(64, 32, 4, 2), 256: TileConfig(64, 32, 8, 2)},
+    ("sm_80", 2): {64: TileConfig(128, 64, 8, 2), 128: TileConfig(64, 64, 8, 2), 256: TileConfig(64, 32, 8, 2)},
+    ("sm_86", 2): {64: TileConfig(128, 64, 8, 2), 128: TileConfig(64, 64, 8, 2), 256: TileConfig(64, 32, 8, 2)},
+    ("sm_90", 2): {64: TileConfig(128, 64, 8, 3), 128: TileConfig(128, 32, 8, 3), 256: TileConfig(64, 16, 8, 2)},
+    ("sm_100", 2): {64: TileConfig(128, 64, 8, 2), 128: TileConfig(128, 32, 8, 2), 256: TileConfig(64, 32, 8, 2)},
     ("gfx942", 2): {64: TileConfig(64, 32, 4, 1), 128: TileConfig(64, 32, 4, 1), 256: TileConfig(64, 32, 4, 1)},
 }
 """For patterns with much arithmetic for each pair; float32 has small tiles anyway."""

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnc.runtime.launch import assume_target
+from attnc.runtime.launch import Tiles, assume_target
 from attnc.runtime.pairs import Sizes
 from attnc.runtime.program import Program, TensorArgument
 
@@ -51,6 +51,7 @@ class KernelReport:
     Attributes:
         registers: per thread.
         spills: bytes of registers kept in memory, per thread.
+        tiles: what it was compiled with.
         shared: bytes of shared memory of a program.
         shared_limit: bytes that a program of this target may use.
         matrix_instructions: number of them in the code.
@@ -63,6 +64,7 @@ class KernelReport:
     head_size: int
     registers: int
     spills: int
+    tiles: Tiles
     shared: int
     shared_limit: int
     matrix_instructions: int
@@ -83,8 +85,9 @@ def compile_kernel(
     name: str | None = None,
     value_size: int | None = None,
     precision: str | None = None,
+    tiles: Tiles | None = None,
 ) -> KernelReport:
-    """Compile the kernel of a generated module with its default tiles.
+    """Compile the kernel of a generated module.
 
     Args:
         module: imported.
@@ -94,6 +97,7 @@ def compile_kernel(
         name: of the attention; the module's only one unless said.
         value_size: of the value; `head_size` unless said.
         precision: of products of float32.
+        tiles: instead of the module's own for this target, type and head size.
 
     Raises:
         ValueError: an unknown target, or a module with several attentions and no `name`.
@@ -102,7 +106,7 @@ def compile_kernel(
     if target not in ARCHITECTURES:
         raise ValueError(f"unknown target {target}; known: {', '.join(ARCHITECTURES)}")
     program = find_program(module, name)
-    kernel, arguments = record_launch(module, program, target, dtype, head_size, value_size, precision)
+    kernel, arguments = record_launch(module, program, target, dtype, head_size, value_size, precision, tiles)
     compiled = _compile(kernel, arguments, target)
     backend = ARCHITECTURES[target][0]
     if backend == "cuda":
@@ -121,6 +125,7 @@ def compile_kernel(
         head_size=head_size,
         registers=registers,
         spills=spills,
+        tiles=Tiles(*(arguments[name] for name in ("BLOCK_M", "BLOCK_N", "num_warps", "num_stages"))),
         shared=compiled.metadata.shared,
         shared_limit=SHARED_LIMITS[target] * 1024,
         matrix_instructions=len(_MATRIX[backend].findall(assembly)),
@@ -148,6 +153,7 @@ def record_launch(
     head_size: int,
     value_size: int | None = None,
     precision: str | None = None,
+    tiles: Tiles | None = None,
 ) -> tuple[Any, dict[str, Any]]:
     """Call a launcher on tensors without data; return the kernel and the arguments that it would have launched."""
     if program.launch is None:
@@ -160,7 +166,7 @@ def record_launch(
     sizes = Sizes(B=2, H=4, N=LENGTH, M=LENGTH, D=head_size, g=1, value_size=value.shape[3])
     inputs = tuple(_stand_in(tensor, sizes) for tensor in program.tensors)
     launches: list[tuple[Any, dict[str, Any]]] = []
-    with _recording(module, launches), assume_target(target):
+    with _recording(module, launches), assume_target(target, tiles):
         program.launch(query, key, value, out, lse, inputs, None, precision)
     return launches[0]
 
@@ -226,7 +232,9 @@ def _compile(kernel: Any, arguments: dict[str, Any], target: str) -> Any:
         if free and (isinstance(argument, Tensor) or (isinstance(argument, int) and argument % 16 == 0)):
             attributes[(position,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, attributes)
-    options = {"num_warps": arguments["num_warps"], "num_stages": arguments["num_stages"]}
+    # Fused multiply-add is Triton's default; a version that is about to change it warns unless it is asked for.
+    names = ("num_warps", "num_stages")
+    options = {name: arguments[name] for name in names} | {"enable_fp_fusion": True}
     return triton.compile(source, target=GPUTarget(*ARCHITECTURES[target]), options=options)
 
 

@@ -199,7 +199,7 @@ def finite_part(tile):
 def nonfinite_code(tile):
     """Return 1 for infinity, 256 for minus infinity, 32768 for NaN, 0 elsewhere, in the tile's own type.
 
-    Up to 255 of them add up without loss in float32, and the sum tells which kinds took part.
+    Up to 127 of them add up without loss in float32, and the sum tells which kinds took part.
     """
     code = tl.where(tile == float("inf"), 1.0, 0.0) + tl.where(tile == float("-inf"), 256.0, 0.0)
     return tl.where(tile == tile, code, 32768.0).to(tile.dtype)

@@ -26,8 +26,6 @@ WIDEST_ROW = 2**23
 
 MOST_PROGRAMS = 2**31 - 1
 
-_TARGET: ContextVar[str | None] = ContextVar("attnc_target", default=None)
-
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
@@ -37,6 +35,10 @@ class Tiles:
     key: int
     warps: int
     stages: int
+
+
+_TARGET: ContextVar[str | None] = ContextVar("attnc_target", default=None)
+_TILES: ContextVar[Tiles | None] = ContextVar("attnc_tiles", default=None)
 
 
 TileTable = Mapping[tuple[str, int, int], Tiles]
@@ -53,7 +55,8 @@ class Launch:
         lse: contiguous, or None.
         qk_scale: factor on the dot product, base 2 included; 0.0 where the pattern computes its own.
         block_d, block_v: head sizes padded to powers of two.
-        chunk: columns of the value that a second walk takes at once.
+        chunk_n, chunk_v: keys, and columns of the value, that a second walk takes at once: few, so that it does not
+            need more registers than the first.
         wide_tables: whether an element of some input lies beyond 32-bit offsets.
     """
 
@@ -78,7 +81,8 @@ class Launch:
     value_size: int
     block_d: int
     block_v: int
-    chunk: int = 16
+    chunk_n: int
+    chunk_v: int = 16
     wide_tables: bool = False
 
 
@@ -144,6 +148,7 @@ def start_launch(
         value_size=value_size,
         block_d=block_d,
         block_v=block_v,
+        chunk_n=16 if max(block_d, block_v) > 128 and chosen.key > 16 else 32,
     )
 
 
@@ -191,6 +196,9 @@ def launchable(kernel: Any, call: Launch) -> Any:
 
 def choose_tiles(table: TileTable, query: Tensor, head_size: int, queries: int) -> Tiles:
     """Return the tiles for a device, an element type and a padded head size; fewer rows for a few queries."""
+    assumed = _TILES.get()
+    if assumed is not None:
+        return assumed
     target = target_of(query.device)
     if target == "cpu":
         return Tiles(query=64, key=32 if head_size > 64 else 64, warps=4, stages=1)
@@ -224,13 +232,14 @@ def target_of(device: torch.device) -> str:
 
 
 @contextmanager
-def assume_target(target: str) -> Iterator[None]:
-    """Choose tiles as for a target while the block runs, whatever the device."""
-    token = _TARGET.set(target)
+def assume_target(target: str, tiles: Tiles | None = None) -> Iterator[None]:
+    """Choose tiles as for a target while the block runs, whatever the device; or take these `tiles`."""
+    tokens = _TARGET.set(target), _TILES.set(tiles)
     try:
         yield
     finally:
-        _TARGET.reset(token)
+        _TARGET.reset(tokens[0])
+        _TILES.reset(tokens[1])
 
 
 def padded(head_size: int) -> int:

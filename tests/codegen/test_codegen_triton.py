@@ -257,6 +257,37 @@ def test_full_intervals_have_no_mask_code():
     assert ", True)" not in body
 
 
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_test_pairs_only_where_some_are_masked(path):
+    for plan in plan_text(path.read_text(), every=True):
+        view = kernel_view(plan)
+        intervals = plan.passes[0].tiles.intervals
+        assert len(view.loops) == len(intervals)
+        for loop, interval in zip(view.loops, intervals, strict=True):
+            full = interval.coverage is Coverage.FULL
+            assert bool(loop.body.mask) != full
+            assert loop.ragged != full
+            assert loop.title.endswith("all pairs" if full else "some pairs")
+
+
+def test_second_walk_takes_few_keys_at_once():
+    text = render_kernel(plan_text(GLOBALS))
+    walk = text[text.index("if is_spoiled(acc)") : text.index("_foo_tiles = ")]
+    assert "CHUNK_N" in walk
+    assert "BLOCK_N" not in walk
+
+
+def test_infinities_of_many_keys_keep_their_sign():
+    plan = plan_text("attention foo { mask causal }")
+    query, key, value = tensors(1, 1, 1, 320, 320, 16, 16)
+    value[:, :, :300, 0] = float("inf")
+    value[:, :, 310, 1] = float("nan")
+    out, _ = run_kernel(load_kernel(plan), plan, query, key, value)
+    assert out[..., 0].isposinf().all()
+    assert out[..., :310, 1].isfinite().all()
+    assert out[..., 310:, 1].isnan().all()
+
+
 def test_partial_intervals_test_their_residual_only():
     body = body_of(render_kernel(plan_text("attention foo { mask causal and i - j < 300 }")), "diagonal")
     assert "kv_idx[None, :] <= q_idx[:, None]" in body

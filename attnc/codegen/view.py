@@ -66,6 +66,7 @@ class AttentionView:
     Attributes:
         title: one line for docstrings.
         sizes: those of `H` and `D` that the constructor of the class takes.
+        mask_sizes: those of `D` and `g` that the mask depends on, which its function takes.
         has_lse: whether the log-sum-exp is defined.
         program: lines that build the runtime's description of it.
     """
@@ -75,6 +76,7 @@ class AttentionView:
     title: str
     arguments: tuple[ArgumentView, ...]
     sizes: tuple[str, ...]
+    mask_sizes: tuple[str, ...]
     has_lse: bool
     formulas: tuple[FormulaView, ...]
     program: str
@@ -121,12 +123,23 @@ def attention_view(plan: Plan, seed: str) -> AttentionView:
         title=_title(attention),
         arguments=tuple(_argument(attention, tensor) for tensor in attention.tensors),
         sizes=tuple(name.value for name in (SizeName.HEADS, SizeName.HEAD_SIZE) if name in learned_sizes),
+        mask_sizes=_mask_sizes(attention),
         has_lse=attention.normalize.kind is NormalizeKind.SOFTMAX,
         formulas=written,
         program="\n".join(lay_out(f"_{attention.name}_program = ", program)),
         helpers=tuple(name for name in HELPERS if re.search(rf"\b{name}\(", text)),
         uses_math="math." in text,
     )
+
+
+def _mask_sizes(attention: Attention) -> tuple[str, ...]:
+    read = (*tables(attention.mask), *tables(attention.align.shift))
+    dims = (dim for tensor in attention.tensors if tensor.name in read for dim in tensor.dims if dim is not None)
+    found = {
+        node.name for expr in (attention.mask, attention.align.shift, *dims) for node in walk(expr)
+        if isinstance(node, Size)
+    }  # fmt: skip
+    return tuple(name.value for name in (SizeName.HEAD_SIZE, SizeName.GROUP) if name in found)
 
 
 @dataclass(slots=True)

@@ -79,16 +79,21 @@ class Operation:
         heads: int,
         device: torch.device | str | None,
         inputs: Mapping[str, object],
+        *,
+        D: int = 1,  # noqa: N803
+        g: int = 1,
     ) -> Tensor:
-        """Return which pairs are allowed, bool `[B, H, N, M]`."""
-        for name, size in (("N", queries), ("M", keys), ("B", batch), ("H", heads)):
+        """Return which pairs are allowed, bool `[B, H, N, M]`; `D` and `g` are given where the mask depends on them."""
+        for name, size in (("N", queries), ("M", keys), ("B", batch), ("H", heads), ("D", D), ("g", g)):
             if isinstance(size, bool) or not isinstance(size, int):
                 raise TypeError(f"{name} is {kind_of(size)}, expected an int")
             if size < 1:
                 raise ValueError(f"{name} is {size}, expected at least 1")
         place = torch.device("cpu" if device is None else device)
         place = torch.empty(0, device=place).device
-        sizes = Sizes(batch, heads, queries, keys, 1, 1, 1)
+        if heads % g:
+            raise ValueError(f"g is {g}, expected a divisor of the {heads} heads")
+        sizes = Sizes(batch, heads, queries, keys, D, g, 1)
         needed = self.program.mask_tables
         given = [argument for argument in self.program.tensors if argument.name in needed]
         program = replace(self.program, tensors=tuple(given))

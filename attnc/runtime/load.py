@@ -66,13 +66,13 @@ def cached_module(key: str, build: Callable[[], str], *, stem: str = "pattern") 
     """
     digest = hashlib.sha256(key.encode()).hexdigest()[:32]
     name = f"{_identifier(stem)}_{digest}"
-    found = sys.modules.get(f"attnc_cache.{name}")
+    found = sys.modules.get(f"attnc_cache_{name}")
     if found is not None:
         return found
     path = cache_folder() / f"{name}.py"
     if not _is_whole(path):
         path = _write(path, build())
-    return load_module(path, f"attnc_cache.{name}")
+    return load_module(path, f"attnc_cache_{name}")
 
 
 def cache_key(*parts: object) -> str:

@@ -128,7 +128,8 @@ def check_companions(module: ModuleType, plan: Plan, trial: Trial) -> None:
         assert isinstance(right, torch.Tensor)
         Judge(FORWARD_FACTOR, torch.float32).ratio("the module's reference", own, right, right.float())
     make_mask = getattr(module, f"{name}_mask")
-    chosen = {key: value for key, value in data.items() if key in signature(make_mask).parameters}
+    sizes = {"D": shape.head_size, "g": shape.heads // shape.kv_heads}
+    chosen = {key: value for key, value in {**data, **sizes}.items() if key in signature(make_mask).parameters}
     mask = make_mask(shape.queries, shape.keys, B=shape.batch, H=shape.heads, **chosen)
     right = dense_mask(
         attention,
@@ -138,6 +139,7 @@ def check_companions(module: ModuleType, plan: Plan, trial: Trial) -> None:
         heads=shape.heads,
         inputs=data,
         head_size=shape.head_size,
+        group=sizes["g"],
     )
     if mask.shape != right.shape or not torch.equal(mask, right):
         raise Mismatch("the module's mask is another one")

@@ -1,5 +1,6 @@
 """The package from Python: public names, errors, the cache."""
 
+import pickle
 import subprocess
 import sys
 import tomllib
@@ -64,6 +65,13 @@ def test_load_specialises_and_remembers(place):
     (place / "local.attn").write_text(PATTERN.replace("8", "3"))
     again = attnc.load("local.attn")
     assert torch.equal(again.local(query, key, value), two.local(query, key, value))
+
+
+def test_modules_that_were_loaded_can_be_pickled(place):
+    layer = attnc.loads("attention p { learned t: float[H] = h\n score s * t[h] }").P(H=3)
+    again = pickle.loads(pickle.dumps(layer))
+    assert type(again) is type(layer)
+    assert torch.equal(again.t, layer.t)
 
 
 def test_load_follows_files_that_are_used(place):

@@ -12,12 +12,12 @@ from attnc.runtime.load import CacheWarning, cache_folder, cache_key, cached_mod
 def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("ATTNC_CACHE", str(tmp_path / "cache"))
     yield tmp_path / "cache"
-    for name in [name for name in sys.modules if name.startswith("attnc_cache.")]:
+    for name in [name for name in sys.modules if name.startswith("attnc_cache_")]:
         del sys.modules[name]
 
 
 def forget():
-    for name in [name for name in sys.modules if name.startswith("attnc_cache.")]:
+    for name in [name for name in sys.modules if name.startswith("attnc_cache_")]:
         del sys.modules[name]
 
 

@@ -1,6 +1,7 @@
 """Generated modules as their users see them."""
 
 import copy
+import inspect
 import os
 import pickle
 import subprocess
@@ -60,6 +61,24 @@ def test_the_mask_needs_only_what_it_reads():
     assert module.packed_mask(5, 5, doc=torch.zeros(1, 5, dtype=torch.long)).shape == (1, 1, 5, 5)
     with pytest.raises(TypeError, match="doc"):
         module.packed_mask(5, 5)
+
+
+def test_a_mask_of_the_head_size_or_of_groups_is_told_them():
+    text = "attention a { input t: bool[D]\n mask j < D and t[j % D] and (h // g + j) % 2 == 0 }"
+    module = module_of(text)
+    t = torch.arange(6) != 4
+    query, key = torch.randn(1, 4, 5, 6), torch.randn(1, 2, 9, 6)
+    j, head = torch.arange(9), torch.arange(4).view(1, 4, 1, 1)
+    expected = ((j < 6) & t[j % 6] & ((head // 2 + j) % 2 == 0)).expand(1, 4, 5, 9)
+    assert torch.equal(module.a_mask(5, 9, H=4, D=6, g=2, t=t), expected)
+    assert torch.equal(module.a_weights(query, key, rows=range(5), t=t) > 0, expected)
+    with pytest.raises(TypeError, match="'D'"):
+        module.a_mask(5, 9, H=4, g=2, t=t)
+    with pytest.raises(ValueError, match="g is 3, expected a divisor of the 4 heads"):
+        module.a_mask(5, 9, H=4, D=6, g=3, t=t)
+    with pytest.raises(TypeError, match="D is a float, expected an int"):
+        module.a_mask(5, 9, H=4, D=6.0, g=2, t=t)
+    assert "D" not in inspect.signature(module_of(PATTERNS["packed"]).packed_mask).parameters
 
 
 def test_the_class_holds_the_learned_tensors():

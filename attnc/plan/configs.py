@@ -1,6 +1,6 @@
 """Default tile shapes of the Triton kernels, per target, element size and head size.
 
-They were chosen by compiling every example ahead of time for every target (tests/aot does it again): no spills, matrix
+They were chosen by compiling every example ahead of time for every target (`tools/sweep_tiles.py`): no spills, matrix
 instructions, shared memory within the target's. Measuring on a device may find faster ones.
 """
 
@@ -43,10 +43,10 @@ SHARED_MEMORY = {"sm_80": 163, "sm_86": 99, "sm_90": 227, "sm_100": 227, "gfx942
 """What one program may use, in KiB."""
 
 _DEFAULTS = {
-    ("sm_80", 2): {64: TileConfig(128, 64, 8, 2), 128: TileConfig(128, 32, 8, 2), 256: TileConfig(64, 32, 8, 2)},
-    ("sm_86", 2): {64: TileConfig(128, 64, 8, 2), 128: TileConfig(128, 32, 8, 2), 256: TileConfig(64, 32, 8, 2)},
+    ("sm_80", 2): {64: TileConfig(128, 64, 8, 2), 128: TileConfig(128, 32, 8, 3), 256: TileConfig(64, 32, 8, 2)},
+    ("sm_86", 2): {64: TileConfig(128, 64, 8, 2), 128: TileConfig(64, 64, 8, 2), 256: TileConfig(64, 32, 8, 2)},
     ("sm_90", 2): {64: TileConfig(128, 64, 8, 3), 128: TileConfig(128, 64, 8, 3), 256: TileConfig(64, 32, 8, 2)},
-    ("sm_100", 2): {64: TileConfig(128, 64, 8, 2), 128: TileConfig(128, 64, 8, 2), 256: TileConfig(64, 32, 8, 2)},
+    ("sm_100", 2): {64: TileConfig(128, 64, 8, 2), 128: TileConfig(128, 32, 8, 2), 256: TileConfig(64, 32, 8, 2)},
     ("gfx942", 2): {64: TileConfig(128, 64, 4, 1), 128: TileConfig(128, 32, 8, 1), 256: TileConfig(64, 32, 4, 1)},
     ("sm_80", 4): {64: TileConfig(64, 32, 4, 2), 128: TileConfig(32, 32, 4, 2), 256: TileConfig(16, 32, 4, 1)},
     ("sm_86", 4): {64: TileConfig(64, 32, 4, 2), 128: TileConfig(32, 32, 4, 2), 256: TileConfig(16, 32, 4, 1)},

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from operator import is_
-from typing import assert_never
 
 from attnc.algebra.engine import Rule
 from attnc.algebra.half_lines import merge_bounds
@@ -22,6 +21,7 @@ from attnc.algebra.terms import (
     opposite,
     truth,
 )
+from attnc.ir.evaluate import evaluate
 from attnc.ir.nodes import (
     FALSE,
     TRUE,
@@ -172,17 +172,7 @@ def _where_merged(node: Where) -> Expr | None:
 def _short_quantifier(node: Quantifier) -> Expr | None:
     if node.count == 1:
         return substitute(node.body, {Bound(node.variable): Const(0, Type.INT)})
-    if node.count:
-        return None
-    match node.kind:
-        case QuantifierKind.ANY:
-            return FALSE
-        case QuantifierKind.ALL:
-            return TRUE
-        case QuantifierKind.SUM:
-            return Const(0.0 if node.type is Type.FLOAT else 0, node.type)
-        case _:
-            assert_never(node.kind)
+    return None if node.count else Const(evaluate(node), node.type)
 
 
 def _quantifier_of_constant(node: Quantifier) -> Expr | None:

@@ -19,7 +19,6 @@ from attnc.ir.nodes import (
     Function,
     Or,
     Quantifier,
-    QuantifierKind,
     Unary,
     UnaryOp,
     Where,
@@ -111,15 +110,7 @@ def float_text(value: float) -> str:
 
 def neutral(expr: Quantifier) -> Const:
     """Return the value of a quantifier over nothing."""
-    match expr.kind:
-        case QuantifierKind.ANY:
-            return FALSE
-        case QuantifierKind.ALL:
-            return TRUE
-        case QuantifierKind.SUM:
-            return Const(0.0 if expr.type is Type.FLOAT else 0, expr.type)
-        case _:
-            assert_never(expr.kind)
+    return Const(evaluate(expr), expr.type)
 
 
 def product(base: Expr, count: int, kind: Type) -> Expr:

@@ -1,7 +1,8 @@
 """Default tile shapes of the Triton kernels, per target, element size and head size.
 
-They were chosen by compiling every example ahead of time for every target (`tools/sweep_tiles.py`): no spills, matrix
-instructions, shared memory within the target's. Measuring on a device may find faster ones.
+For bfloat16 they were chosen by compiling every example ahead of time for sm_80, sm_90, sm_100 and gfx942
+(`tools/sweep_tiles.py`): no spills, matrix instructions, shared memory within the target's. On sm_86 some kernels
+spill, and float32 kernels spill everywhere. Nothing was measured on a device: other tiles may be faster.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ EXPRESSIONS = {
     "sum(t < 3, j * t) < i": lambda b, h, i, j, r: 3 * j < i,
     "any(t < 0, true) or all(t < 0, false) and j < 4": lambda b, h, i, j, r: j < 4,
     "hash(3, -1) % 7 == j": lambda b, h, i, j, r: j == mix(3, -1) % 7,
-    "h // g == h and B == 2 and H == 4 and r < 3": lambda b, h, i, j, r: r < 3,
+    "h // g == h and B == 2 and H == 4 and r < 3": lambda b, h, i, j, r: (h == 0) & (r < 3),
     "(i + b * 3 + h) % N < M - j": lambda b, h, i, j, r: (i + 3 * b + h) % N < M - j,
     "abs(pi - 3.14159) < 1e-3 and softcap(j, 5) < 4": lambda b, h, i, j, r: 5 * torch.tanh(j / 5) < 4,
 }
@@ -82,7 +82,7 @@ EXPRESSIONS = {
 
 @pytest.mark.parametrize("mask", [*PRELUDE, *EXPRESSIONS])
 def test_masks(mask):
-    check(mask, {**PRELUDE, **EXPRESSIONS}[mask])
+    check(mask, {**PRELUDE, **EXPRESSIONS}[mask], **({"g": 2} if "// g" in mask else {}))
 
 
 def test_statements_end_and_continue():

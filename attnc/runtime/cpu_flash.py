@@ -21,6 +21,11 @@ from attnc.runtime.views import add_to_keys, band_keys, band_rows, key_view, row
 _attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _attend_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
+_MASKS: dict[object, tuple[Tensor | None, Tensor | None]] = {}
+_REMEMBERED_PAIRS = 1 << 17
+"""Most elements of a mask that is remembered."""
+_REMEMBERED_MASKS = 64
+
 
 def suits_flash(call: Call) -> bool:
     """Tell whether the operator can compute this pattern."""
@@ -101,7 +106,25 @@ def _pieces(part: Part, band: Band) -> Iterator[Band]:
 
 
 def _additive_mask(part: Part, band: Band) -> tuple[Tensor | None, Tensor | None]:
-    """Return the bias of a band, minus infinity where masked, and the rows `[.., R]` that see none of its keys."""
+    """Return the bias of a band, minus infinity where masked, and the rows `[.., R]` that see none of its keys.
+
+    What no tensor decides is remembered if it is small: making the masks of short bands takes as long as using them.
+    """
+    program, sizes = part.call.program, part.call.sizes
+    if program.tensors or not band.masked or band.rows * band.width > _REMEMBERED_PAIRS:
+        return _make_mask(part, band)
+    name = (program, sizes, part.schedule.batch, part.schedule.heads, band, part.query.dtype)
+    found = _MASKS.get(name)
+    if found is None:
+        found = _make_mask(part, band)
+        if found[0] is not None and found[0].numel() <= _REMEMBERED_PAIRS:
+            _MASKS[name] = found
+            if len(_MASKS) > _REMEMBERED_MASKS:
+                _MASKS.pop(next(iter(_MASKS)), None)
+    return found
+
+
+def _make_mask(part: Part, band: Band) -> tuple[Tensor | None, Tensor | None]:
     program = part.call.program
     allowed = band_mask(part, band)
     if program.bias is None:

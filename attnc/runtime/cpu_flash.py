@@ -7,6 +7,7 @@ backward the merged output and log-sum-exp, which is exact.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -14,17 +15,16 @@ import torch
 from torch import Tensor
 
 from attnc.runtime.blocks import block_pairs, common_shape, row_scale
-from attnc.runtime.parts import Call, Part, band_mask, cut_call, row_values
+from attnc.runtime.parts import Call, Part, band_mask, cut_call, remember, row_values
 from attnc.runtime.schedule import MASK_ELEMENTS, Band, is_shared, mask_period
 from attnc.runtime.views import add_to_keys, band_keys, band_rows, key_view, row_numbers_view, row_view
 
 _attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _attend_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
-_MASKS: dict[object, tuple[Tensor | None, Tensor | None]] = {}
+_MASKS: OrderedDict[object, tuple[Tensor | None, Tensor | None]] = OrderedDict()
 _REMEMBERED_PAIRS = 1 << 17
 """Most elements of a mask that is remembered."""
-_REMEMBERED_MASKS = 64
 
 
 def suits_flash(call: Call) -> bool:
@@ -47,7 +47,7 @@ def flash_forward(call: Call) -> tuple[Tensor, Tensor]:
     """Return output `[B, G, g, N, E]` and log-sum-exp `[B, G, g, N]`, without a sink."""
     query, scale = scaled_query(call)
     call = _even_heads(replace(call, query=query))
-    if call.program.library == "causal" and call.sizes.N == call.sizes.M:
+    if call.program.library == "causal" and call.program.is_library_call(call.sizes.N, call.sizes.M):
         return _causal(call, scale)
     batch, groups, members, rows = shape = call.query.shape[:-1]
     # laid out as `[B, N, H, E]`: what the operator gives for a band of blocks is copied as it lies in memory
@@ -118,9 +118,7 @@ def _additive_mask(part: Part, band: Band) -> tuple[Tensor | None, Tensor | None
     if found is None:
         found = _make_mask(part, band)
         if found[0] is not None and found[0].numel() <= _REMEMBERED_PAIRS:
-            _MASKS[name] = found
-            if len(_MASKS) > _REMEMBERED_MASKS:
-                _MASKS.pop(next(iter(_MASKS)), None)
+            remember(_MASKS, name, found)
     return found
 
 

@@ -175,7 +175,7 @@ def _launch(
         raise RuntimeError(f"{program.name}: tensors on {query.device} need triton, which is not installed")
     shape = query.shape[:3] if with_lse and program.has_lse else (0,)
     lse = query.new_empty(shape, dtype=compute_dtype(query.dtype))
-    if query.device.type == "cuda" and not lse.numel() and _is_library_call(program, query, key):
+    if query.device.type == "cuda" and not lse.numel() and program.is_library_call(query.shape[2], key.shape[2]):
         causal = program.library == "causal"
         out = torch.nn.functional.scaled_dot_product_attention(
             query, key, value, is_causal=causal, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
@@ -184,11 +184,6 @@ def _launch(
     out = _new_output(query, value)
     program.launch(query, key, value, out, lse if lse.numel() else None, tuple(inputs), scale, precision)
     return out, lse
-
-
-def _is_library_call(program: Program, query: Tensor, key: Tensor) -> bool:
-    """Tell whether one call of `scaled_dot_product_attention`, which aligns at the start, computes a program."""
-    return program.library == "full" or (program.library == "causal" and query.shape[2] == key.shape[2])
 
 
 def _new_output(query: Tensor, value: Tensor) -> Tensor:

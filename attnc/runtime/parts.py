@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -32,6 +33,8 @@ from attnc.runtime.views import band_keys, band_rows
 _SCHEDULES: OrderedDict[object, tuple[Schedule, ...]] = OrderedDict()
 _REMEMBERED = 64
 _LARGEST_KEY = 4096
+
+Kept = TypeVar("Kept")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +141,15 @@ def _schedules(call: Call, by_tiles: bool) -> tuple[Schedule, ...]:
     found = _SCHEDULES.get(name)
     if found is None:
         found = make_schedules(program, sizes, call.heads.tables, cost)
-        _SCHEDULES[name] = found
-        if len(_SCHEDULES) > _REMEMBERED:
-            _SCHEDULES.popitem(last=False)
+        remember(_SCHEDULES, name, found)
     return found
+
+
+def remember(store: OrderedDict[object, Kept], name: object, value: Kept) -> None:
+    """Keep a value for later calls, and let the oldest of many go."""
+    store[name] = value
+    if len(store) > _REMEMBERED:
+        store.popitem(last=False)
 
 
 def _slices(schedule: Schedule, sizes: Sizes) -> tuple[slice, slice, slice]:

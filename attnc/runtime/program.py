@@ -121,3 +121,7 @@ class Program:
     def has_lse(self) -> bool:
         """Whether a log-sum-exp is defined."""
         return self.normalize == "softmax"
+
+    def is_library_call(self, queries: int, keys: int) -> bool:
+        """Tell whether one call of `scaled_dot_product_attention`, which aligns at the start, does for these lengths."""
+        return self.library == "full" or (self.library == "causal" and queries == keys)

@@ -123,5 +123,5 @@ class Program:
         return self.normalize == "softmax"
 
     def is_library_call(self, queries: int, keys: int) -> bool:
-        """Tell whether one call of `scaled_dot_product_attention`, which aligns at the start, does for these lengths."""
+        """Tell whether one call of `scaled_dot_product_attention`, aligned at the start, computes these lengths."""
         return self.library == "full" or (self.library == "causal" and queries == keys)

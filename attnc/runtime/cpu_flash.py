@@ -25,6 +25,8 @@ _attend_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_ba
 _MASKS: OrderedDict[object, tuple[Tensor | None, Tensor | None]] = OrderedDict()
 _REMEMBERED_PAIRS = 1 << 17
 """Most elements of a mask that is remembered."""
+_RESULT_ELEMENTS = 1 << 20
+"""Most elements of what one call gives: 4 MiB stay in the cache until merged, and more would be new pages each time."""
 
 
 def suits_flash(call: Call) -> bool:
@@ -89,18 +91,19 @@ def _even_heads(call: Call) -> Call:
 
 
 def _pieces(part: Part, band: Band) -> Iterator[Band]:
-    """Yield a band, in pieces where its mask would be large; without a mask, rows of one set of keys are one block."""
+    """Yield a band, in pieces where its mask or result is large; without a mask, rows of equal keys are a block."""
     program = part.call.program
     masked = band.masked or program.bias is not None
-    if not masked:
-        alike = band.count > 1 and band.key_step == 0
-        yield replace(band, rows=band.rows * band.count, count=1) if alike else band
+    if not masked and band.count > 1 and band.key_step == 0:
+        yield replace(band, rows=band.rows * band.count, count=1)
         return
-    periods = [mask_period(program, kind) for _, kind in band.pieces]
-    periods += [program.bias_period] if program.bias is not None else []
-    shared = all(is_shared(band, period) for period in periods)
-    heads = part.query.shape[1] * part.query.shape[2] if program.bias is not None else 1
-    count = band.count if shared else max(1, MASK_ELEMENTS // (band.rows * band.width * heads))
+    count = max(1, _RESULT_ELEMENTS // (band.rows * part.query.shape[1] * part.query.shape[-1]))
+    if masked:
+        periods = [mask_period(program, kind) for _, kind in band.pieces]
+        periods += [program.bias_period] if program.bias is not None else []
+        heads = part.query.shape[1] * part.query.shape[2] if program.bias is not None else 1
+        if not all(is_shared(band, period) for period in periods):
+            count = min(count, max(1, MASK_ELEMENTS // (band.rows * band.width * heads)))
     for start in range(0, band.count, count):
         yield band.part(start, min(count, band.count - start), 0, band.width)
 

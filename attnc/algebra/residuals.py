@@ -16,6 +16,10 @@ from attnc.algebra.truths import Truth
 from attnc.ir.nodes import FALSE, TRUE, And, Expr, Or, Unary, UnaryOp, Where
 from attnc.ir.types import Type
 
+MOST_OPERANDS = 48
+"""Operands of one `and` or `or` that are held against each other; more are held against the context alone, because the
+time grows with the square of their number."""
+
 
 @dataclass(frozen=True, slots=True)
 class Residuals:
@@ -52,7 +56,7 @@ class Residuals:
         kept = list(operands)
         for position in range(len(kept) - 1, -1, -1):
             context = known
-            for other, operand in enumerate(kept):
+            for other, operand in enumerate(kept if len(kept) <= MOST_OPERANDS else ()):
                 if other != position and operand is not unit:
                     context = self._narrowed(context, operand, holds=conjunction)
             kept[position] = self.simplify(kept[position], context)

@@ -14,7 +14,7 @@ from attnc.ir.nodes import And, Bound, Expr, Or, Quantifier, Read, Where
 from attnc.ir.program import Attention, Tensor
 from attnc.ir.show import show
 from attnc.ir.types import Type
-from attnc.ir.walk import children, with_children
+from attnc.ir.walk import children, walk, with_children
 
 
 def mark_reads(attention: Attention) -> tuple[Attention, tuple[Diagnostic, ...]]:
@@ -64,14 +64,22 @@ class _Marker:
 
     def mark(self, expr: Expr, known: isl.Set) -> Expr:
         """Mark the reads of an expression whose value matters in `known` only."""
+        if not _reads(expr):
+            return expr
         match expr:
             case Read(index=index) if index:
                 inner = tuple(self.mark(part, known) for part in index)
                 return self._read(replace(expr, index=inner), known)
             case And(operands=operands) | Or(operands=operands):
-                contexts = [self._others(operands, position, expr, known) for position in range(len(operands))]
-                new = tuple(self.mark(operand, context) for operand, context in zip(operands, contexts, strict=True))
-                return with_children(expr, new)
+                return with_children(
+                    expr,
+                    tuple(
+                        self.mark(operand, self._others(operands, position, expr, known))
+                        if _reads(operand)
+                        else operand
+                        for position, operand in enumerate(operands)
+                    ),
+                )
             case Where(condition=condition, then=then, otherwise=otherwise):
                 holding, failing = self._narrowed(condition, known, True), self._narrowed(condition, known, False)
                 return with_children(
@@ -129,6 +137,10 @@ class _Marker:
             return bool(known.intersect(opaque_facts(self.translator)).is_subset(good))
 
         return bool(attempt(self.translator.context, inside))
+
+
+def _reads(expr: Expr) -> bool:
+    return any(isinstance(node, Read) for node in walk(expr))
 
 
 def _warning(read: Read, table: Tensor, axis: int) -> Diagnostic:

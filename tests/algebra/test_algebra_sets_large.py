@@ -1,0 +1,28 @@
+"""Masks of hundreds of operands: generated patterns must not take minutes."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from attnc.compiler import plan_source
+from attnc.source import SourceFile
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        " and ".join(["causal"] * 3000),
+        " or ".join(f"j == {key}" for key in range(500)),
+        " and ".join(f"j // {size} == kind[j]" for size in range(1, 100)),
+        " or ".join(f"i - j == {gap}" for gap in range(1, 400, 3)),
+    ],
+    ids=["repeated", "columns", "reads", "diagonals"],
+)
+def test_many_operands_take_seconds(mask: str) -> None:
+    started = time.perf_counter()
+    text = f"attention large {{ input kind: int[M]; mask {mask} }}"
+    plan_source(SourceFile("<text>", text, Path("text.attn")))
+    assert time.perf_counter() - started < 10

@@ -229,7 +229,7 @@ def _pass_cost(one: Pass, tiles: Tiles) -> PassCost:
     if tiles.full is not None and tiles.partial is not None:
         computed = _number(Fraction(tiles.full + tiles.partial) * tiles.query * tiles.key)
     library = None if one.library is None else one.library.value
-    return PassCost(one.query_map.kind.value, one.form.value, library, computed)
+    return PassCost(str(one.layout), one.form.value, library, computed)
 
 
 def _traffic(attention: Attention, length: int, heads: int, head_size: int) -> int:

@@ -123,7 +123,7 @@ def _scoring_lines(plan: Plan) -> Iterator[str]:
 def _pass_lines(number: int, one: Pass) -> Iterator[str]:
     library = f", library call {one.library.value}" if one.library is not None else ""
     yield f"pass {number}: {one.form.value}{library}"
-    yield f"{INDENT}queries in order {one.query_map.kind.value}, keys in order {one.key_map.kind.value}"
+    yield f"{INDENT}layout {one.layout}"
     exact = "exactly the touched ones" if one.tiles.exact else "a superset of the touched ones"
     yield f"{INDENT}tiles of at most {one.tiles.query_tile} x {one.tiles.key_tile}, {exact}"
     for note in one.tiles.notes:

@@ -16,6 +16,7 @@ from typing import assert_never
 
 import islpy as isl
 
+from attnc.algebra.coordinates import KEYS, LOCAL_KEY, LOCAL_QUERY, PLAIN, Layout
 from attnc.algebra.index_sets import pair_space
 from attnc.algebra.piecewise import arithmetic, compared
 from attnc.algebra.ranges import UNBOUNDED, Range, combined, compared_ranges, extreme
@@ -60,19 +61,21 @@ FLOAT32_INTEGERS = 2**24
 
 @dataclass(slots=True)
 class Translator:
-    """Turns expressions of one attention into sets over `[i, j]`.
+    """Turns expressions of one attention into sets over `[i, j]`: numbers of queries and keys in the layout's order.
 
     The names of parameters are those of the language (`N`, `M`, `h`, `shift`, `i_lo`, ...) and `x0`, `x1`, ... for
     opaques.
 
     Attributes:
         align: under `END`, `N` is written `M - shift`, and under `START` the shift is 0.
+        layout: which positions the coordinates stand for.
         opaques: the expression of each opaque parameter, an int (or the 0 or 1 of a bool).
         reasons: why `must` and `may` differ somewhere, in the order of discovery: `data-dependent: doc`.
     """
 
     context: isl.Context
     align: AlignKind
+    layout: Layout = PLAIN
     opaques: dict[str, Expr] = field(default_factory=dict)
     reasons: dict[str, None] = field(default_factory=dict)
     _truths: dict[Expr, Truth] = field(default_factory=dict)
@@ -117,10 +120,14 @@ class Translator:
     def coordinate(self, name: IndexName) -> isl.PwAff:
         """Return the value of an index at every pair."""
         match name:
-            case IndexName.QUERY:
+            case IndexName.LOCAL_QUERY:
                 return isl.PwAff.read_from_str(self.context, "{ [i, j] -> [i] }")
-            case IndexName.KEY:
+            case IndexName.LOCAL_KEY:
                 return isl.PwAff.read_from_str(self.context, "{ [i, j] -> [j] }")
+            case IndexName.QUERY:
+                return self._exactly(self.layout.query.position(LOCAL_QUERY))
+            case IndexName.KEY:
+                return self._exactly(self.layout.key.position(LOCAL_KEY))
             case IndexName.ROW:
                 return self.coordinate(IndexName.QUERY).sub(self.coordinate(IndexName.SHIFT))
             case IndexName.SHIFT if self.align is AlignKind.START:
@@ -135,12 +142,21 @@ class Translator:
         return self.parameter(name.value)
 
     def key(self) -> isl.PwAff:
-        """Return `j` at every pair."""
-        return self.coordinate(IndexName.KEY)
+        """Return the number of the key at every pair: `j` in plain order."""
+        return self.coordinate(IndexName.LOCAL_KEY)
 
     def row(self) -> isl.PwAff:
-        """Return `i` at every pair."""
-        return self.coordinate(IndexName.QUERY)
+        """Return the number of the query at every pair: `i` in plain order."""
+        return self.coordinate(IndexName.LOCAL_QUERY)
+
+    def query_position(self, name: IndexName) -> isl.PwAff:
+        """Return the position of a query whose number is an index, such as the first of a tile."""
+        return self._exactly(self.layout.query.position(Index(name)))
+
+    def last_key(self) -> isl.PwAff:
+        """Return the number of the last real key, over parameters alone: `M - 1` in plain order."""
+        last = self._exactly(self.layout.key.count_below(KEYS)).sub(self.constant(1))
+        return last.project_domain_on_params()
 
     def diagonal(self) -> isl.Set:
         """Return the pairs with `i == j`."""
@@ -282,6 +298,12 @@ class Translator:
 
     # -- ints
 
+    def _exactly(self, expr: Expr) -> isl.PwAff:
+        """Translate an int of a coordinate map, all of which are affine."""
+        value = self._number(expr)
+        assert value is not None
+        return value
+
     def _opaque(self, expr: Expr) -> isl.PwAff:
         known = self.known_opaque(expr)
         if known is not None:
@@ -358,7 +380,7 @@ def is_uniform(expr: Expr) -> bool:
     """Tell whether an expression has one value for all pairs of a batch entry and head."""
     if any(isinstance(node, Score) for node in walk(expr)) or free_bounds(expr):
         return False
-    return indices(expr) <= {IndexName.BATCH, IndexName.HEAD, IndexName.SHIFT}
+    return indices(expr) <= {IndexName.BATCH, IndexName.HEAD, IndexName.SHIFT, IndexName.CLASS}
 
 
 def free_bounds(expr: Expr) -> frozenset[str]:

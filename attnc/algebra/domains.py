@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import islpy as isl
 
 from attnc.algebra.affine import Translator
+from attnc.algebra.coordinates import PLAIN, Layout
 from attnc.ir.nodes import Binary, BinaryOp, Expr, Index, IndexName, Size, SizeName
 from attnc.ir.program import AlignKind, Attention
 from attnc.ir.types import Type
@@ -33,14 +34,14 @@ class RowDomain:
 def row_domain(translator: Translator) -> RowDomain:
     """Return the pairs of a query tile `i_lo .. i_hi` for all sizes, `N > M` included."""
     t = translator
-    row, key = t.coordinate(IndexName.QUERY), t.coordinate(IndexName.KEY)
+    row, key = t.row(), t.coordinate(IndexName.KEY)
     low, high = t.parameter("i_lo"), t.parameter("i_hi")
+    first, last = (t.query_position(name) for name in (IndexName.QUERY_LOW, IndexName.QUERY_HIGH))
     shift = t.coordinate(IndexName.SHIFT)
-    last = t.size(SizeName.QUERIES).add(shift).sub(t.constant(1))
     parameters = size_constraints(t).intersect(low.le_set(high))
-    parameters = parameters.intersect(low.ge_set(shift)).intersect(high.le_set(last))
+    parameters = parameters.intersect(first.ge_set(shift)).intersect(last.lt_set(t.size(SizeName.QUERIES).add(shift)))
     rows = parameters.intersect(row.ge_set(low)).intersect(row.le_set(high))
-    keys = key.ge_set(t.constant(0)).intersect(key.lt_set(t.size(SizeName.KEYS)))
+    keys = t.key().ge_set(t.constant(0)).intersect(key.lt_set(t.size(SizeName.KEYS)))
     return RowDomain(rows.intersect(keys), rows, parameters.params())
 
 
@@ -76,6 +77,9 @@ def size_constraints(translator: Translator) -> isl.Set:
     for index, size in ((IndexName.HEAD, SizeName.HEADS), (IndexName.BATCH, SizeName.BATCH)):
         value = t.coordinate(index)
         known = known.intersect(value.ge_set(zero)).intersect(value.lt_set(t.size(size)))
+    if t.layout.classes > 1:
+        value = t.coordinate(IndexName.CLASS)
+        known = known.intersect(value.ge_set(zero)).intersect(value.lt_set(t.constant(t.layout.classes)))
     return known.intersect(opaque_facts(t))
 
 
@@ -94,7 +98,6 @@ def opaque_facts(translator: Translator) -> isl.Set:
     return known if head is None or count is None else known.intersect(head.lt_set(count))
 
 
-def new_translator(attention: Attention, context: isl.Context) -> Translator:
+def new_translator(attention: Attention, context: isl.Context, layout: Layout = PLAIN) -> Translator:
     """Return a translator for the expressions of one attention."""
-    kind: AlignKind = attention.align.kind
-    return Translator(context, kind)
+    return Translator(context, attention.align.kind, layout)

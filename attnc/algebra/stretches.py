@@ -12,6 +12,7 @@ from functools import partial, reduce
 
 import islpy as isl
 
+from attnc.algebra.affine import Translator
 from attnc.algebra.bounds import Bound, BoundsWriter
 from attnc.algebra.domains import RowDomain
 from attnc.algebra.index_sets import OutOfBudgetError, attempt, budget
@@ -62,6 +63,7 @@ class StretchFinder:
         must: pairs that the mask allows for certain, in the tile's domain.
         full: keys that all rows of the tile see; None where that is too hard to find.
         align: under `END`, full tiles are looked for where `N <= M`.
+        last_key: number of the last real key.
     """
 
     domain: RowDomain
@@ -69,16 +71,18 @@ class StretchFinder:
     must: isl.Set
     full: isl.Set | None
     align: AlignKind
+    last_key: isl.PwAff
 
     @classmethod
-    def of(cls, domain: RowDomain, writer: BoundsWriter, must: isl.Set, align: AlignKind) -> StretchFinder:
+    def of(cls, domain: RowDomain, writer: BoundsWriter, must: isl.Set, translator: Translator) -> StretchFinder:
         """Make a finder for a mask."""
 
         def full_keys() -> isl.Set:
             keys = as_map(domain.pairs).range()
             return keys.subtract(as_map(domain.pairs.subtract(must)).range()).coalesce()
 
-        return cls(domain, writer, must, attempt(must.get_ctx(), full_keys), align)
+        full = attempt(must.get_ctx(), full_keys)
+        return cls(domain, writer, must, full, translator.align, translator.last_key())
 
     @property
     def context(self) -> isl.Context:
@@ -98,8 +102,7 @@ class StretchFinder:
     def whole(self, pairs: isl.Set) -> Run:
         """Return the stretch of all keys: what is always right."""
         low = isl.PwAff.read_from_str(self.context, "{ [0] }")
-        high = isl.PwAff.read_from_str(self.context, "[M] -> { [M - 1] }")
-        bounds = [self.writer.bound(low), self.writer.bound(high)]
+        bounds = [self.writer.bound(low), self.writer.bound(self.last_key)]
         first, last = (bound for bound in bounds if bound is not None)
         return Run(pairs, first, last, self.domain.known, contiguous=False)
 
@@ -177,12 +180,13 @@ class StretchFinder:
 
     def _real(self, low: Bound, high: Bound) -> Bound:
         """Keep a last full key below `M`, whatever the rows."""
-        last = isl.PwAff.read_from_str(self.context, "[M] -> { [M - 1] }")
+        last = self.last_key
         past = high.value.gt_set(last).intersect(low.value.le_set(high.value)).intersect(self.domain.known)
         if past.is_empty():
             return high
-        written = self.writer.affine(last.as_aff())
-        return Bound(Call(Function.MIN, (high.expr, written), Type.INT), high.value.min(last).coalesce())
+        written = self.writer.bound(last)
+        assert written is not None
+        return Bound(Call(Function.MIN, (high.expr, written.expr), Type.INT), high.value.min(last).coalesce())
 
     def _judged(self, run: Run, full: isl.Set) -> Run:
         """Find out which full tiles a run misses."""

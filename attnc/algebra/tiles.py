@@ -13,6 +13,7 @@ import islpy as isl
 
 from attnc.algebra.affine import Translator
 from attnc.algebra.bounds import Bound, BoundsWriter, chosen
+from attnc.algebra.coordinates import KEYS, PLAIN, Layout
 from attnc.algebra.domains import RowDomain, new_translator, row_domain
 from attnc.algebra.index_sets import OutOfBudgetError, allowance, attempt, budget, empty, included, new_context
 from attnc.algebra.key_intervals import Coverage, KeyInterval, TileSets
@@ -32,7 +33,6 @@ from attnc.ir.nodes import (
     Function,
     Index,
     IndexName,
-    Size,
     SizeName,
     Where,
 )
@@ -79,26 +79,36 @@ class _Range:
         return self.coverage is Coverage.PARTIAL
 
 
-def derive_tiles(attention: Attention, *, query_tile: int = 128, key_tile: int = 128) -> TileSets:
+def derive_tiles(
+    attention: Attention, *, query_tile: int = 128, key_tile: int = 128, layout: Layout = PLAIN
+) -> TileSets:
     """Derive the interval list of an attention's mask.
 
     Args:
-        attention: with a mask free of parameters.
+        attention: with a mask free of parameters. The positions that the layout leaves out are taken to be masked.
+        layout: the order of queries and keys. Bounds are numbers in it; residuals are about positions, as the mask is.
         query_tile: most rows of a query tile for which residuals must hold.
         key_tile: most keys of a key tile for which residuals must hold.
     """
-    translator = new_translator(attention, new_context())
+    translator = new_translator(attention, new_context(), layout)
     try:
         with allowance(translator.context):
             return _Derivation.of(attention, translator, query_tile, key_tile).tiles()
     except OutOfBudgetError:
-        return everywhere(attention, query_tile, key_tile)
+        return everywhere(attention, query_tile, key_tile, layout)
 
 
-def everywhere(attention: Attention, query_tile: int, key_tile: int) -> TileSets:
+def everywhere(attention: Attention, query_tile: int, key_tile: int, layout: Layout = PLAIN) -> TileSets:
     """Return the interval list that tests the whole mask at every pair: what is always right."""
     interval = KeyInterval(
-        Coverage.PARTIAL, _ZERO, Size(SizeName.KEYS), False, True, attention.mask, ragged=True, label="stretch"
+        Coverage.PARTIAL,
+        _ZERO,
+        layout.key.count_below(KEYS),
+        False,
+        True,
+        attention.mask,
+        ragged=True,
+        label="stretch",
     )
     return TileSets((interval,), False, query_tile, key_tile, (OUT_OF_BUDGET,))
 
@@ -130,7 +140,7 @@ class _Derivation:
         return cls(attention.mask, translator, domain, writer, truth, query_tile, key_tile, notes)
 
     def tiles(self) -> TileSets:
-        stretches = StretchFinder.of(self.domain, self.writer, self.truth.must, self.translator.align)
+        stretches = StretchFinder.of(self.domain, self.writer, self.truth.must, self.translator)
         runs = RunFinder(stretches, self.truth.may).find()
         ranges = [piece for position, run in enumerate(runs) for piece in self._ranges(run, runs[position + 1 :])]
         intervals, exact, notes = self._intervals(ranges)
@@ -166,7 +176,8 @@ class _Derivation:
         return ranges[1:] if self._never_positive(full_start) else ranges
 
     def _all_keys(self) -> Bound:
-        return Bound(self.writer.symbol("M"), isl.PwAff.read_from_str(self.translator.context, "[M] -> { [M] }"))
+        count = _shifted(self.translator.last_key(), 1)
+        return self.writer.bound(count) or Bound(self.translator.layout.key.count_below(KEYS), count)
 
     def _never_positive(self, bound: Bound) -> bool:
         return included(self.domain.known, bound.value.le_set(_constant(self.translator, 0)))
@@ -264,7 +275,7 @@ class _Derivation:
         )
 
     def _reaches_past_last_key(self, residual: Expr, visited: isl.Set) -> bool:
-        past = self.translator.key().ge_set(self.translator.parameter("M"))
+        past = self.translator.coordinate(IndexName.KEY).ge_set(self.translator.size(SizeName.KEYS))
         truth = attempt(self.translator.context, lambda: self.translator.truth(residual))
         allowed = visited if truth is None else visited.intersect(truth.may)
         return not empty(allowed.intersect(self.domain.rows).intersect(past))

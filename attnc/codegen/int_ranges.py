@@ -105,9 +105,9 @@ def _index_range(name: IndexName) -> IntRange:
     match name:
         case IndexName.BATCH | IndexName.HEAD | IndexName.KEY | IndexName.ROW | IndexName.DIM:
             return _NATURAL
-        case IndexName.KEY_LOW | IndexName.KEY_HIGH:
+        case IndexName.KEY_LOW | IndexName.KEY_HIGH | IndexName.LOCAL_KEY | IndexName.CLASS:
             return _NATURAL
-        case IndexName.QUERY | IndexName.QUERY_LOW | IndexName.QUERY_HIGH | IndexName.SHIFT:
+        case IndexName.QUERY | IndexName.LOCAL_QUERY | IndexName.QUERY_LOW | IndexName.QUERY_HIGH | IndexName.SHIFT:
             return _POSITION
         case _:
             assert_never(name)

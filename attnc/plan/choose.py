@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from attnc.algebra.assertions import check_assertions
+from attnc.algebra.coordinates import Layout
 from attnc.algebra.facts import Facts
 from attnc.algebra.proofs import prove_facts
 from attnc.algebra.scoring import derive_scoring
@@ -10,7 +14,7 @@ from attnc.algebra.simplify import simplify_attention
 from attnc.algebra.table_proofs import mark_reads
 from attnc.algebra.tiles import derive_tiles
 from attnc.diagnostics import CompileError, Diagnostic, Label
-from attnc.ir.nodes import Score
+from attnc.ir.nodes import Expr, Score
 from attnc.ir.program import AlignKind, Attention, NormalizeKind
 from attnc.plan.kernel_plan import Form, Library, Pass, Plan, Scoring
 from attnc.source import Span
@@ -32,8 +36,23 @@ def plan_attention(attention: Attention) -> Plan:
     facts = prove_facts(simplified)
     library = library_call(simplified, scoring, facts)
     form = Form.SOFTMAX if library is None else Form.LIBRARY
-    only_pass = Pass(form, derive_tiles(simplified), library=library)
+    only_pass = Pass(form, simplified.mask, derive_tiles(simplified), library=library)
     return Plan(simplified, scoring, (only_pass,), facts, (*steps, *scored))
+
+
+def with_passes(plan: Plan, parts: Sequence[tuple[Expr, Layout]]) -> Plan:
+    """Return a plan that computes each part of the mask in a layout of its own.
+
+    Args:
+        plan: of the attention.
+        parts: disjoint masks that together are the attention's, each with the layout of its pass. The layout's
+            positions hold every pair of the mask.
+    """
+    passes = (
+        Pass(Form.SOFTMAX, mask, derive_tiles(replace(plan.attention, mask=mask), layout=layout), layout)
+        for mask, layout in parts
+    )
+    return replace(plan, passes=tuple(passes))
 
 
 def library_call(attention: Attention, scoring: Scoring, facts: Facts) -> Library | None:

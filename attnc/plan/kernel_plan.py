@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from attnc.algebra.coordinates import PLAIN, Layout
 from attnc.algebra.derivation import Step
 from attnc.algebra.facts import Facts
 from attnc.algebra.key_intervals import TileSets
@@ -30,22 +31,6 @@ class Library(Enum):
     CAUSAL = "causal"
 
 
-class MapKind(Enum):
-    """How positions are ordered in memory while a pass runs."""
-
-    IDENTITY = "identity"
-
-
-@dataclass(frozen=True, slots=True)
-class CoordinateMap:
-    """Order in which a pass walks queries or keys."""
-
-    kind: MapKind = MapKind.IDENTITY
-
-
-IDENTITY = CoordinateMap()
-
-
 @dataclass(frozen=True, slots=True)
 class Scoring:
     """How the dot product of a pair becomes its score.
@@ -67,13 +52,16 @@ class Pass:
     """One sweep over tiles of pairs.
 
     Attributes:
+        mask: the pairs that it answers for: those of all passes are disjoint, and together the attention's mask. No
+            pair of it lies outside the layout's positions.
+        tiles: in the layout's coordinates; residuals are about positions.
         library: set where `form` is LIBRARY; such a pass still has its tiles, for counting.
     """
 
     form: Form
+    mask: Expr
     tiles: TileSets
-    query_map: CoordinateMap = IDENTITY
-    key_map: CoordinateMap = IDENTITY
+    layout: Layout = PLAIN
     library: Library | None = None
 
 

@@ -104,14 +104,40 @@ def checked_mod(x, y):
 
 @triton.jit
 def floor_div_float(x, y):
-    """Divide floats, rounding toward minus infinity."""
-    return tl.floor(tl.math.div_rn(x, y))
+    """Divide floats as Python does, rounding toward minus infinity; by 0 as IEEE 754 does.
+
+    In float64 a quotient of two float32 that is no integer never rounds to one, unless float32 cannot tell anyway.
+    """
+    wide, divisor = tl.to_tensor(x).to(tl.float64), tl.to_tensor(y).to(tl.float64)
+    quotient = tl.floor(wide / divisor)
+    below = tl.where(wide * divisor < 0.0, -1.0, quotient)
+    quotient = tl.where(tl.abs(divisor) == float("inf"), below, quotient)
+    by_zero = tl.where(divisor == 0.0, quotient, float("nan"))
+    return tl.where(tl.abs(wide) == float("inf"), by_zero, quotient).to(tl.float32)
 
 
 @triton.jit
 def floor_mod_float(x, y):
-    """Remainder of `floor_div_float`."""
-    return x - tl.floor(tl.math.div_rn(x, y)) * y
+    """Remainder of `floor_div_float`, exact, with the sign of `y`; NaN for an infinite `x` and for `y = 0`.
+
+    Long division by 28 bits of the quotient at a time, as many times as two float32 can need: in float64 each digit is
+    off by at most one and each remainder is exact.
+    """
+    dividend, divisor = tl.broadcast(tl.to_tensor(x).to(tl.float64), tl.to_tensor(y).to(tl.float64))
+    wide, size = tl.abs(dividend), tl.abs(divisor)
+    inverse = 1.3817869688151111e-76 / tl.where(size > 0.0, size, 1.0)  # 2**-252
+    unit = tl.where(size < float("inf"), size, 1.0) * 7.237005577332262e75
+    rest = tl.where(wide < float("inf"), wide, 0.0)
+    for _ in tl.static_range(10):
+        rest = rest - tl.floor(rest * inverse) * unit
+        rest = tl.where(rest < 0.0, rest + unit, tl.where(rest >= unit, rest - unit, rest))
+        unit = unit * 3.725290298461914e-09  # 2**-28
+        inverse = inverse * 268435456.0
+    rest = tl.where(size < float("inf"), rest, wide)
+    rest = tl.where(dividend < 0.0, -rest, rest)
+    rest = tl.where(rest * divisor < 0.0, rest + divisor, rest)
+    rest = tl.where(wide < float("inf"), rest, float("nan"))
+    return tl.where(size > 0.0, rest, float("nan")).to(tl.float32)
 
 
 @triton.jit

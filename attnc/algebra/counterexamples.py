@@ -21,6 +21,21 @@ def least_counterexample(translator: Translator, failures: isl.Set, *, has_key: 
         failures: not empty; pairs, or rows alone.
         has_key: whether they are pairs.
     """
+    values = least_point(translator, failures, has_key=has_key)
+    return Counterexample(
+        queries=values["N"],
+        keys=values["M"],
+        head=values["h"],
+        query=values["i"],
+        key=values["j"] if has_key else None,
+        scalars=tuple((_name_of(expr), values[name]) for name, expr in translator.opaques.items()),
+    )
+
+
+def least_point(
+    translator: Translator, failures: isl.Set, *, has_key: bool, also: tuple[str, ...] = ()
+) -> dict[str, int]:
+    """Return the least point of a set that is not empty, by name: M, N, h, i, j, then opaques, then those of `also`."""
     points = failures
     for name in ("i", "j")[: 2 if has_key else 1]:
         count = points.dim(isl.dim_type.param)
@@ -31,16 +46,9 @@ def least_counterexample(translator: Translator, failures: isl.Set, *, has_key: 
         points = points.params().intersect_params(lengths.params())
     points = points.params()
     values: dict[str, int] = {}
-    for name in (*_ORDER, *translator.opaques):
+    for name in (*_ORDER, *translator.opaques, *also):
         points, values[name] = _fixed(points, name)
-    return Counterexample(
-        queries=values["N"],
-        keys=values["M"],
-        head=values["h"],
-        query=values["i"],
-        key=values["j"] if has_key else None,
-        scalars=tuple((_name_of(expr), values[name]) for name, expr in translator.opaques.items()),
-    )
+    return values
 
 
 def words(example: Counterexample) -> str:

@@ -9,10 +9,11 @@ from fractions import Fraction
 import islpy as isl
 
 from attnc.algebra.affine import Translator
+from attnc.algebra.coordinates import PLAIN, Layout
 from attnc.algebra.domains import new_translator, whole_domain
 from attnc.algebra.index_sets import OutOfBudgetError, budget, new_context
 from attnc.algebra.key_intervals import TileSets
-from attnc.algebra.walking import is_full, passes_test, row_tile, walk_tiles
+from attnc.algebra.walking import count_keys, is_full, passes_test, row_tiles, walk_tiles
 from attnc.ir.evaluate import Environment, Table, evaluate
 from attnc.ir.nodes import Expr, IndexName, SizeName
 from attnc.ir.program import AlignKind, Attention
@@ -145,6 +146,7 @@ def count_tiles(
     group: int = 1,
     head_size: int = 64,
     data: Mapping[str, Table] | None = None,
+    layout: Layout = PLAIN,
 ) -> TileCounts:
     """Count the tiles that an interval list visits.
 
@@ -159,6 +161,7 @@ def count_tiles(
         group: query heads per key head.
         head_size: D.
         data: values of the scalar inputs and tables that bounds read.
+        layout: of the interval list.
     """
     sizes = {
         SizeName.QUERIES: queries,
@@ -169,23 +172,21 @@ def count_tiles(
         SizeName.BATCH: 1,
     }
     counted = range(heads) if bounds_differ_by_head(tiles) else range(1)
-    full = partial = 0
+    full = partial = total = 0
     for head in counted:
         indices = {IndexName.HEAD: head, IndexName.BATCH: 0, IndexName.SHIFT: shift}
-        env = Environment(indices, sizes, data or {})
-        for first in range(0, queries, query_tile):
-            row_env = row_tile(env, first, query_tile)
-            for visit in walk_tiles(tiles, row_env, key_tile):
+        for env in row_tiles(Environment(indices, sizes, data or {}), layout, query_tile):
+            total += -(-count_keys(env, layout) // key_tile)
+            for visit in walk_tiles(tiles, env, key_tile):
                 if is_full(visit):
                     full += visit.end - visit.begin
                 elif visit.interval.tile_test is None:
                     partial += visit.end - visit.begin
                 else:
                     visited = range(visit.begin, visit.end)
-                    partial += sum(passes_test(visit.interval, row_env, tile, key_tile) for tile in visited)
-    total = Fraction(-(-queries // query_tile) * -(-keys // key_tile))
-    full_mean, partial_mean = Fraction(full, len(counted)), Fraction(partial, len(counted))
-    return TileCounts(query_tile, key_tile, full_mean, partial_mean, total - full_mean - partial_mean)
+                    partial += sum(passes_test(visit.interval, env, layout, tile, key_tile) for tile in visited)
+    means = [Fraction(count, len(counted)) for count in (full, partial, total - full - partial)]
+    return TileCounts(query_tile, key_tile, *means)
 
 
 def bounds_differ_by_head(tiles: TileSets) -> bool:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from attnc.algebra.coordinates import KEYS, Layout
 from attnc.algebra.key_intervals import Coverage, KeyInterval, TileSets
 from attnc.ir.evaluate import Environment, evaluate
-from attnc.ir.nodes import Expr, IndexName, SizeName
+from attnc.ir.nodes import Const, Expr, IndexName, SizeName
+from attnc.ir.types import Type
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,15 +21,33 @@ class Visit:
     end: int
 
 
-def row_tile(env: Environment, first_row: int, rows: int) -> Environment:
-    """Return the environment of the query tile of `rows` rows from `first_row`; `env` has sizes and the shift."""
+def row_tiles(env: Environment, layout: Layout, rows: int) -> Iterator[Environment]:
+    """Yield the environment of each query tile of at most `rows` rows; `env` has sizes and the shift."""
     shift = env.indices[IndexName.SHIFT]
-    last = min(first_row + rows, env.sizes[SizeName.QUERIES]) - 1
-    return _with_indices(env, {IndexName.QUERY_LOW: first_row + shift, IndexName.QUERY_HIGH: last + shift})
+    limits = [Const(shift + more, Type.INT) for more in (0, env.sizes[SizeName.QUERIES])]
+    for residue in range(layout.classes):
+        here = _with_indices(env, {IndexName.CLASS: residue})
+        start, stop = (_bound(layout.query.first_from(limit), here) for limit in limits)
+        for low in range(start, stop, rows):
+            high = min(low + rows, stop) - 1
+            yield _with_indices(here, {IndexName.QUERY_LOW: low, IndexName.QUERY_HIGH: high})
+
+
+def count_keys(env: Environment, layout: Layout) -> int:
+    """Return how many keys a layout has at the sizes and in the class of an environment."""
+    return _bound(layout.key.count_below(KEYS), env)
+
+
+def positions(env: Environment, layout: Layout) -> tuple[list[int], list[int]]:
+    """Return the rows of a query tile, as positions, and all keys of its class, in the layout's order."""
+    numbers = range(env.indices[IndexName.QUERY_LOW], env.indices[IndexName.QUERY_HIGH] + 1)
+    queries = [_bound(layout.query.position(Const(number, Type.INT)), env) for number in numbers]
+    keys = [_bound(layout.key.position(Const(number, Type.INT)), env) for number in range(count_keys(env, layout))]
+    return queries, keys
 
 
 def walk_tiles(tiles: TileSets, env: Environment, key_tile: int) -> Iterator[Visit]:
-    """Yield what one query tile visits, in order; `env` comes from `row_tile`."""
+    """Yield what one query tile visits, in order; `env` comes from `row_tiles`."""
     done = 0
     for interval in tiles.intervals:
         start, stop = _bound(interval.start, env), _bound(interval.stop, env)
@@ -37,11 +57,11 @@ def walk_tiles(tiles: TileSets, env: Environment, key_tile: int) -> Iterator[Vis
             yield Visit(interval, begin, done)
 
 
-def passes_test(interval: KeyInterval, env: Environment, tile: int, key_tile: int) -> bool:
-    """Tell whether a visited tile passes its interval's `tile_test`; `env` comes from `row_tile`."""
+def passes_test(interval: KeyInterval, env: Environment, layout: Layout, tile: int, key_tile: int) -> bool:
+    """Tell whether a visited tile passes its interval's `tile_test`; `env` comes from `row_tiles`."""
     if interval.tile_test is None:
         return True
-    last = min((tile + 1) * key_tile, env.sizes[SizeName.KEYS]) - 1
+    last = min((tile + 1) * key_tile, count_keys(env, layout)) - 1
     here = _with_indices(env, {IndexName.KEY_LOW: tile * key_tile, IndexName.KEY_HIGH: last})
     return bool(evaluate(interval.tile_test, here))
 

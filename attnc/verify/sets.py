@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
 
 from attnc.algebra.counting import count_pairs
 from attnc.algebra.key_intervals import Coverage
-from attnc.algebra.walking import passes_test, row_tile, walk_tiles
+from attnc.algebra.walking import passes_test, positions, row_tiles, walk_tiles
 from attnc.bench.cases import Data
 from attnc.ir.evaluate import Environment, evaluate
 from attnc.ir.nodes import Expr, IndexName
@@ -31,50 +32,53 @@ def check_tiles(plan: Plan, trial: Trial) -> None:
     data = trial.data(plan.attention)
     mask = _dense(plan.attention, plan.attention.mask, trial, data)
     lists = _tables(plan.attention, trial, data)
-    for one in plan.passes:
-        residuals = [_dense(plan.attention, interval.residual, trial, data) for interval in one.tiles.intervals]
-        for query_tile, key_tile in TILES:
-            if query_tile > one.tiles.query_tile or key_tile > one.tiles.key_tile:
-                continue
-            for batch in range(trial.shape.batch):
-                for head in range(trial.shape.heads):
-                    there = (batch, head)
-                    right = mask[there]
-                    found = _walked(plan, one, [r[there] for r in residuals], trial, lists, there, query_tile, key_tile)
-                    _compare(found, right, f"tiles of {query_tile} x {key_tile}, b = {batch}, h = {head}")
+    residuals = {
+        interval.residual: _dense(plan.attention, interval.residual, trial, data)
+        for one in plan.passes
+        for interval in one.tiles.intervals
+    }
+    for query_tile, key_tile in TILES:
+        if any(query_tile > one.tiles.query_tile or key_tile > one.tiles.key_tile for one in plan.passes):
+            continue
+        for there in itertools.product(range(trial.shape.batch), range(trial.shape.heads)):
+            found = torch.zeros(trial.shape.queries, trial.shape.keys, dtype=torch.int64)
+            for one in plan.passes:
+                found += _walked(plan, one, residuals, trial, lists, there, query_tile, key_tile)
+            where = f"tiles of {query_tile} x {key_tile}, b = {there[0]}, h = {there[1]}"
+            _compare(found, mask[there], where)
 
 
 def _walked(
     plan: Plan,
     one: Pass,
-    residuals: list[torch.Tensor],
+    residuals: dict[Expr, torch.Tensor],
     trial: Trial,
     lists: dict[str, Any],
     there: tuple[int, int],
     query_tile: int,
     key_tile: int,
 ) -> torch.Tensor:
-    """Return the pairs that a walk over the interval list takes part in."""
+    """Return the pairs that a walk over the interval list of a pass takes part in."""
     shape = trial.shape
     indices = {IndexName.BATCH: there[0], IndexName.HEAD: there[1]}
     shift = int(evaluate(plan.attention.align.shift, Environment(indices, shape.sizes(), lists)))
     env = Environment({**indices, IndexName.SHIFT: shift}, shape.sizes(), lists)
     found = torch.zeros(shape.queries, shape.keys, dtype=torch.bool)
-    numbers = {id(interval): number for number, interval in enumerate(one.tiles.intervals)}
-    for first in range(0, shape.queries, query_tile):
-        here = row_tile(env, first, query_tile)
-        rows = slice(first, min(first + query_tile, shape.queries))
+    for here in row_tiles(env, one.layout, query_tile):
+        queries, numbered = positions(here, one.layout)
+        rows, keys = torch.tensor(queries) - shift, torch.tensor(numbered, dtype=torch.int64)
         for visit in walk_tiles(one.tiles, here, key_tile):
             full = visit.interval.coverage is Coverage.FULL
-            if visit.begin < 0 or visit.end > -(-shape.keys // key_tile):
-                raise Mismatch(f"key tiles {visit.begin} .. {visit.end - 1} lie outside the keys, rows from {first}")
-            if full and visit.end * key_tile > shape.keys:
-                raise Mismatch(f"a full tile reaches past the last key, rows from {first}")
+            where = f"{one.layout}, rows {rows[0]} .. {rows[-1]}"
+            if visit.begin < 0 or visit.end > -(-len(keys) // key_tile):
+                raise Mismatch(f"key tiles {visit.begin} .. {visit.end - 1} lie outside the keys, {where}")
+            if full and visit.end * key_tile > len(keys):
+                raise Mismatch(f"a full tile reaches past the last key, {where}")
+            residual = residuals[visit.interval.residual][there]
             for tile in range(visit.begin, visit.end):
-                if not passes_test(visit.interval, here, tile, key_tile):
-                    continue
-                keys = slice(tile * key_tile, min((tile + 1) * key_tile, shape.keys))
-                found[rows, keys] = True if full else residuals[numbers[id(visit.interval)]][rows, keys]
+                if passes_test(visit.interval, here, one.layout, tile, key_tile):
+                    pairs = (rows[:, None], keys[tile * key_tile : (tile + 1) * key_tile])
+                    found[pairs] = residual[pairs]
     return found
 
 
@@ -82,7 +86,7 @@ def _compare(found: torch.Tensor, right: torch.Tensor, where: str) -> None:
     wrong = (found != right).nonzero()
     if len(wrong):
         row, key = wrong[0].tolist()
-        said = "allowed" if found[row, key] else "left out"
+        said = ("left out", "allowed", "allowed by several passes")[min(int(found[row, key]), 2)]
         raise Mismatch(f"r = {row}, j = {key} is {said}, {where}")
 
 

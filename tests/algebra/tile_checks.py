@@ -2,10 +2,12 @@
 
 from itertools import product
 
+from attnc.algebra.coordinates import PLAIN
 from attnc.algebra.key_intervals import Coverage
-from attnc.algebra.walking import passes_test, row_tile, walk_tiles
+from attnc.algebra.walking import passes_test, positions, row_tiles, walk_tiles
 from attnc.ir.evaluate import Environment, evaluate
-from attnc.ir.nodes import IndexName, SizeName
+from attnc.ir.nodes import Const, IndexName, SizeName
+from attnc.ir.types import Type
 
 
 def environment(attention, queries, keys, *, heads=2, head=0, batch=0, group=1, tables=None):
@@ -34,43 +36,52 @@ def dense(attention, env):
     return {(row, key): holds(attention.mask, env, row, key) for row, key in product(rows, keys)}
 
 
-def check_tiles(tiles, attention, env, query_tile, key_tile, allowed=None):
+def check_tiles(tiles, attention, env, query_tile, key_tile, allowed=None, layout=PLAIN):
     """Check every claim of `KeyInterval` and `TileSets` at one size and tile shape."""
     allowed = dense(attention, env) if allowed is None else allowed
-    queries, keys = env.sizes[SizeName.QUERIES], env.sizes[SizeName.KEYS]
-    for first in range(0, queries, query_tile):
-        rows = range(first, min(first + query_tile, queries))
-        tile_env = row_tile(env, first, query_tile)
+    shift, seen = env.indices[IndexName.SHIFT], []
+    for tile_env in row_tiles(env, layout, query_tile):
+        queries, keys = positions(tile_env, layout)
+        rows = [query - shift for query in queries]
+        seen += rows
         covered = set()
         for visit in walk_tiles(tiles, tile_env, key_tile):
             for tile in range(visit.begin, visit.end):
-                where = f"rows {rows}, tile {tile} of {key_tile}, {visit.interval.label}, N={queries} M={keys}"
+                where = f"{layout}: rows {rows}, tile {tile} of {key_tile}, {visit.interval.label}, sizes {env.sizes}"
                 assert tile not in covered, where
                 covered.add(tile)
-                _check_tile(tiles, visit.interval, allowed, env, tile_env, rows, tile, key_tile, where)
-        needed = {key // key_tile for row in rows for key in range(keys) if allowed[row, key]}
-        assert needed <= covered, f"rows {rows}: tiles {needed - covered} of {key_tile} missed, N={queries} M={keys}"
+                _check_tile(tiles, visit.interval, allowed, (env, tile_env), rows, keys, tile, key_tile, layout, where)
+        needed = {number // key_tile for row in rows for number, key in enumerate(keys) if allowed[row, key]}
+        assert needed <= covered, f"{layout}, rows {rows}: tiles {needed - covered} of {key_tile} missed, {env.sizes}"
+        unreached = set(range(env.sizes[SizeName.KEYS])) - set(keys)
+        assert not any(allowed[row, key] for row in rows for key in unreached), f"{layout} leaves out allowed pairs"
+    unreached = set(range(env.sizes[SizeName.QUERIES])) - set(seen)
+    assert len(seen) == len(set(seen))
+    assert not any(allowed[row, key] for row in unreached for key in range(env.sizes[SizeName.KEYS]))
 
 
-def _check_tile(tiles, interval, allowed, env, tile_env, rows, tile, key_tile, where):
-    keys = env.sizes[SizeName.KEYS]
+def _check_tile(tiles, interval, allowed, envs, rows, keys, tile, key_tile, layout, where):
+    env, tile_env = envs
     first, last = tile * key_tile, (tile + 1) * key_tile
-    assert last <= -(-keys // key_tile) * key_tile, where
-    real = [(row, key) for row in rows for key in range(first, min(last, keys))]
+    assert first >= 0, where
+    assert last <= -(-len(keys) // key_tile) * key_tile, where
+    real = [(row, key) for row in rows for key in keys[first:last]]
     touched = any(allowed[pair] for pair in real)
     if interval.coverage is Coverage.FULL:
-        assert last <= keys, where
+        assert last <= len(keys), where
         assert all(allowed[pair] for pair in real), where
         return
-    tested = passes_test(interval, tile_env, tile, key_tile)
+    tested = passes_test(interval, tile_env, layout, tile, key_tile)
     assert tested or not touched, where
     assert touched or not tested or not tiles.exact, where
-    if len(rows) >= 16 and key_tile >= 16 and tiles.exact and last <= keys:
+    if len(rows) >= 16 and key_tile >= 16 and tiles.exact and last <= len(keys):
         assert not all(allowed[pair] for pair in real), where
     for row, key in real:
         assert holds(interval.residual, env, row, key) == allowed[row, key], f"{where}: row {row}, key {key}"
     if not interval.ragged:
-        for row, key in product(rows, range(max(first, keys), last)):
+        numbers = range(max(first, len(keys)), last)
+        past = [evaluate(layout.key.position(Const(number, Type.INT)), tile_env) for number in numbers]
+        for row, key in product(rows, past):
             assert not holds(interval.residual, env, row, key), f"{where}: row {row}, key {key} past the end"
 
 

@@ -52,7 +52,7 @@ def test_tiles_in_a_layout_are_what_the_mask_says(name, align):
     [
         ("causal residue", Coverage.FULL, "0", "i_lo + 1", "true"),
         ("causal residue", Coverage.PARTIAL, "i_lo + 1", "i_hi + 1", "j <= i"),
-        ("symmetric residue", Coverage.PARTIAL, "max(0, i_lo - 9)", "max(0, i_hi - 9)", "abs(i - j) < 80"),
+        ("symmetric residue", Coverage.PARTIAL, "max(0, i_lo - 19)", "max(0, i_hi - 19)", "abs(i - j) < 80"),
         ("residue beyond a window", Coverage.FULL, "0", "i_lo", "true"),
         ("summaries", Coverage.FULL, "0", "i_lo // 16 * 3", "true"),
     ],

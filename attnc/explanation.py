@@ -16,7 +16,7 @@ from attnc.ir.evaluate import Environment, evaluate
 from attnc.ir.nodes import IndexName, SizeName
 from attnc.ir.program import Attention
 from attnc.ir.types import Type
-from attnc.ir.walk import tables
+from attnc.ir.walk import depends_on, tables
 from attnc.plan.kernel_plan import Pass, Plan
 
 MOST_EVALUATED = 1 << 32
@@ -69,7 +69,12 @@ class PassCost:
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """Tiles of one head, the mean over heads where they differ; None where data decides."""
+    """Tiles of one head, the mean over heads where they differ; None where data decides.
+
+    Attributes:
+        full: all real pairs are allowed; those that reach past the last key, which a kernel tests, included.
+        partial: visited, and not full.
+    """
 
     query: int
     key: int
@@ -208,7 +213,21 @@ def _tiles(attention: Attention, tiles: TileSets, length: int, heads: int, head_
     indices = {IndexName.BATCH: 0, IndexName.HEAD: 0}
     shift = int(evaluate(attention.align.shift, Environment(indices, _sizes(length, heads, head_size))))
     counts = count_tiles(tiles, length, length, shift, query_tile, key_tile, heads, head_size=head_size)
-    return Tiles(query_tile, key_tile, _number(counts.full), _number(counts.partial), _number(counts.empty)), note
+    ends = _whole_ends(attention, tiles, length, heads, head_size)
+    full, partial = counts.full + ends, counts.partial - ends
+    return Tiles(query_tile, key_tile, _number(full), _number(partial), _number(counts.empty)), note
+
+
+def _whole_ends(attention: Attention, tiles: TileSets, length: int, heads: int, head_size: int) -> Fraction:
+    """Return how many ragged tiles at the end of the keys allow all their real pairs, the mean over heads."""
+    if length % tiles.key_tile == 0 or tables(attention.mask):
+        return Fraction(0)
+    from attnc.tile_map import count_whole_ends
+
+    chosen = range(heads) if depends_on(attention.mask, IndexName.HEAD) else range(1)
+    shape, sizes = (tiles.query_tile, tiles.key_tile), _sizes(length, heads, head_size)
+    found = [count_whole_ends(attention, sizes, query_tile=shape[0], key_tile=shape[1], head=head) for head in chosen]
+    return Fraction(sum(found), len(found))
 
 
 def _tiles_by_tensors(attention: Attention, tiles: TileSets, length: int, heads: int, head_size: int) -> Tiles:

@@ -9,7 +9,7 @@ from enum import IntEnum
 import torch
 
 from attnc.algebra.key_intervals import Coverage, KeyInterval, TileSets
-from attnc.blockwise import Inputs, mask_blocks
+from attnc.blockwise import BLOCK_PAIRS, Inputs, mask_blocks, reads_data
 from attnc.ir.nodes import Expr, IndexName, SizeName
 from attnc.ir.program import Attention
 from attnc.reference import TensorEnvironment, evaluate_tensor, pair_environment
@@ -48,7 +48,8 @@ def planned_grid(
 ) -> Iterator[torch.Tensor]:
     """Classify the tiles that a program visits, from its interval list.
 
-    Yields uint8 blocks of query tiles, each by all key tiles.
+    Yields uint8 blocks of query tiles, each by all key tiles. A tile at the end is full where all its real pairs are
+    allowed, although a kernel has to test it.
 
     Bounds hold for tiles of any size, so a coarser grid than the kernel's is as exact.
 
@@ -64,6 +65,8 @@ def planned_grid(
     """
     key_low = torch.arange(0, sizes[SizeName.KEYS], key_tile)
     place = (batch, head)
+    known = bool(inputs) or not reads_data(attention)
+    whole = _whole_ends(attention, sizes, inputs, query_tile, key_tile, place) if known else None
     for env in _row_tiles(attention, sizes, inputs, query_tile, place, max(1, GRID_CELLS // len(key_low))):
         key_high = (key_low + key_tile).clamp(max=sizes[SizeName.KEYS]) - 1
         keys = {IndexName.KEY_LOW: key_low, IndexName.KEY_HIGH: key_high}
@@ -75,6 +78,9 @@ def planned_grid(
             if interval.tile_test is not None:
                 visited &= evaluate_tensor(interval.tile_test, here)
             kinds[visited] = TileKind.FULL if interval.coverage is Coverage.FULL else TileKind.PARTIAL
+        if whole is not None:
+            rows = env.indices[IndexName.QUERY_LOW].flatten() - env.indices[IndexName.SHIFT].flatten()
+            kinds[:, -1].masked_fill_(whole[rows // query_tile], TileKind.FULL)
         yield kinds
 
 
@@ -100,7 +106,54 @@ def count_planned(
             full += count if interval.coverage is Coverage.FULL else 0
             partial += count if interval.coverage is not Coverage.FULL else 0
     total = -(-sizes[SizeName.QUERIES] // query_tile) * -(-sizes[SizeName.KEYS] // key_tile)
-    return TileCounts(full, partial, total - full - partial)
+    ends = count_whole_ends(attention, sizes, query_tile=query_tile, key_tile=key_tile, head=head)
+    return TileCounts(full + ends, partial - ends, total - full - partial)
+
+
+def count_whole_ends(
+    attention: Attention, sizes: Mapping[SizeName, int], *, query_tile: int, key_tile: int, head: int = 0
+) -> int:
+    """Count the tiles at the end of the keys that are ragged, and allow all their real pairs.
+
+    A kernel tests them, so that interval lists call them partial; they are full to whoever counts tiles. Where the mask
+    reads data, none is counted.
+    """
+    if reads_data(attention):
+        return 0
+    found = _whole_ends(attention, sizes, None, query_tile, key_tile, (0, head))
+    return 0 if found is None else int(found.sum())
+
+
+def _whole_ends(
+    attention: Attention,
+    sizes: Mapping[SizeName, int],
+    inputs: Inputs | None,
+    query_tile: int,
+    key_tile: int,
+    place: tuple[int, int],
+) -> torch.Tensor | None:
+    """Tell of each query tile whether all its real pairs in a ragged last key tile are allowed; None without one."""
+    length, queries = sizes[SizeName.KEYS], sizes[SizeName.QUERIES]
+    if length % key_tile == 0:
+        return None
+    numbers = torch.arange(-(-queries // query_tile))
+    keys = torch.arange(length - length % key_tile, length)
+    corners = torch.tensor([0, query_tile - 1]), keys[[0, -1]]
+    for offsets, columns in (corners, (torch.arange(query_tile), keys)):  # few tiles that are not full pass the first
+        copies = sizes[SizeName.BATCH] * sizes[SizeName.HEADS]
+        at_once = max(1, BLOCK_PAIRS // (len(offsets) * len(columns) * copies))
+        kept = []
+        for some in numbers.split(at_once):
+            rows = (some.unsqueeze(1) * query_tile + offsets).clamp(max=queries - 1).flatten()
+            env = pair_environment(attention, sizes, inputs, rows=rows, keys=columns)
+            allowed = evaluate_tensor(attention.mask, env)
+            allowed = allowed.expand(torch.broadcast_shapes(allowed.shape, (1, 1, len(rows), len(columns))))
+            chosen = allowed[min(place[0], allowed.shape[0] - 1), min(place[1], allowed.shape[1] - 1)]
+            kept.append(some[chosen.all(1).view(-1, len(offsets)).all(1)])
+        numbers = torch.cat(kept)
+    found = torch.zeros(-(-queries // query_tile), dtype=torch.bool)
+    found[numbers] = True
+    return found
 
 
 def _row_tiles(
@@ -155,9 +208,13 @@ def evaluated_grid(
     for block in mask_blocks(attention, sizes, inputs, rows_at_once=query_tile):
         batches, heads = block.allowed.shape[:2]
         allowed = block.allowed[min(batch, batches - 1), min(head, heads - 1)]
-        padded = torch.nn.functional.pad(allowed, (0, padding)).view(len(allowed), -1, key_tile)
-        touched, full = padded.any(2).any(0), padded.all(2).all(0)
+        touched = _by_tile(allowed, padding, key_tile, value=False).any(2).any(0)
+        full = _by_tile(allowed, padding, key_tile, value=True).all(2).all(0)
         yield (touched.to(torch.uint8) + full.to(torch.uint8)).unsqueeze(0)
+
+
+def _by_tile(allowed: torch.Tensor, padding: int, key_tile: int, *, value: bool) -> torch.Tensor:
+    return torch.nn.functional.pad(allowed, (0, padding), value=value).view(len(allowed), -1, key_tile)
 
 
 def count_kinds(blocks: Iterator[torch.Tensor]) -> TileCounts:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import attnc
@@ -69,6 +70,33 @@ def test_tile_counts_add_up_and_agree_with_brute_force(tmp_path):
     assert tiles["full"] == full
     assert tiles["full"] + tiles["partial"] == touched
     assert one["passes"][0]["pairs_computed"] == touched * 128 * 128
+
+
+RAGGED = (
+    "mask j <= i + 5000",
+    "mask causal",
+    "mask j < 5 or j >= M - 30",
+    "mask j >= M - 7 or i - j < 100 and causal",
+    "mask i < 256 or j < 990",
+    "mask j % (h + 1) == 0 or j >= M - 50",
+)
+
+
+@pytest.mark.parametrize("statement", RAGGED)
+@pytest.mark.parametrize("length", [1, 129, 200, 1000])
+def test_a_ragged_last_tile_is_full_where_all_its_real_pairs_are_allowed(statement, length, tmp_path):
+    path = tmp_path / "w.attn"
+    path.write_text(f"attention w {{ {statement} }}")
+    (one,) = explain(path, "-n", length, "--heads", 2)
+    mask = attnc.load(path).w_mask(length, length, H=2)
+    counts = torch.zeros(2)
+    tiles = one["tiles"]
+    for rows in mask.split(tiles["query"], 2):
+        for pairs in rows.split(tiles["key"], 3):
+            counts += torch.stack([pairs.flatten(2).all(-1), pairs.flatten(2).any(-1)]).sum((1, 2))
+    full, touched = (counts / 2).tolist()
+    assert tiles["full"] == full
+    assert tiles["full"] + tiles["partial"] == touched
 
 
 def test_data_dependent_patterns_have_no_count():

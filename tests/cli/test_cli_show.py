@@ -43,6 +43,7 @@ def test_tiles_of_affine_masks_are_those_of_every_pair(length):
     sizes = _shape(length).sizes()
     right = torch.cat(list(evaluated_grid(plan.attention, sizes, query_tile=128, key_tile=128)))
     assert torch.equal(panel.kinds, right)
+    assert panel.kinds[-1, -1] == (TileKind.FULL if length == 1 else TileKind.PARTIAL)
     assert panel.pairs is not None
     i, j = torch.arange(length).view(-1, 1), torch.arange(length)
     assert torch.equal(panel.pairs, (j <= i) & ((i - j < 200) | (j < 3)))

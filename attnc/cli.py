@@ -67,7 +67,15 @@ HeadSize = Annotated[int, typer.Option("--head-size", min=1, max=256, help="Head
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
+    _open_closed_streams()
     app(prog_name="attnc")
+
+
+def _open_closed_streams() -> None:
+    """Give Python's absent streams (`attnc check a.attn >&-`) somewhere to go."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
 
 
 def _show_version(wanted: bool) -> None:
@@ -233,6 +241,47 @@ def show(
     from attnc import commands
 
     commands.show(file, parse_parameters(define), length, heads, head, out)
+
+
+class Relation(StrEnum):
+    """What `compare --expect` can ask for."""
+
+    EQUAL = "equal"
+    INSIDE = "inside"
+    CONTAINS = "contains"
+    DISJOINT = "disjoint"
+
+
+@app.command(
+    epilog=examples(
+        "attnc compare streaming.attn causal.attn --expect inside",
+        "attnc compare patterns.attn:old patterns.attn:new",
+        "attnc compare window.attn window.attn --left width=256 --right width=512",
+    )
+)
+@guarded
+def compare(
+    left: Annotated[str, typer.Argument(metavar="A", help="A pattern, `FILE` or `FILE:ATTENTION`.")],
+    right: Annotated[str, typer.Argument(metavar="B", help="The pattern to compare it with.")],
+    define: Definitions = [],  # noqa: B006
+    left_define: Annotated[
+        list[str], typer.Option("--left", metavar="NAME=VALUE", help="Value of a parameter of A alone.")
+    ] = [],  # noqa: B006
+    right_define: Annotated[
+        list[str], typer.Option("--right", metavar="NAME=VALUE", help="Value of a parameter of B alone.")
+    ] = [],  # noqa: B006
+    expect: Annotated[
+        Relation | None, typer.Option("--expect", help="Exit with 1 unless A is proven to be this to B.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+) -> None:
+    """Compare two masks, for every length: equal, one inside the other, disjoint, or overlapping, with examples."""
+    from attnc import commands
+
+    parameters = [parse_parameters(one) for one in (define, left_define, right_define)]
+    expected = None if expect is None else expect.value
+    if not commands.compare((left, right), parameters, expected, json=json):
+        raise typer.Exit(USER_MISTAKE)
 
 
 @app.command(epilog=examples("attnc verify streaming.attn", "attnc verify examples/*.attn"))

@@ -14,6 +14,7 @@ from attnc import terminal
 from attnc.compiler import (
     Compiled,
     check_source,
+    compare_sources,
     default_output,
     plan_source,
     render,
@@ -97,6 +98,37 @@ def explain(file: Path, parameters: Parameters, length: int, heads: int, head_si
             console.print()
         for part in lay_out(explanation):
             console.print(part, markup=False)
+
+
+def compare(sides: Sequence[str], parameters: Sequence[Parameters], expected: str | None, *, json: bool) -> bool:
+    """Compare the masks of two files; tell whether every pair of attentions is related as expected.
+
+    `parameters` are those for both sides, for the left one and for the right one.
+    """
+    from attnc.comparison import split_choice
+
+    chosen = [split_choice(text) for text in sides]
+    sources = {}
+    for file, _ in chosen:
+        if file not in sources:  # standard input can be read once
+            with _located(Path(file)):
+                sources[file] = read_pattern(file)
+    (left, left_name), (right, right_name) = chosen
+    compared, warnings = compare_sources(
+        (sources[left], left_name),
+        (sources[right], right_name),
+        parameters[0],
+        left_params=parameters[1],
+        right_params=parameters[2],
+    )
+    terminal.report(warnings)
+    if json:
+        _print_json([one.as_json() for one in compared])
+    else:
+        print("\n\n".join("\n".join(one.lines()) for one in compared))
+    failures = [one.failure(expected) for one in compared if expected is not None and not one.meets(expected)]
+    terminal.report(failures)
+    return not failures
 
 
 def show(file: Path, parameters: Parameters, length: int, heads: int, head: int, out: Path | None) -> None:

@@ -9,6 +9,7 @@ Every stage is a plain function; this page is the only place that knows their or
 from __future__ import annotations
 
 import hashlib
+import threading
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -27,10 +28,14 @@ from attnc.source import SourceFile
 from attnc.syntax.parse import parse_source
 
 if TYPE_CHECKING:
+    from attnc.comparison import Compared
     from attnc.plan.kernel_plan import Plan
 
 Parameters = Mapping[str, Any]
 """Values of parameters by name."""
+
+_RENDERING = threading.Lock()
+"""Held while code is written: Python 3.11 cannot make syntax trees in two threads at once."""
 
 
 class PatternWarning(UserWarning):
@@ -132,7 +137,8 @@ def render(compiled: Compiled, *, standalone: bool = False) -> str:
     """Return the text of the module."""
     from attnc.codegen.render import render_module
 
-    return render_module(compiled.plans, source=compiled.source, standalone=standalone)
+    with _RENDERING:
+        return render_module(compiled.plans, source=compiled.source, standalone=standalone)
 
 
 def check(file: str | Path, params: Parameters | None = None) -> tuple[Diagnostic, ...]:
@@ -189,6 +195,8 @@ def loads(text: str, /, **params: Any) -> ModuleType:
     Raises:
         CompileError: the pattern has mistakes.
     """
+    if not isinstance(text, str):
+        raise TypeError(f"the pattern is a {type(text).__name__}, expected a str")
     return _import(SourceFile("<string>", text, Path.cwd() / "<string>"), params)
 
 
@@ -217,6 +225,76 @@ def explain(
     compiled = plan_source(read_pattern(file), params)
     _warn(compiled.warnings)
     return [explain_plan(plan, length=length, heads=heads, head_size=head_size).as_json() for plan in compiled.plans]
+
+
+def compare_sources(
+    left: tuple[SourceFile, str | None],
+    right: tuple[SourceFile, str | None],
+    params: Parameters | None = None,
+    *,
+    left_params: Parameters | None = None,
+    right_params: Parameters | None = None,
+) -> tuple[tuple[Compared, ...], tuple[Diagnostic, ...]]:
+    """Decide how the masks of two files' attentions relate, and return the warnings besides.
+
+    Args:
+        left: a file, and the attention in it where the file has several.
+        right: another, or the same.
+        params: values of parameters, for each side that declares the name.
+        left_params: values for the left side alone; they go before those of `params`.
+        right_params: the same for the right side.
+
+    Raises:
+        CompileError: a pattern has mistakes, or it is not clear which attentions are meant.
+    """
+    from attnc.algebra.comparison import compare_masks
+    from attnc.comparison import Choice, Compared, distributed, match
+
+    sides = [Choice(source, parse_source(source), name) for source, name in (left, right)]
+    results: list[Compared] = []
+    found: list[Diagnostic] = []
+    for names in match(*sides):
+        values = distributed(sides, names, params or {}, (left_params or {}, right_params or {}))
+        chosen = []
+        for side, name, given in zip(sides, names, values, strict=True):
+            checked = _prove(check_program(side.file, params=given, attention=name))
+            found.extend(checked.warnings)
+            chosen.append(checked.program.attentions[0])
+        files = (sides[0].source.name, sides[1].source.name)
+        results.append(Compared(chosen[0], chosen[1], files, compare_masks(*chosen)))
+    return tuple(results), tuple(dict.fromkeys(found))
+
+
+def compare(
+    left: str | Path,
+    right: str | Path,
+    params: Parameters | None = None,
+    *,
+    left_params: Parameters | None = None,
+    right_params: Parameters | None = None,
+) -> list[dict[str, Any]]:
+    """Return what `attnc compare --json` prints: one dictionary for each pair of attentions.
+
+    Args:
+        left: a pattern file, or `FILE:ATTENTION`.
+        right: another.
+        params: values of parameters, for each side that declares the name.
+        left_params: values for the left side alone.
+        right_params: values for the right side alone.
+
+    Raises:
+        CompileError: a pattern has mistakes, or it is not clear which attentions are meant.
+    """
+    from attnc.comparison import split_choice
+
+    (first, first_name), (second, second_name) = split_choice(str(left)), split_choice(str(right))
+    source = read_pattern(first)
+    other = source if first == second else read_pattern(second)  # standard input can be read once
+    compared, found = compare_sources(
+        (source, first_name), (other, second_name), params, left_params=left_params, right_params=right_params
+    )
+    _warn(found)
+    return [one.as_json() for one in compared]
 
 
 def import_compiled(compiled: Compiled) -> ModuleType:

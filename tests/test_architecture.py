@@ -23,13 +23,15 @@ ALLOWED = {
     "plan": {*BASE, "ir", "algebra"},
     "codegen": {*BASE, "ir", "algebra", "plan", "resources"},
     "runtime": set(),
-    "compiler": {*BASE, *STAGES, "files", "resources", "explanation"},
+    "compiler": {*BASE, *STAGES, "files", "resources", "comparison", "explanation"},
     # beside it
+    "flex": {*BASE, "ir"},
     "reference": {*BASE, "ir"},
     "blockwise": {"ir", "reference"},
     "tile_map": {"ir", "reference", "algebra", "blockwise"},
     "explanation": {"ir", "algebra", "plan", "blockwise", "tile_map"},
     "explanation_text": {"ir", "algebra", "plan", "explanation"},
+    "comparison": {*BASE, "syntax", "ir", "sema", "algebra"},
     "stage_text": {*BASE, "syntax", "ir", "plan", "codegen", "compiler"},
     "machine_code": {"diagnostics", "runtime", "compiler"},
     "pictures": {"diagnostics"},
@@ -41,12 +43,12 @@ ALLOWED = {
     "verify": {*BASE, "ir", "algebra", "plan", "reference", "compiler", "bench"},
     # the commands
     "commands": {
-        *BASE, "compiler", "bench", "explanation", "explanation_text", "files", "machine_code", "parameters",
-        "pictures", "show", "stage_text", "terminal", "verify",
+        *BASE, "compiler", "bench", "comparison", "explanation", "explanation_text", "files", "machine_code",
+        "parameters", "pictures", "show", "stage_text", "terminal", "verify",
     },
     "cli": {"diagnostics", "commands", "files", "parameters", "terminal"},
     "__main__": {"cli"},
-    "__init__": {"compiler", "diagnostics"},
+    "__init__": {"compiler", "diagnostics", "flex"},
 }  # fmt: skip
 """What each stage may import of the package, besides itself and the version."""
 
@@ -59,7 +61,7 @@ OWNERS = {
     "matplotlib": {"show", "pictures", "bench"},
     "platformdirs": {"runtime"},
     "rich": {"terminal", "explanation_text", "machine_code", "bench", "verify"},
-    "torch": {"runtime", "reference", "blockwise", "tile_map", "machine_code", "bench", "show", "verify"},
+    "torch": {"runtime", "reference", "flex", "blockwise", "tile_map", "machine_code", "bench", "show", "verify"},
     "triton": {"runtime"},
 }
 """Third-party libraries: no other stage imports them."""

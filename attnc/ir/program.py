@@ -134,6 +134,11 @@ class Attention:
     span: Span | None = field(default=None, compare=False, kw_only=True)
     statements: tuple[Span, ...] = field(default=(), compare=False, kw_only=True)
 
+    @property
+    def uncompiled(self) -> tuple[Deferred, ...]:
+        """What no stage carries out yet. `decompose none` asks for one pass in plain order, which a plan is at first."""
+        return tuple(one for one in self.deferred if (one.statement, one.form) != ("decompose", "none"))
+
     def tensor(self, name: str) -> Tensor:
         """Return the tensor of that name. Raises KeyError if there is none."""
         for tensor in self.tensors:

@@ -26,8 +26,8 @@ def plan_attention(attention: Attention) -> Plan:
     Raises:
         CompileError: an assertion is false or cannot be decided, or a statement is not compiled yet.
     """
-    if attention.deferred:
-        raise CompileError(*(not_compiled_yet(d.span, f"`{d.statement} {d.form}`") for d in attention.deferred))
+    if attention.uncompiled:
+        raise CompileError(*(not_compiled_yet(d.span, f"`{d.statement} {d.form}`") for d in attention.uncompiled))
     check_assertions(attention)
     simplified, steps = simplify_attention(attention)
     simplified, _ = mark_reads(simplified)

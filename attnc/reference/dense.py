@@ -246,8 +246,8 @@ def _weights(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return normalised weights, log-sum-exp (softmax only, else NaN) and the pairs that take part."""
     batch, heads, queries, head_size = query.shape
-    if attention.deferred:
-        raise ValueError(f"`{attention.deferred[0].statement}` has no dense meaning yet")
+    if attention.uncompiled:
+        raise ValueError(f"`{attention.uncompiled[0].statement}` has no dense meaning yet")
     if (key.shape[0], key.shape[3]) != (batch, head_size) or heads % key.shape[1]:
         raise ValueError(f"{tuple(key.shape)} keys do not fit {tuple(query.shape)} queries")
     sizes = {

@@ -31,7 +31,7 @@ def tensors(length=20):
 
 
 def test_public_names():
-    assert set(attnc.__all__) == {"CompileError", "check", "compile", "explain", "load", "loads"}
+    assert set(attnc.__all__) == {"CompileError", "check", "compile", "explain", "from_flex", "load", "loads"}
     for name in attnc.__all__:
         assert callable(getattr(attnc, name))
         assert name in dir(attnc)

@@ -78,7 +78,7 @@ RAGGED = (
     "mask j < 5 or j >= M - 30",
     "mask j >= M - 7 or i - j < 100 and causal",
     "mask i < 256 or j < 990",
-    "mask j % (h + 1) == 0 or j >= M - 50",
+    "mask i - j < 100 * (h + 1) and causal or j >= M - 40",
 )
 
 

@@ -34,7 +34,7 @@ def messages() -> Console:
     """Return the console of diagnostics and progress."""
     from rich.console import Console
 
-    return Console(file=sys.stderr, highlight=False)
+    return Console(file=sys.stderr, highlight=False, width=None if sys.stderr.isatty() else PIPE_WIDTH)
 
 
 def report(diagnostics: Iterable[Diagnostic]) -> None:

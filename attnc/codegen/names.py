@@ -30,6 +30,14 @@ MODULE_ATTRIBUTES = frozenset(
     | {"register_module", "register_parameter", "register_state_dict_post_hook", "register_state_dict_pre_hook"}
     | {"requires_grad_", "reset_parameters", "set_extra_state", "set_submodule", "share_memory", "state_dict", "to"}
     | {"to_empty", "train", "training", "type", "xpu", "zero_grad"}
+    | {"_apply", "_backward_hooks", "_backward_pre_hooks", "_buffers", "_call_impl", "_compiled_call_impl"}
+    | {"_forward_hooks", "_forward_hooks_always_called", "_forward_hooks_with_kwargs", "_forward_pre_hooks"}
+    | {"_forward_pre_hooks_with_kwargs", "_get_backward_hooks", "_get_backward_pre_hooks", "_get_name"}
+    | {"_is_full_backward_hook", "_load_from_state_dict", "_load_state_dict_post_hooks"}
+    | {"_load_state_dict_pre_hooks", "_maybe_warn_non_full_backward_hook", "_modules", "_named_members"}
+    | {"_non_persistent_buffers_set", "_parameters", "_register_load_state_dict_pre_hook"}
+    | {"_register_state_dict_hook", "_replicate_for_data_parallel", "_save_to_state_dict", "_slow_forward"}
+    | {"_state_dict_hooks", "_state_dict_pre_hooks", "_version", "_wrapped_call_impl"}
 )
 """Attributes of `torch.nn.Module`, which a learned tensor cannot replace."""
 
@@ -62,7 +70,24 @@ def check_names(attentions: Sequence[Attention], taken: Iterable[str] = ()) -> N
                 problems.append(_clash(name, attention, other))
                 break
         for tensor in attention.tensors:
-            problems.extend(_tensor_problems(tensor))
+            problems.extend(_tensor_problems(tensor, attention))
+    if problems:
+        raise CompileError(*problems)
+
+
+def check_builtins(attentions: Sequence[Attention], used: Iterable[str]) -> None:
+    """Raise CompileError where an attention would hide a builtin of Python's that its module needs.
+
+    Args:
+        attentions: of one module.
+        used: names that the module's text reads.
+    """
+    needed = frozenset(name for name in used if hasattr(builtins, name))
+    problems = []
+    for attention in attentions:
+        hidden = next((name for name in public_names(attention.name) if name in needed), None)
+        if hidden is not None:
+            problems.append(_bad_name(attention, f"would hide Python's own `{hidden}`, which generated modules use"))
     if problems:
         raise CompileError(*problems)
 
@@ -77,8 +102,6 @@ def _attention_problems(attention: Attention, reserved: frozenset[str]) -> list[
     for public in own:
         if keyword.iskeyword(public):
             return [_bad_name(attention, f"would define `{public}`, a Python keyword")]
-        if hasattr(builtins, public):
-            return [_bad_name(attention, f"would hide Python's own `{public}`")]
         if public in reserved:
             return [_bad_name(attention, f"would hide `{public}`, which generated modules use")]
     return []
@@ -102,14 +125,16 @@ def _clash(name: str, attention: Attention, other: Attention) -> Diagnostic:
     )
 
 
-def _tensor_problems(tensor: Tensor) -> list[Diagnostic]:
+def _tensor_problems(tensor: Tensor, attention: Attention) -> list[Diagnostic]:
     reason = None
     if keyword.iskeyword(tensor.name):
         reason = "it is a Python keyword"
     elif tensor.name in CALL_ARGUMENTS:
         reason = "generated functions have an argument of that name"
-    elif tensor.name.startswith("_"):
-        reason = "it begins with an underscore"
+    elif tensor.name.startswith("__"):
+        reason = "Python gives names that begin with two underscores a meaning of its own"
+    elif f"{tensor.name}_".startswith(f"_{attention.name}_"):
+        reason = "names like this are those of the module's own parts"
     elif tensor.kind is TensorKind.LEARNED and tensor.name in MODULE_ATTRIBUTES:
         reason = "`torch.nn.Module` has an attribute of that name"
     if reason is None:

@@ -12,7 +12,7 @@ import jinja2
 
 from attnc.codegen.expr_torch import printable
 from attnc.codegen.kernel_view import KernelView, kernel_view
-from attnc.codegen.names import check_names, public_names
+from attnc.codegen.names import check_builtins, check_names, public_names
 from attnc.codegen.runtime_source import RuntimeSource, import_line, read_runtime
 from attnc.codegen.view import AttentionView, attention_view
 from attnc.diagnostics import InternalError
@@ -72,9 +72,10 @@ def render_module(plans: Sequence[Plan], *, source: SourceFile | None = None, st
     exports = tuple(name for attention in attentions for name in public_names(attention.name))
     draft = ModuleView(_pattern_comments(shown), _title(shown), (), exports, "", pairs)
     body = _environment().get_template("module.py.jinja").render(module=draft)
-    used = _used_names(body)
-    imports = _imports(used, runtime, standalone)
     text = runtime.text if standalone else ""
+    used, defined = _names(body)
+    check_builtins(attentions, used | _names(text)[0])
+    imports = _imports(used - defined, runtime, standalone)
     view = ModuleView(draft.comments, draft.title, imports, exports, text, pairs)
     return _environment().get_template("module.py.jinja").render(module=view)
 
@@ -110,7 +111,8 @@ def _pattern_comments(source: SourceFile) -> tuple[str, ...]:
     return (f"# {printable(source.name)}", "#", *lines)
 
 
-def _used_names(body: str) -> frozenset[str]:
+def _names(body: str) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the names that a text reads or assigns anywhere, and those that it defines for the module."""
     try:
         tree = ast.parse(body)
     except SyntaxError as error:
@@ -120,7 +122,7 @@ def _used_names(body: str) -> frozenset[str]:
     repeated = sorted({name for name in defined if defined.count(name) > 1})
     if repeated:
         raise InternalError(f"generated code defines {', '.join(repeated)} twice")
-    return frozenset(names - set(defined))
+    return frozenset(names), frozenset(defined)
 
 
 def _defined(node: ast.stmt) -> list[str]:

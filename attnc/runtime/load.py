@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,10 @@ import platformdirs
 
 _SEAL = "# sha256: "
 """The last line of a cached module: the digest of everything before it, by which a damaged one is recognised."""
+
+
+_IMPORTING = threading.RLock()
+"""Held while a module is looked for, built and run, so that no thread is given half of one."""
 
 
 class CacheWarning(UserWarning):
@@ -37,9 +42,12 @@ def load_module(path: str | Path, name: str | None = None) -> ModuleType:
     """
     path = Path(path).resolve()
     name = name or _module_name(path.stem, path.read_bytes())
-    found = sys.modules.get(name)
-    if found is not None:
-        return found
+    with _IMPORTING:
+        found = sys.modules.get(name)
+        return _run(path, name) if found is None else found
+
+
+def _run(path: Path, name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is not a Python file")
@@ -66,13 +74,14 @@ def cached_module(key: str, build: Callable[[], str], *, stem: str = "pattern") 
     """
     digest = hashlib.sha256(key.encode()).hexdigest()[:32]
     name = f"{_identifier(stem)}_{digest}"
-    found = sys.modules.get(f"attnc_cache_{name}")
-    if found is not None:
-        return found
-    path = cache_folder() / f"{name}.py"
-    if not _is_whole(path):
-        path = _write(path, build())
-    return load_module(path, f"attnc_cache_{name}")
+    with _IMPORTING:
+        found = sys.modules.get(f"attnc_cache_{name}")
+        if found is not None:
+            return found
+        path = cache_folder() / f"{name}.py"
+        if not _is_whole(path):
+            path = _write(path, build())
+        return load_module(path, f"attnc_cache_{name}")
 
 
 def cache_key(*parts: object) -> str:

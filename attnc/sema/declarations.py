@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keyword
+import numbers
 from collections.abc import Mapping
 
 from attnc.ir.evaluate import INT_MAX, INT_MIN
@@ -134,6 +135,7 @@ def _convert_default(default: Expr, kind: Type, param: tree.Param, context: Cont
 def _given(value: ParameterValue, kind: Type, param: tree.Param, context: Context) -> Expr | None:
     """Check a value that was given on the command line or in Python."""
     name, span = param.name.text, param.name.span
+    value = _plain(value)
     match kind:
         case Type.BOOL:
             fits = isinstance(value, bool)
@@ -148,6 +150,15 @@ def _given(value: ParameterValue, kind: Type, param: tree.Param, context: Contex
         context.report.add(errors.parameter_too_large(span, name))
         return None
     return Const(float(value) if kind is Type.FLOAT else value, kind, name=name, span=span)
+
+
+def _plain(value: ParameterValue) -> ParameterValue:
+    """Turn the numbers of other libraries (numpy's, enumerations) into Python's own."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return float(value) if isinstance(value, numbers.Real) else value
 
 
 def check_constant(expr: tree.Expr, what: str, context: Context) -> Expr | None:

@@ -201,6 +201,14 @@ def test_module_entry_and_full_disk(place):
         assert done.stderr.startswith("error[cannot-write]: ")
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_bug(place, closed):
+    command = f"{sys.executable} -m attnc explain window.attn -n 64 {closed}"
+    result = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0
+    assert "internal error" not in result.stderr
+
+
 def test_diagnostics_have_no_colours_off_a_terminal(place):
     Path("bad.attn").write_text("attention a { mask i - j }")
     assert "\x1b" not in run("check", "bad.attn", code=1).output

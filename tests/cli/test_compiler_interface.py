@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+import threading
 import tomllib
 import warnings
 from pathlib import Path
@@ -172,3 +173,34 @@ def test_processes_share_an_entry_and_rebuild_a_damaged_one_with_a_warning(place
     assert messages.startswith("<string>:1: CacheWarning: the compiled pattern")
     assert "is damaged, and is built again" in messages
     assert entry.read_bytes() == whole
+
+
+def test_threads_load_and_compile_at_once(place):
+    from concurrent.futures import ThreadPoolExecutor
+
+    barrier = threading.Barrier(6)
+
+    def work(number):
+        barrier.wait(timeout=60)
+        module = attnc.loads("attention near(w: int = 3) { mask window(w) }", w=number % 3 + 1)
+        out = attnc.compile("local.attn", out=f"out_{number}.py")
+        return module.near_mask(4, 4).sum().item(), out.read_text()
+
+    with ThreadPoolExecutor(6) as threads:
+        found = list(threads.map(work, range(6)))
+    assert [pairs for pairs, _ in found] == [4, 10, 14] * 2
+    assert len({text for _, text in found}) == 1
+
+
+def test_parameters_may_be_numbers_of_other_libraries(place):
+    import numpy
+
+    text = "attention near(w: int, x: float, y: float) { mask window(w); score s * x + y }"
+    given = attnc.loads(text, w=numpy.int64(3), x=numpy.float32(0.5), y=numpy.int8(2))
+    assert given is attnc.loads(text, w=3, x=0.5, y=2.0)
+
+
+@pytest.mark.parametrize("text", [b"attention a { mask causal }", None, 3])
+def test_loads_wants_text(text):
+    with pytest.raises(TypeError, match=r"the pattern is a \w+, expected a str"):
+        attnc.loads(text)

@@ -14,6 +14,7 @@ from attnc.codegen.render import render_module
 from attnc.codegen.runtime_source import read_runtime
 from attnc.diagnostics import CompileError
 from attnc.plan.choose import plan_attention
+from attnc.runtime.load import load_module
 from attnc.sema.check import check_program
 from attnc.source import SourceFile
 from attnc.syntax.parse import parse_source
@@ -92,10 +93,13 @@ def test_hostile_text_stays_in_comments():
         ("attention none { mask causal }", "unusable-name", "`None`"),
         ("attention torch { mask causal }", "unusable-name", "`torch`"),
         ("attention tensor { mask causal }", "unusable-name", "`Tensor`"),
-        ("attention print { mask causal }", "unusable-name", "`print`"),
+        ("attention float { mask causal }", "unusable-name", "`float`"),
+        ("attention tuple_ { mask causal }\nattention range { mask causal }", "unusable-name", "`range`"),
         ("attention _private { mask causal }", "unusable-name", "underscore"),
         ("attention ok { input self: float\n score s * self }", "unusable-name", "`self`"),
-        ("attention ok { input _x: float\n score s * _x }", "unusable-name", "`_x`"),
+        ("attention ok { input __x: float\n score s * __x }", "unusable-name", "`__x`"),
+        ("attention ok { input _ok_program: float\n score s * _ok_program }", "unusable-name", "`_ok_program`"),
+        ("attention ok { learned _modules: float[H] = 0.0\n score s + _modules[h] }", "unusable-name", "`_modules`"),
         ("attention ok { learned forward: float[H] = 0.0\n score s + forward[h] }", "unusable-name", "`forward`"),
         ("attention ok { learned training: float[H] = 0.0\n score s + training[h] }", "unusable-name", "`training`"),
     ],
@@ -108,6 +112,23 @@ def test_names_that_cannot_be_are_diagnosed(text, code, part):
     assert part in diagnostic.message
     assert diagnostic.labels
     assert diagnostic.help
+
+
+@pytest.mark.parametrize("name", ["all", "filter", "print", "id", "exception"])
+@pytest.mark.parametrize("standalone", [False, True])
+def test_builtins_that_the_module_does_not_use_are_free(name, standalone, tmp_path):
+    text = f"attention {name} {{ input _x: float\n learned _y: float[H] = 1\n score s * _x + _y[h] }}"
+    if standalone and name == "all":
+        with pytest.raises(CompileError, match="would hide Python's own `all`"):
+            render(text, standalone=standalone)
+        return
+    module = render(text, standalone=standalone)
+    (tmp_path / "generated.py").write_text(module)
+    space = vars(load_module(tmp_path / "generated.py"))
+    query = torch.ones(1, 2, 3, 4)
+    out = space[name](query, query, query, _x=1.0, _y=torch.ones(2))
+    assert torch.allclose(out, query)
+    assert torch.allclose(space[name[:1].upper() + name[1:]](2)(query, query, query, _x=1.0), query)
 
 
 def test_names_of_the_runtime_are_free_unless_the_module_stands_alone():
@@ -126,7 +147,7 @@ def test_class_names(name, expected):
 
 def test_attributes_of_torch_modules_are_known():
     module = torch.nn.Module()
-    attributes = {name for name in dir(module) if not name.startswith("_")}
+    attributes = {name for name in dir(module) if not name.startswith("__")}
     assert attributes <= MODULE_ATTRIBUTES
 
 

@@ -62,7 +62,7 @@ class Choice:
         if self.name in declared:
             return {self.name: declared[self.name]}
         wanted = "attention" if self.name is None else f"attention `{self.name}`"
-        there = f"there are {_listed(declared)}" if declared else "a file of definitions is for `use`"
+        there = f"it has {_listed(declared)}" if declared else "a file of definitions is for `use`"
         raise self.problem("nothing-to-compare", f"`{self.source.name}` declares no {wanted}", there)
 
     def problem(self, code: str, message: str, help: str) -> CompileError:
@@ -92,6 +92,21 @@ def match(left: Choice, right: Choice) -> tuple[tuple[str, str], ...]:
                 f"the other file has {_listed(other)}: name one of each, as in `{side.source.name}:{lonely[0]}`",
             )
     return tuple((name, name) for name in first if name in second)
+
+
+def require_same_keys(left: Choice, attentions: Sequence[Attention]) -> None:
+    """Refuse two attentions whose `j` counts different things.
+
+    Raises:
+        CompileError: they shorten their keys in different ways.
+    """
+    forms = [[one for one in side.deferred if one.statement == "keys"] for side in attentions]
+    if forms[0] != forms[1]:
+        raise left.problem(
+            "keys-differ",
+            f"`{attentions[0].name}` and `{attentions[1].name}` shorten their keys in different ways",
+            "compare patterns with the same `keys` statement: `j` counts shortened keys",
+        )
 
 
 def distributed(

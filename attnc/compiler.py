@@ -248,7 +248,7 @@ def compare_sources(
         CompileError: a pattern has mistakes, or it is not clear which attentions are meant.
     """
     from attnc.algebra.comparison import compare_masks
-    from attnc.comparison import Choice, Compared, distributed, match
+    from attnc.comparison import Choice, Compared, distributed, match, require_same_keys
 
     sides = [Choice(source, parse_source(source), name) for source, name in (left, right)]
     results: list[Compared] = []
@@ -260,6 +260,7 @@ def compare_sources(
             checked = _prove(check_program(side.file, params=given, attention=name))
             found.extend(checked.warnings)
             chosen.append(checked.program.attentions[0])
+        require_same_keys(sides[0], chosen)
         files = (sides[0].source.name, sides[1].source.name)
         results.append(Compared(chosen[0], chosen[1], files, compare_masks(*chosen)))
     return tuple(results), tuple(dict.fromkeys(found))

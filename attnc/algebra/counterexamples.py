@@ -69,10 +69,15 @@ def _fixed(points: isl.Set, name: str) -> tuple[isl.Set, int]:
     line = line.project_out(isl.dim_type.param, 0, line.dim(isl.dim_type.param))
     above = line.lower_bound_val(isl.dim_type.set, 0, isl.Val.zero(points.get_ctx()))
     below = line.upper_bound_val(isl.dim_type.set, 0, isl.Val.negone(points.get_ctx()))
-    candidates = [] if above.is_empty() else [int(above.dim_min_val(0).to_python())]
-    candidates += [] if below.is_empty() else [int(below.dim_max_val(0).to_python())]
+    candidates = [] if above.is_empty() else [_only(above.lexmin())]
+    candidates += [] if below.is_empty() else [_only(below.lexmax())]
     value = min(candidates, key=lambda candidate: (abs(candidate), candidate < 0))
     return points.fix_val(isl.dim_type.param, position, isl.Val.int_from_si(points.get_ctx(), value)), value
+
+
+def _only(line: isl.Set) -> int:
+    """Return the number in a set of one number; `dim_min_val` ignores divisions, and may name one that is not in it."""
+    return int(line.sample_point().get_coordinate_val(isl.dim_type.set, 0).to_python())
 
 
 def _name_of(expr: Expr) -> str:

@@ -48,6 +48,7 @@ def test_true_assertions_are_proven(mask, claim, options):
         ("j < i", "nonempty", "N = 1, M = 1: i = 0 has no key", {}),
         ("j <= i + 10", "j - i < 10", "N = 11, M = 11: i = 0 may see j = 10", {}),
         ("j <= i + w", "j <= i", "N = 2, M = 2, w = 1: i = 0 may see j = 1", {"tensors": (scalar("w"),)}),
+        ("j <= i", "w // 2 == w // 3", "N = 1, M = 1, w = 2: i = 0 may see j = 0", {"tensors": (scalar("w"),)}),
         ("j <= i or h == 3", "j <= i", "N = 2, M = 2, h = 3: i = 0 may see j = 1", {}),
         (
             "j <= i",

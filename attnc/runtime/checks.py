@@ -15,6 +15,8 @@ INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 PRECISIONS = ("ieee", "tf32")
 LONGEST_SEQUENCE = 2**30
 """Positions stay below this, so that kernels may compute them in 32 bits."""
+LARGEST_HEAD = 256
+"""Largest head size of a Triton kernel."""
 
 
 def check_call(
@@ -22,11 +24,10 @@ def check_call(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    scale: float | None,
     return_lse: bool,
     precision: str | None,
 ) -> Sizes:
-    """Check everything but the pattern's own tensors.
+    """Check everything but the factor on the dot product and the pattern's own tensors.
 
     Raises:
         TypeError: an argument of the wrong type.
@@ -44,7 +45,6 @@ def check_call(
         )
     if value.shape[3] == 0:
         raise ValueError(f"value has shape {_shape(value)}, expected a head size of at least 1")
-    check_scale(scale)
     if not isinstance(return_lse, bool):
         raise TypeError(f"return_lse is {kind_of(return_lse)}, expected a bool")
     if return_lse and not program.has_lse:
@@ -84,12 +84,28 @@ def check_query_key(query: Tensor, key: Tensor) -> Sizes:
     )
 
 
-def check_scale(scale: float | None) -> None:
-    """Check the factor on the dot product."""
-    if scale is not None and (isinstance(scale, bool) or not isinstance(scale, int | float)):
+def check_scale(scale: object) -> float | None:
+    """Check the factor on the dot product and return it as a Python number."""
+    number = _plain(scale)
+    if number is None:
+        return None
+    if isinstance(number, bool) or not isinstance(number, int | float):
         raise TypeError(f"scale is {kind_of(scale)}, expected a number or None")
-    if isinstance(scale, int) and not torch.compiler.is_compiling():
-        _as_float("scale", scale)
+    return number if isinstance(number, float) else _as_float("scale", number)
+
+
+def check_head_sizes(name: str, query: Tensor, value: Tensor) -> None:
+    """Check that the head sizes are such that a Triton kernel takes.
+
+    Raises:
+        ValueError: one is too large.
+    """
+    for argument, tensor in (("query", query), ("value", value)):
+        if tensor.shape[3] > LARGEST_HEAD:
+            raise ValueError(
+                f"{argument} has head size {tensor.shape[3]}, but the kernel of {name} takes up to {LARGEST_HEAD}: "
+                f"larger heads run on the CPU, or densely by {name}_reference"
+            )
 
 
 def check_inputs(
@@ -116,6 +132,8 @@ def _check_input(
             raise TypeError(f"{name} is {kind_of(given)}, expected a tensor {_expected(argument, sizes)}")
         return _check_number(argument, given, dtype)
     _check_dense(name, given)
+    if argument.type == "float" and not argument.dims and given.dtype in INTEGERS:
+        given = given.to(torch.float64 if dtype is torch.float64 else torch.float32)  # as a Python int would be
     if not _fits(argument.type, given.dtype):
         raise ValueError(f"{name} is {_dtype(given)}, expected {_dtypes(argument.type)}")
     if argument.dims and given.device != device:
@@ -132,20 +150,29 @@ def _check_input(
 
 
 def _check_number(argument: TensorArgument, given: object, dtype: torch.dtype) -> Tensor:
-    if argument.type == "bool" and isinstance(given, bool):
-        return torch.tensor(given)
-    if isinstance(given, bool) or argument.type == "bool":
+    number = _plain(given)
+    if argument.type == "bool" and isinstance(number, bool):
+        return torch.tensor(number)
+    if isinstance(number, bool) or argument.type == "bool":
         pass
-    elif argument.type == "int" and isinstance(given, int):
-        if not -(2**63) <= given < 2**63:
-            raise ValueError(f"{argument.name} is {given}, expected an integer of 64 bits")
-        return torch.tensor(given, dtype=torch.int64)
-    elif argument.type == "float" and isinstance(given, int | float):
+    elif argument.type == "int" and isinstance(number, int):
+        if not -(2**63) <= number < 2**63:
+            raise ValueError(f"{argument.name} is {number}, expected an integer of 64 bits")
+        return torch.tensor(number, dtype=torch.int64)
+    elif argument.type == "float" and isinstance(number, int | float):
         return torch.tensor(
-            _as_float(argument.name, given), dtype=torch.float64 if dtype is torch.float64 else torch.float32
+            _as_float(argument.name, number), dtype=torch.float64 if dtype is torch.float64 else torch.float32
         )
     wanted = {"bool": "a bool", "int": "an int", "float": "a number"}[argument.type]
     raise TypeError(f"{argument.name} is {kind_of(given)}, expected {wanted} or a 0-d tensor")
+
+
+def _plain(given: object) -> object:
+    """Return NumPy's scalars, and arrays that hold one, as Python numbers; anything else as it is."""
+    if isinstance(given, bool | int | float | Tensor) or getattr(given, "shape", None) != ():
+        return given
+    item = getattr(given, "item", None)
+    return item() if callable(item) else given
 
 
 def _check_tensor(name: str, tensor: object, layout: str) -> None:

@@ -36,7 +36,8 @@ class Operation:
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Check the arguments and compute."""
         program = self.program
-        sizes = check_call(program, query, key, value, scale, return_lse, precision)
+        sizes = check_call(program, query, key, value, return_lse, precision)
+        factor = check_scale(scale)
         tensors = check_inputs(program, inputs, sizes, query.device, query.dtype)
         differentiable = _needs_gradient(query, key, value, tensors)
         if differentiable and query.device.type not in ("cpu", "meta"):
@@ -46,7 +47,6 @@ class Operation:
             )
         _refuse_tangents(program.name, query, key, value, *tensors)
         operator = getattr(getattr(torch.ops, NAMESPACE), self.operator)
-        factor = None if scale is None else float(scale)
         out, lse = operator(query, key, value, tensors, factor, precision, return_lse or differentiable)
         if not return_lse:
             return out  # type: ignore[no-any-return]
@@ -66,9 +66,10 @@ class Operation:
         precision: str | None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Compute densely; differentiable by autograd on any device."""
-        sizes = check_call(self.program, query, key, value, scale, return_lse, precision)
+        sizes = check_call(self.program, query, key, value, return_lse, precision)
+        factor = check_scale(scale)
         tensors = check_inputs(self.program, inputs, sizes, query.device, query.dtype)
-        out, lse = dense_attention(self.program, query, key, value, tensors, sizes, scale)
+        out, lse = dense_attention(self.program, query, key, value, tensors, sizes, factor)
         return (out, lse) if return_lse else out
 
     def mask(
@@ -110,10 +111,10 @@ class Operation:
     ) -> Tensor:
         """Return the normalised weights of some query rows, `[B, H, len(rows), M]`."""
         sizes = check_query_key(query, key)
-        check_scale(scale)
+        factor = check_scale(scale)
         tensors = check_inputs(self.program, inputs, sizes, query.device, query.dtype)
         chosen = _check_rows(rows, sizes.N, query.device)
-        weights, _, _ = dense_weights(self.program, query, key, tensors, sizes, scale, chosen)
+        weights, _, _ = dense_weights(self.program, query, key, tensors, sizes, factor, chosen)
         return weights.reshape(sizes.B, sizes.H, chosen.numel(), sizes.M)
 
     def initial(

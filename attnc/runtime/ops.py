@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from attnc.runtime.blocks import compute_dtype
+from attnc.runtime.checks import check_head_sizes
 from attnc.runtime.cpu import cpu_backward, cpu_forward, rows_outside
 from attnc.runtime.program import Program
 
@@ -181,6 +182,7 @@ def _launch(
             query, key, value, is_causal=causal, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
         )
         return rows_outside(out), lse
+    check_head_sizes(program.name, query, value)
     out = _new_output(query, value)
     program.launch(query, key, value, out, lse if lse.numel() else None, tuple(inputs), scale, precision)
     return out, lse

@@ -57,7 +57,7 @@ def test_right_arguments_pass():
         ({"precision": ["ieee"]}, ValueError, ["precision", "['ieee']", "'tf32'"]),
         ({"precision": np.zeros(2)}, ValueError, ["precision", "array", "'tf32'"]),
         ({"scale": 10**400}, ValueError, ["scale", "1329 bits", "float64"]),
-        ({"scale": np.float32(1)}, TypeError, ["scale", "a numpy.float32", "number"]),
+        ({"scale": np.bool_(1)}, TypeError, ["scale", "a numpy.bool", "number"]),
         ({"query": np.zeros((2, 4, 10, 8))}, TypeError, ["query", "a numpy.ndarray", "tensor"]),
         ({"query": torch.zeros(2, 4, 10, 8).to_sparse()}, ValueError, ["query", "sparse_coo", "dense"]),
         ({"query": torch.zeros(2, 4, 10, 8) + 0j}, ValueError, ["query", "complex64", "float16"]),
@@ -146,7 +146,10 @@ SCALARS = attnc.loads("attention foo { input n: int\n input x: float\n input on:
         ("n", 3.0, TypeError, "a float, expected an int"),
         ("n", True, TypeError, "a bool, expected an int"),
         ("n", None, TypeError, "None, expected an int"),
-        ("n", np.int64(3), TypeError, "a numpy.int64, expected an int"),
+        ("n", np.float64(3), TypeError, "a numpy.float64, expected an int"),
+        ("n", np.bool_(True), TypeError, "a numpy.bool, expected an int"),
+        ("n", np.uint64(2**63), ValueError, "9223372036854775808, expected an integer of 64 bits"),
+        ("n", np.array([3]), TypeError, "a numpy.ndarray, expected an int"),
         ("n", 2**63, ValueError, "9223372036854775808, expected an integer of 64 bits"),
         ("n", torch.tensor([3]), ValueError, "shape (1,), expected () (a scalar)"),
         ("n", torch.tensor(3.0), ValueError, "float32, expected an integer dtype"),
@@ -154,8 +157,10 @@ SCALARS = attnc.loads("attention foo { input n: int\n input x: float\n input on:
         ("x", 1j, TypeError, "a complex, expected a number"),
         ("x", True, TypeError, "a bool, expected a number"),
         ("x", 10**400, ValueError, "1329 bits, too large for a float64"),
-        ("x", torch.tensor(3), ValueError, "int64, expected float16"),
+        ("x", torch.tensor([3]), ValueError, "shape (1,), expected () (a scalar)"),
+        ("x", torch.tensor(True), ValueError, "bool, expected float16"),
         ("on", 1, TypeError, "an int, expected a bool"),
+        ("on", np.int64(1), TypeError, "a numpy.int64, expected a bool"),
         ("on", torch.tensor(1), ValueError, "int64, expected bool"),
     ],
 )
@@ -169,6 +174,42 @@ def test_scalars(name, given, kind, part):
         SCALARS.foo(query, query, query, **{**right, name: given})
     assert str(caught.value).startswith(f"{name} ")
     assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("target", ["torch", "triton"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"n": np.int64(3), "x": np.float32(0.5), "on": np.bool_(True)},
+        {"n": np.uint8(3), "x": np.float16(0.5), "on": np.array(True)},
+        {"n": np.array(3), "x": np.array(0.5)},
+        {"n": torch.tensor(3, dtype=torch.uint8), "x": torch.tensor(0.5, dtype=torch.float64)},
+        {"scale": np.float32(0.25)},
+        {"scale": np.int64(1)},
+        {"x": np.int64(2)},
+        {"x": torch.tensor(2)},
+    ],
+)
+def test_numbers_of_other_libraries(given, target, monkeypatch):
+    monkeypatch.setenv("ATTNC_TARGET", target)
+    query, key, value = (torch.randn(1, 1, 4, 8, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2, 3))
+    right = {"n": 3, "x": 0.5, "on": True}
+    plain = {name: item.item() for name, item in given.items()}
+    for function in (SCALARS.foo, SCALARS.foo_reference):
+        expected = function(query, key, value, **right | plain)
+        torch.testing.assert_close(function(query, key, value, **right | given), expected)
+
+
+def test_kernels_name_a_head_size_that_is_too_large(monkeypatch):
+    plain = attnc.loads("attention foo { mask causal }")
+    small, large = torch.randn(1, 1, 4, 16), torch.randn(1, 1, 4, 257)
+    expected = plain.foo_reference(large, large, small)
+    torch.testing.assert_close(plain.foo(large, large, small), expected)
+    monkeypatch.setenv("ATTNC_TARGET", "triton")
+    with pytest.raises(ValueError, match=r"^query has head size 257, but the kernel of foo takes up to 256"):
+        plain.foo(large, large, small)
+    with pytest.raises(ValueError, match=r"^value has head size 257, but the kernel of foo takes up to 256"):
+        plain.foo(small, small, large)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@
     python tools/sweep_tiles.py --examples gpt --targets sm_90 --tiles 128x64x8x3 128x128x8x2   # others
     python tools/sweep_tiles.py --markdown docs/results/ahead_of_time.md                 # write a page
 
-Tiles are queries x keys x warps x stages.
+Tiles are queries x keys x warps x stages, with a `d` behind them where keys and values are read by tensor descriptors.
 """
 
 from __future__ import annotations
@@ -94,11 +94,12 @@ def _row(name: str, report: KernelReport) -> dict[str, object]:
 
 
 def _tiles(text: str) -> Tiles:
-    return Tiles(*(int(part) for part in text.split("x")))
+    shape, mark, _ = text.partition("d")
+    return Tiles(*(int(part) for part in shape.split("x")), descriptors=bool(mark))
 
 
 def _show(tiles: Tiles) -> str:
-    return f"{tiles.query}x{tiles.key}x{tiles.warps}x{tiles.stages}"
+    return f"{tiles.query}x{tiles.key}x{tiles.warps}x{tiles.stages}{'d' if tiles.descriptors else ''}"
 
 
 def _page(found: list[tuple[str, KernelReport]]) -> str:

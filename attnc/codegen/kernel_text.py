@@ -23,12 +23,12 @@ MATH_FUNCTIONS = frozenset(
         r"\w+",
         """
         clamp_position floor_div floor_mod checked_div checked_mod floor_div_float floor_mod_float float_to_int
-        hash_mix tanh sin cos power read_scalar load_tile weighted_exp2 is_spoiled finite_part
-        nonfinite_code nonfinite_sum
+        hash_mix tanh sin cos power read_scalar load_tile tile_source read_tile weighted_exp2 is_spoiled
+        finite_part nonfinite_code nonfinite_sum
         """,
     )
 )
-"""Functions of `runtime.kernel_math` that kernels call."""
+"""Functions of `runtime.kernel_math` and `runtime.kernel_loads` that kernels call."""
 
 RESERVED = MATH_FUNCTIONS | frozenset(
     re.findall(
@@ -36,12 +36,12 @@ RESERVED = MATH_FUNCTIONS | frozenset(
         """
         batch head kv_head row_idx q_idx kv_idx q_lo q_hi kv_lo kv_hi shift row_lo tile tile_m tiles begin end pid
         B H N M D g q k v s p qk acc m_i l_i m_new m_safe alpha lse out inverse spoiled column reach rows chunk
-        seen codes query key value inputs scale precision launch tl triton torch float int bool range min max abs
-        None True False query_ptr key_ptr value_ptr out_ptr lse_ptr query_base key_base value_base out_base
-        lse_base qk_scale q_stride_b q_stride_h q_stride_n k_stride_b k_stride_h k_stride_n v_stride_b v_stride_h
-        v_stride_n o_stride_b o_stride_h o_stride_n first_column v_dim offsets inside part places real rest kinds v_ptr
-        call read_tables start_launch finish_launch BLOCK_M BLOCK_N CHUNK_N CHUNK_V BLOCK_D BLOCK_V HEAD_SIZE VALUE_SIZE
-        PRECISION WIDE_TABLES SCALE_GIVEN index_type Tiles launchable
+        seen codes query key value keys values inputs scale precision launch tl triton torch float int bool
+        range min max abs None True False query_ptr key_ptr value_ptr out_ptr lse_ptr query_base key_base value_base
+        out_base lse_base qk_scale q_stride_b q_stride_h q_stride_n k_stride_b k_stride_h k_stride_n v_stride_b
+        v_stride_h v_stride_n o_stride_b o_stride_h o_stride_n first_column v_dim offsets inside part places real rest
+        kinds v_ptr call read_tables start_launch finish_launch BLOCK_M BLOCK_N CHUNK_N CHUNK_V BLOCK_D BLOCK_V
+        HEAD_SIZE VALUE_SIZE PRECISION WIDE_TABLES SCALE_GIVEN DESCRIPTORS index_type Tiles launchable
         """,
     )
 )

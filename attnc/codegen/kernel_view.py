@@ -8,8 +8,8 @@ its tiles and inputs, and a launcher
 which writes `out` and, unless it is None, `lse`: of the scores that the kernel computes, so that `Scoring.dropped` is
 for the caller to add. The module around it must have in scope: `triton` and `tl` (take both
 from `attnc.runtime.kernel_math`, which has stand-ins where Triton is not installed), the functions of
-`attnc.runtime.kernel_math` named in `math_functions`, and `Tiles`, `start_launch`, `finish_launch`, `read_tables` of
-`attnc.runtime.launch`.
+`attnc.runtime.kernel_math` and `attnc.runtime.kernel_loads` named in `math_functions`, and `Tiles`, `start_launch`,
+`finish_launch`, `read_tables`, `launchable` of `attnc.runtime.launch`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from attnc.codegen.expr_triton import UNROLLED, Writer
 from attnc.codegen.functions_triton import fold
-from attnc.codegen.kernel_text import MATH_FUNCTIONS, Block, Names, Shape, place, places
+from attnc.codegen.kernel_text import INDENT, MATH_FUNCTIONS, Block, Names, Shape, place, places
 from attnc.codegen.loops import Body, Loop, Weighing, write_body, write_loop
 from attnc.codegen.reads_triton import Argument, Table, Tables
 from attnc.diagnostics import InternalError
@@ -44,7 +44,7 @@ from attnc.ir.nodes import (
 from attnc.ir.program import Attention, NormalizeKind
 from attnc.ir.types import Type
 from attnc.ir.walk import children, indices, walk
-from attnc.plan.configs import TileRow, tile_rows
+from attnc.plan.configs import TileConfig, TileRow, tile_rows
 from attnc.plan.kernel_plan import Form, Pass, Plan
 
 LOG2_E = math.log2(math.e)
@@ -88,7 +88,7 @@ class KernelView:
             masked.
         reverse: whether the last query tiles start first, having the most work.
         used: fixed names that the text mentions.
-        math_functions: of `runtime.kernel_math`, sorted.
+        math_functions: of `runtime.kernel_math` and `runtime.kernel_loads`, sorted.
         parameters: of the kernel, as they are declared.
         unspecialized: parameters that Triton must not compile for particular values of.
         call: name and value of each argument in the launcher.
@@ -158,7 +158,7 @@ def kernel_view(plan: Plan) -> KernelView:
         unspecialized=tuple(value.name for value in values if not value.specialize),
         call=tuple((value.name, value.value) for value in values),
         inputs=tuple(_input_view(table) for table in tables.all),
-        tiles=tuple(_tile_line(row) for row in rows),
+        tiles=tuple(line for row in rows for line in _tile_lines(row, described=bool(loops))),
     )
 
 
@@ -254,7 +254,11 @@ def _close(writer: Writer, loops: tuple[Loop, ...], careful: Body | None) -> fro
     used = {*writer.used, "load_tile", "N", "M", "H", "g"}
     if careful is not None:
         used |= {"is_spoiled", "finite_part", "nonfinite_code", "nonfinite_sum"}
-    if any(body.uses_dot for body in (loop.body for loop in loops)) or (careful is not None and careful.uses_dot):
+    if loops:
+        used |= {"values", "tile_source", "read_tile"}
+    if any(loop.body.uses_dot for loop in loops):
+        used |= {"dot", "keys"}
+    if careful is not None and careful.uses_dot:
         used.add("dot")
     if any(body.factor for body in (*(loop.body for loop in loops), *([careful] if careful else []))):
         used.add("weighted_exp2")
@@ -304,10 +308,16 @@ def _input_view(table: Table) -> InputView:
     return InputView(table.local, table.position, text, table.used)
 
 
-def _tile_line(row: TileRow) -> str:
-    config = row.config
-    tiles = f"Tiles({config.query}, {config.key}, warps={config.warps}, stages={config.stages})"
-    return f'("{row.target}", {row.element_size}, {row.head_size}): {tiles}'
+def _tile_lines(row: TileRow, *, described: bool) -> list[str]:
+    """Write the tiles of one target, those with descriptors only for kernels that can use them."""
+    key = f'("{row.target}", {row.element_size}, {row.head_size})'
+    tiles = [_tiles_text(config) for config in row.configs if described or not config.descriptors]
+    return [f"{key}: ({tiles[0]},),"] if len(tiles) == 1 else [f"{key}: (", *(f"{INDENT}{one}," for one in tiles), "),"]
+
+
+def _tiles_text(config: TileConfig) -> str:
+    more = ", descriptors=True" if config.descriptors else ""
+    return f"Tiles({config.query}, {config.key}, warps={config.warps}, stages={config.stages}{more})"
 
 
 def _parameters(attention: Attention, used: frozenset[str], tables: Tables, *, careful: bool) -> tuple[Argument, ...]:
@@ -333,6 +343,8 @@ def _parameters(attention: Attention, used: frozenset[str], tables: Tables, *, c
     if careful:
         constants.extend([("CHUNK_N", "chunk_n"), ("CHUNK_V", "chunk_v")])
     constants.append(("PRECISION", "precision"))
+    if "values" in used:
+        constants.append(("DESCRIPTORS", "tiles.descriptors"))
     if "index_type" in used:
         constants.append(("WIDE_TABLES", "wide_tables"))
     values.extend(Argument(name, f"call.{source}", constant=True) for name, source in constants)

@@ -19,22 +19,28 @@ class TileConfig:
         key: keys of a key tile, a power of two >= 16.
         warps: per program.
         stages: depth of the software pipeline.
+        descriptors: whether keys and values are read through tensor descriptors (sm_90 and later).
     """
 
     query: int
     key: int
     warps: int
     stages: int
+    descriptors: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class TileRow:
-    """The default for one target, element size in bytes, and padded head sizes up to `head_size`."""
+    """The defaults for one target, element size in bytes, and padded head sizes up to `head_size`.
+
+    Attributes:
+        configs: best first; the last one is without descriptors, for tensors that cannot have them.
+    """
 
     target: str
     element_size: int
     head_size: int
-    config: TileConfig
+    configs: tuple[TileConfig, ...]
 
 
 TARGETS = ("sm_80", "sm_86", "sm_90", "sm_100", "gfx942")
@@ -66,6 +72,34 @@ _HEAVY = {
 }
 """For patterns with much arithmetic for each pair; float32 has small tiles anyway."""
 
+_DESCRIBED = {
+    ("sm_90", 2): {
+        64: TileConfig(128, 64, 8, 3, descriptors=True),
+        128: TileConfig(128, 64, 8, 3, descriptors=True),
+        256: TileConfig(64, 64, 8, 2, descriptors=True),
+    },
+    ("sm_100", 2): {
+        64: TileConfig(128, 64, 8, 2, descriptors=True),
+        128: TileConfig(128, 64, 8, 2, descriptors=True),
+        256: TileConfig(64, 64, 8, 2, descriptors=True),
+    },
+}
+"""Where tensors can have descriptors: they free the registers of addresses, and so allow larger tiles."""
+
+_DESCRIBED_HEAVY = {
+    ("sm_90", 2): {
+        64: TileConfig(128, 64, 8, 3, descriptors=True),
+        128: TileConfig(128, 32, 8, 3, descriptors=True),
+        256: TileConfig(64, 32, 8, 2, descriptors=True),
+    },
+    ("sm_100", 2): {
+        64: TileConfig(128, 64, 8, 2, descriptors=True),
+        128: TileConfig(128, 32, 8, 2, descriptors=True),
+        256: TileConfig(64, 32, 8, 2, descriptors=True),
+    },
+}
+"""The same for patterns with much arithmetic for each pair."""
+
 
 def tile_rows(query_limit: int, key_limit: int, *, heavy: bool = False) -> tuple[TileRow, ...]:
     """Return the defaults, none of them larger than the tiles that a plan's residuals hold for.
@@ -76,15 +110,22 @@ def tile_rows(query_limit: int, key_limit: int, *, heavy: bool = False) -> tuple
         heavy: whether the pattern computes much for each pair.
     """
     defaults = _DEFAULTS | _HEAVY if heavy else _DEFAULTS
-    return tuple(
-        TileRow(target, size, head_size, _limited(config, query_limit, key_limit))
-        for (target, size), by_head in defaults.items()
-        for head_size, config in by_head.items()
-    )
+    described = _DESCRIBED | _DESCRIBED_HEAVY if heavy else _DESCRIBED
+    rows = []
+    for (target, size), by_head in defaults.items():
+        for head_size, config in by_head.items():
+            first = described.get((target, size), {}).get(head_size)
+            configs = (config,) if first is None else (first, config)
+            limited = tuple(_limited(one, query_limit, key_limit) for one in configs)
+            rows.append(TileRow(target, size, head_size, limited))
+    return tuple(rows)
 
 
 def default_config(target: str, element_size: int, head_size: int) -> TileConfig:
-    """Return the default for a target of `TARGETS`, 2 or 4 bytes an element, and a head size up to 256."""
+    """Return the default for a target of `TARGETS`, 2 or 4 bytes an element, and a head size up to 256.
+
+    It is the one without tensor descriptors.
+    """
     by_head = _DEFAULTS[target, element_size]
     return by_head[min(limit for limit in by_head if head_size <= limit)]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,12 +125,17 @@ def compile_kernel(
         head_size=head_size,
         registers=registers,
         spills=spills,
-        tiles=Tiles(*(arguments[name] for name in ("BLOCK_M", "BLOCK_N", "num_warps", "num_stages"))),
+        tiles=_tiles(arguments),
         shared=compiled.metadata.shared,
         shared_limit=SHARED_LIMITS[target] * 1024,
         matrix_instructions=len(_MATRIX[backend].findall(assembly)),
         assembly=assembly,
     )
+
+
+def _tiles(arguments: Mapping[str, Any]) -> Tiles:
+    names = ("BLOCK_M", "BLOCK_N", "num_warps", "num_stages", "DESCRIPTORS")
+    return Tiles(*(arguments[name] for name in names if name in arguments))
 
 
 def find_program(module: ModuleType, name: str | None = None) -> Program:

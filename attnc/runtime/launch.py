@@ -26,23 +26,37 @@ WIDEST_ROW = 2**23
 
 MOST_PROGRAMS = 2**31 - 1
 
+DESCRIPTOR_ALIGNMENT = 16
+"""Bytes: a tensor descriptor's matrix, and each of its rows, starts at a multiple of it."""
+
+MOST_DESCRIBING = 2**20
+"""Programs beyond which none makes descriptors: each takes 256 bytes of the device's memory for them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """How a kernel is cut and compiled: rows of a query tile, keys of a key tile, warps, pipeline stages."""
+    """How a kernel is cut and compiled: rows of a query tile, keys of a key tile, warps, pipeline stages.
+
+    Attributes:
+        descriptors: whether tiles of keys and values are read through tensor descriptors (sm_90 and later).
+    """
 
     query: int
     key: int
     warps: int
     stages: int
+    descriptors: bool = False
 
 
 _TARGET: ContextVar[str | None] = ContextVar("attnc_target", default=None)
 _TILES: ContextVar[Tiles | None] = ContextVar("attnc_tiles", default=None)
 
 
-TileTable = Mapping[tuple[str, int, int], Tiles]
-"""Tiles by target, bytes of an element, and the largest padded head size that they are for."""
+TileTable = Mapping[tuple[str, int, int], tuple[Tiles, ...]]
+"""Tiles by target, bytes of an element, and the largest padded head size that they are for.
+
+Best first; the last ones are without descriptors, so that they suit every call.
+"""
 
 
 @dataclass(slots=True)
@@ -121,15 +135,17 @@ def start_launch(
     if out.numel() == 0:
         return None
     block_d, block_v = padded(head_size), padded(value_size)
-    chosen = choose_tiles(tiles, query, max(block_d, block_v), queries)
+    query, key, value = (_with_contiguous_rows(tensor) for tensor in (query, key, value))
+    describable = -(-queries // 64) * heads * batch <= MOST_DESCRIBING and is_describable(key) and is_describable(value)
+    chosen = choose_tiles(tiles, query, max(block_d, block_v), queries, descriptors=describable)
     programs = -(-queries // chosen.query) * heads * batch
     if programs > MOST_PROGRAMS:
         raise ValueError(f"a launch has up to {MOST_PROGRAMS} programs, this one needs {programs}")
     factor = head_size**-0.5 if scale is None else float(scale)
     return Launch(
-        query=_with_contiguous_rows(query),
-        key=_with_contiguous_rows(key),
-        value=_with_contiguous_rows(value),
+        query=query,
+        key=key,
+        value=value,
         out=_with_contiguous_rows(out),
         target_out=out,
         lse=None if lse is None else lse.contiguous(),
@@ -191,23 +207,61 @@ def launchable(kernel: Any, call: Launch) -> Any:
     """Return the kernel in the form that `torch.compile` can see; Triton's interpreter runs it as it is."""
     if call.query.device.type == "cpu":
         return kernel
+    if call.tiles.descriptors and _provide_scratch not in kernel.pre_run_hooks:
+        kernel.add_pre_run_hook(_provide_scratch)
     return torch.library.wrap_triton(kernel)
 
 
-def choose_tiles(table: TileTable, query: Tensor, head_size: int, queries: int) -> Tiles:
-    """Return the tiles for a device, an element type and a padded head size; fewer rows for a few queries."""
+def _provide_scratch(*_: object, **__: object) -> None:
+    """Give Triton memory for the descriptors of a launch.
+
+    Triton keeps its allocator for each thread and context apart, so that every launch sets it; what `torch.compile`
+    makes of a kernel does so by itself.
+    """
+    import triton
+
+    triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device="cuda"))
+
+
+def is_describable(matrices: Tensor) -> bool:
+    """Tell whether a program can make a tensor descriptor for a matrix of keys or values `(B, G, M, D)`.
+
+    A tensor without data, as `torch.compile` traces with, is taken to lie in memory that begins at a multiple of
+    `DESCRIPTOR_ALIGNMENT`; code that it compiles moves tensors that do not.
+    """
+    size = matrices.element_size()
+    if matrices.numel() == 0 or matrices.stride(3) != 1 or matrices.stride(2) < matrices.shape[3]:
+        return False
+    steps = [step for length, step in zip(matrices.shape[:3], matrices.stride()[:3], strict=True) if length > 1]
+    if matrices.stride(2) * size % DESCRIPTOR_ALIGNMENT or any(step * size % DESCRIPTOR_ALIGNMENT for step in steps):
+        return False
+    has_data = type(matrices) in (Tensor, torch.nn.Parameter) and not matrices.is_meta
+    start = matrices.data_ptr() if has_data else matrices.storage_offset() * size
+    return start % DESCRIPTOR_ALIGNMENT == 0
+
+
+def choose_tiles(table: TileTable, query: Tensor, head_size: int, queries: int, *, descriptors: bool = False) -> Tiles:
+    """Return the tiles for a device, an element type and a padded head size; fewer rows for a few queries.
+
+    Args:
+        table: of the kernel.
+        query: on the device.
+        head_size: the greater of key's and value's, padded.
+        queries: number of them.
+        descriptors: whether keys and values can be read through tensor descriptors.
+    """
     assumed = _TILES.get()
     if assumed is not None:
-        return assumed
+        return replace(assumed, descriptors=assumed.descriptors and descriptors)
     target = target_of(query.device)
     if target == "cpu":
         return Tiles(query=64, key=32 if head_size > 64 else 64, warps=4, stages=1)
     size = max(2, query.element_size())
     fitting = [limit for name, width, limit in table if (name, width) == (target, size) and head_size <= limit]
-    tiles = table[target, size, min(fitting)]
-    if queries <= 16 < tiles.query:
-        return replace(tiles, query=16, warps=4)
-    return tiles
+    suitable = [tiles for tiles in table[target, size, min(fitting)] if descriptors or not tiles.descriptors]
+    if queries <= 16 < suitable[-1].query:
+        return replace(suitable[-1], query=16, warps=4)
+    return suitable[0]
 
 
 def target_of(device: torch.device) -> str:

@@ -21,7 +21,8 @@ from attnc.sema.check import check_program
 from attnc.source import SourceFile
 from attnc.syntax.parse import parse_source
 
-HEADER = """from attnc.runtime.kernel_math import *
+HEADER = """from attnc.runtime.kernel_loads import *
+from attnc.runtime.kernel_math import *
 from attnc.runtime.launch import Tiles, finish_launch, launchable, read_tables, start_launch
 
 

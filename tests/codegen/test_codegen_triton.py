@@ -253,8 +253,8 @@ def test_full_intervals_have_no_mask_code():
     assert "tl.where(allowed" not in body
     assert "kv_idx" not in body
     assert "q_idx" not in body
-    assert ", False)" in body
-    assert ", True)" not in body
+    assert ", False, DESCRIPTORS)" in body
+    assert ", True, DESCRIPTORS)" not in body
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

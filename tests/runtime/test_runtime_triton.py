@@ -1,6 +1,7 @@
 """The host's side of a kernel launch: layouts, tiles, limits; and whole modules on the Triton path."""
 
 import sys
+from dataclasses import astuple
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from attnc.runtime.launch import LONGEST, Tiles, assume_target, choose_tiles, pa
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 STREAMING = "attention foo { mask causal and (i - j < 20 or sinks(3)) }"
-TABLE = {(row.target, row.element_size, row.head_size): row.config for row in tile_rows(128, 128)}
+TABLE = {(row.target, row.element_size, row.head_size): row.configs for row in tile_rows(128, 128)}
 
 
 def transposed(tensor):
@@ -96,7 +97,7 @@ def test_lengths_beyond_the_positions_of_a_kernel_are_refused():
 
 
 def test_tiles_follow_target_element_and_head_size():
-    table = {key: Tiles(config.query, config.key, config.warps, config.stages) for key, config in TABLE.items()}
+    table = {key: tuple(Tiles(*astuple(config)) for config in configs) for key, configs in TABLE.items()}
     half = torch.empty(1, 1, 1, 16, dtype=torch.float16, device="meta")
     for target in TARGETS:
         with assume_target(target):
@@ -105,11 +106,16 @@ def test_tiles_follow_target_element_and_head_size():
                 chosen = choose_tiles(table, half, head_size, 4096)
                 assert (chosen.query, chosen.key, chosen.warps) == (config.query, config.key, config.warps)
             assert choose_tiles(table, half, 64, 1).query == 16
-            assert choose_tiles(table, half.float(), 64, 4096) == table[target, 4, 64]
+            assert choose_tiles(table, half.float(), 64, 4096) == table[target, 4, 64][0]
+            best = choose_tiles(table, half, 128, 4096, descriptors=True)
+            assert best.descriptors == (target in ("sm_90", "sm_100"))
+            assert best == table[target, 2, 128][0]
+            assert not choose_tiles(table, half, 128, 16, descriptors=True).descriptors
 
 
 def test_tiles_stay_within_the_plan():
-    assert all(row.config.query <= 32 and row.config.key <= 16 for row in tile_rows(32, 16))
+    configs = [config for row in tile_rows(32, 16) for config in row.configs]
+    assert all(config.query <= 32 and config.key <= 16 for config in configs)
 
 
 @pytest.mark.parametrize(("size", "width"), [(1, 16), (16, 16), (17, 32), (64, 64), (65, 128), (200, 256), (256, 256)])

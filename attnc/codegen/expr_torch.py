@@ -97,7 +97,7 @@ class Piece:
 
 
 @dataclass(slots=True)
-class _Writer:
+class Writer:
     """Collects the statements that name parts of a long expression."""
 
     prefix: str = "part"
@@ -124,7 +124,7 @@ class _Writer:
 
 def torch_body(expr: Expr) -> Body:
     """Write an expression as the body of a function of `at` (and `s`, where it uses the score)."""
-    writer = _Writer()
+    writer = Writer()
     result = _tensor(_write(expr, (), writer), expr.type)
     return Body((*comments(expr), *writer.lines, f"return {result.text}"))
 
@@ -165,7 +165,7 @@ def _tensor(piece: Piece, type_: Type) -> Piece:
     return Piece(f"at.as_{type_.value}({piece.text})") if piece.literal else piece
 
 
-def _write(expr: Expr, selected: tuple[str, ...], writer: _Writer) -> Piece:
+def _write(expr: Expr, selected: tuple[str, ...], writer: Writer) -> Piece:
     """Write one node. `selected` names the conditions under which a `where` selects it."""
     match expr:
         case Const(value=value):
@@ -212,13 +212,13 @@ def _guard(piece: Piece, selected: tuple[str, ...]) -> Piece:
     return piece
 
 
-def _write_read(expr: Read, selected: tuple[str, ...], writer: _Writer) -> Piece:
+def _write_read(expr: Read, selected: tuple[str, ...], writer: Writer) -> Piece:
     index = writer.fit([_write(part, (), writer) for part in expr.index])
     piece = Piece(f"at.read({', '.join([quoted(expr.table), *(part.text for part in index)])})")
     return _guard(piece, selected) if expr.type is Type.FLOAT else piece
 
 
-def _write_binary(expr: Binary, selected: tuple[str, ...], writer: _Writer) -> Piece:
+def _write_binary(expr: Binary, selected: tuple[str, ...], writer: Writer) -> Piece:
     left, right = _write(expr.left, selected, writer), _write(expr.right, selected, writer)
     if left.literal and right.literal:
         left = _tensor(left, expr.left.type)
@@ -240,7 +240,7 @@ def _is_positive(expr: Expr) -> bool:
 
 
 def _write_chain(
-    operator: str, binds: int, operands: tuple[Expr, ...], selected: tuple[str, ...], writer: _Writer
+    operator: str, binds: int, operands: tuple[Expr, ...], selected: tuple[str, ...], writer: Writer
 ) -> Piece:
     pieces = [_tensor(_write(operand, selected, writer), Type.BOOL) for operand in operands]
     while len(pieces) > 1:
@@ -253,7 +253,7 @@ def _write_chain(
     return pieces[0]
 
 
-def _write_where(expr: Where, selected: tuple[str, ...], writer: _Writer) -> Piece:
+def _write_where(expr: Where, selected: tuple[str, ...], writer: Writer) -> Piece:
     condition = _tensor(_write(expr.condition, selected, writer), Type.BOOL)
     if _has_gradient(expr.then) or _has_gradient(expr.otherwise):
         condition = writer.name(condition)
@@ -269,7 +269,7 @@ def _has_gradient(expr: Expr) -> bool:
     return any(isinstance(node, Score) or (isinstance(node, Read) and node.type is Type.FLOAT) for node in walk(expr))
 
 
-def _write_call(expr: Call, selected: tuple[str, ...], writer: _Writer) -> Piece:
+def _write_call(expr: Call, selected: tuple[str, ...], writer: Writer) -> Piece:
     pieces = [_write(arg, selected, writer) for arg in expr.args]
     if all(piece.literal for piece in pieces):
         pieces[0] = _tensor(pieces[0], expr.args[0].type)
@@ -277,20 +277,20 @@ def _write_call(expr: Call, selected: tuple[str, ...], writer: _Writer) -> Piece
     return Piece(f"{_TORCH[expr.function]}({', '.join(piece.text for piece in pieces)})")
 
 
-def _write_cast(operand: Expr, type_: Type, selected: tuple[str, ...], writer: _Writer) -> Piece:
+def _write_cast(operand: Expr, type_: Type, selected: tuple[str, ...], writer: Writer) -> Piece:
     piece = _write(operand, selected, writer)
     if operand.type is Type.FLOAT and type_ is Type.INT:
         return Piece(f"truncate({_tensor(piece, Type.FLOAT).text})")
     return Piece(f"at.as_{type_.value}({piece.text})")
 
 
-def _write_quantifier(expr: Quantifier, selected: tuple[str, ...], writer: _Writer) -> Piece:
+def _write_quantifier(expr: Quantifier, selected: tuple[str, ...], writer: Writer) -> Piece:
     """Write the body as a local function of the quantifier's variable."""
     variable = expr.variable
     while variable in _TAKEN or keyword.iskeyword(variable) or variable.startswith("part_"):
         variable += "_"
     function = f"{writer.prefix}_{next(writer.counter)}"
-    inner = _Writer(f"{function}_part", [], {**writer.bound, expr.variable: variable})
+    inner = Writer(f"{function}_part", [], {**writer.bound, expr.variable: variable})
     result = _tensor(_write(expr.body, selected, inner), expr.body.type)
     if writer.lines and writer.lines[-1]:
         writer.lines.append("")

@@ -107,7 +107,7 @@ def attention_view(plan: Plan, seed: str) -> AttentionView:
         seed: whatever the module's text depends on besides the plan; part of the program's key.
     """
     attention = plan.attention
-    formulas = _Formulas(attention.name)
+    formulas = Formulas(attention.name)
     fields = _program_fields(plan, formulas)
     written = tuple(formulas.written)
     text = "\n".join(formula.body for formula in written)
@@ -120,10 +120,10 @@ def attention_view(plan: Plan, seed: str) -> AttentionView:
     return AttentionView(
         name=attention.name,
         class_name=class_name(attention.name),
-        title=_title(attention),
-        arguments=tuple(_argument(attention, tensor) for tensor in attention.tensors),
+        title=attention_title(attention),
+        arguments=tuple(argument_view(attention, tensor) for tensor in attention.tensors),
         sizes=tuple(name.value for name in (SizeName.HEADS, SizeName.HEAD_SIZE) if name in learned_sizes),
-        mask_sizes=_mask_sizes(attention),
+        mask_sizes=sizes_of_mask(attention),
         has_lse=attention.normalize.kind is NormalizeKind.SOFTMAX,
         formulas=written,
         program="\n".join(lay_out(f"_{attention.name}_program = ", program)),
@@ -132,18 +132,22 @@ def attention_view(plan: Plan, seed: str) -> AttentionView:
     )
 
 
-def _mask_sizes(attention: Attention) -> tuple[str, ...]:
-    read = (*tables(attention.mask), *tables(attention.align.shift))
-    dims = (dim for tensor in attention.tensors if tensor.name in read for dim in tensor.dims if dim is not None)
-    found = {
-        node.name for expr in (attention.mask, attention.align.shift, *dims) for node in walk(expr)
-        if isinstance(node, Size)
-    }  # fmt: skip
+def sizes_of_mask(attention: Attention) -> tuple[str, ...]:
+    """Return those of `D` and `g` that the mask depends on."""
+    found = sizes_read(attention, attention.mask)
     return tuple(name.value for name in (SizeName.HEAD_SIZE, SizeName.GROUP) if name in found)
 
 
+def sizes_read(attention: Attention, *exprs: Expr) -> set[SizeName]:
+    """Return the sizes that expressions, the alignment and the tensors that they read depend on."""
+    computed = (*exprs, attention.align.shift)
+    read = {name for expr in computed for name in tables(expr)}
+    dims = (dim for tensor in attention.tensors if tensor.name in read for dim in tensor.dims if dim is not None)
+    return {node.name for expr in (*computed, *dims) for node in walk(expr) if isinstance(node, Size)}
+
+
 @dataclass(slots=True)
-class _Formulas:
+class Formulas:
     """Writes expressions as functions and hands their names out; equal ones are written once."""
 
     attention: str
@@ -156,6 +160,7 @@ class _Formulas:
         self.names = {}
 
     def name(self, what: str, expr: Expr, *, of_score: bool = False) -> str:
+        """Return the function of an expression, written as `what` says if it is new."""
         found = self.names.get((expr, of_score))
         if found is not None:
             return found
@@ -169,11 +174,11 @@ class _Formulas:
 Field = tuple[str, str | Bracket]
 
 
-def _program_fields(plan: Plan, formulas: _Formulas) -> list[Field]:
+def _program_fields(plan: Plan, formulas: Formulas) -> list[Field]:
     attention = plan.attention
     normalize = attention.normalize
     fields: list[Field] = [
-        ("tensors", sequence([_tensor_argument(tensor, formulas) for tensor in attention.tensors])),
+        ("tensors", sequence([tensor_argument(tensor, formulas) for tensor in attention.tensors])),
         ("normalize", quoted(normalize.kind.value)),
         ("shift", formulas.name("shift", attention.align.shift)),
     ]
@@ -206,7 +211,7 @@ def _program_fields(plan: Plan, formulas: _Formulas) -> list[Field]:
     return fields
 
 
-def _period_fields(condition: Expr, formulas: _Formulas, suffix: str) -> list[Field]:
+def _period_fields(condition: Expr, formulas: Formulas, suffix: str) -> list[Field]:
     """Say how a condition repeats, everywhere or at least away from fixed positions."""
     period = shift_period(condition)
     if period:
@@ -220,7 +225,7 @@ def _period_fields(condition: Expr, formulas: _Formulas, suffix: str) -> list[Fi
     return [("far", written)]
 
 
-def _score_fields(plan: Plan, formulas: _Formulas) -> list[Field]:
+def _score_fields(plan: Plan, formulas: Formulas) -> list[Field]:
     score = plan.scoring.score
     if score == Score():
         return []
@@ -286,7 +291,7 @@ def _uses_score(expr: Expr) -> bool:
     return any(isinstance(node, Score) for node in walk(expr))
 
 
-def _interval_fields(plan: Plan, formulas: _Formulas) -> list[Field]:
+def _interval_fields(plan: Plan, formulas: Formulas) -> list[Field]:
     tiles = plan.passes[0].tiles
     intervals = []
     read: list[Expr] = [plan.attention.align.shift]
@@ -314,7 +319,8 @@ def _float_tables(attention: Attention, read: list[Expr]) -> tuple[str, ...]:
     return tuple(name for name in names if attention.tensor(name).type is Type.FLOAT)
 
 
-def _tensor_argument(tensor: Tensor, formulas: _Formulas) -> Bracket:
+def tensor_argument(tensor: Tensor, formulas: Formulas) -> Bracket:
+    """Return the runtime's description of a tensor."""
     fields: list[Field] = [("name", quoted(tensor.name)), ("type", quoted(tensor.type.value))]
     if tensor.dims:
         fields.append(
@@ -331,7 +337,8 @@ def _broadcasts(dim: Expr | None) -> bool:
     return isinstance(dim, Size) and dim.name in (SizeName.BATCH, SizeName.HEADS)
 
 
-def _argument(attention: Attention, tensor: Tensor) -> ArgumentView:
+def argument_view(attention: Attention, tensor: Tensor) -> ArgumentView:
+    """Decide how a tensor is written as an argument."""
     python = {Type.BOOL: "bool", Type.INT: "int", Type.FLOAT: "float"}[tensor.type]
     learned = tensor.kind is TensorKind.LEARNED
     shape = ", ".join("?" if dim is None else show(dim) for dim in tensor.dims)
@@ -344,6 +351,7 @@ def _argument(attention: Attention, tensor: Tensor) -> ArgumentView:
     return ArgumentView(tensor.name, hint, printable(", ".join([about, *notes])), learned, in_mask)
 
 
-def _title(attention: Attention) -> str:
+def attention_title(attention: Attention) -> str:
+    """Return what docstrings call an attention."""
     given = ", ".join(f"{name} = {show(value)}" for name, value in attention.params)
     return printable(f"`{attention.name}`" + (f" with {given}" if given else ""))

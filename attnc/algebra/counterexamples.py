@@ -6,6 +6,7 @@ import islpy as isl
 
 from attnc.algebra.affine import Translator
 from attnc.algebra.facts import Counterexample
+from attnc.algebra.index_sets import integer
 from attnc.ir.nodes import Cast, Expr
 from attnc.ir.program import AlignKind
 from attnc.ir.show import show
@@ -77,7 +78,7 @@ def _fixed(points: isl.Set, name: str) -> tuple[isl.Set, int]:
 
 def _only(line: isl.Set) -> int:
     """Return the number in a set of one number; `dim_min_val` ignores divisions, and may name one that is not in it."""
-    return int(line.sample_point().get_coordinate_val(isl.dim_type.set, 0).to_python())
+    return integer(line.sample_point().get_coordinate_val(isl.dim_type.set, 0))
 
 
 def _name_of(expr: Expr) -> str:

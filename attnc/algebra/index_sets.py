@@ -77,6 +77,18 @@ def attempt(context: isl.Context, question: Callable[[], T], operations: int = D
         return None
 
 
+def integer(value: isl.Val) -> int:
+    """Return isl's integer as Python's.
+
+    Raises:
+        isl.Error: the budget is exhausted; isl then gives no text, and islpy does not say so by itself.
+    """
+    text: str | None = value.to_str()
+    if text is None:
+        raise isl.Error("no operations are left to write a number")
+    return int(text)
+
+
 def new_context() -> isl.Context:
     """Make a context in which an error raises instead of printing."""
     return isl.Context()

@@ -12,6 +12,7 @@ from math import gcd
 
 import islpy as isl
 
+from attnc.algebra.index_sets import integer
 from attnc.ir.nodes import Binary, BinaryOp, Const, Expr
 from attnc.ir.types import Type
 
@@ -57,7 +58,7 @@ def linear_form(aff: isl.Aff) -> tuple[Linear, int]:
     Raises:
         NoClosedFormError: it depends on an existential variable without a closed form.
     """
-    denominator = int(aff.get_denominator_val().to_python())
+    denominator = integer(aff.get_denominator_val())
     total = Linear(_scaled(aff.get_constant_val(), denominator))
     for unit, factor in _terms(aff, denominator):
         total = total.plus(unit, factor)
@@ -79,7 +80,7 @@ def _terms(aff: isl.Aff, denominator: int) -> Iterator[tuple[Linear, int]]:
 
 
 def _scaled(value: isl.Val, denominator: int) -> int:
-    return int(value.mul(isl.Val.int_from_si(value.get_ctx(), denominator)).to_python())
+    return integer(value.mul(isl.Val.int_from_si(value.get_ctx(), denominator)))
 
 
 def _division(inner: isl.Aff | None) -> Linear:

@@ -148,7 +148,8 @@ class Operation:
         at.h = next((place for place, label in zip(places, argument.labels, strict=True) if label == "H"), None)
         assert argument.initial is not None
         values = argument.initial(at).expand(lengths).clone()
-        return values.to(device=device, dtype=dtype or torch.get_default_dtype())
+        place = torch.get_default_device() if device is None else device
+        return values.to(device=place, dtype=dtype or torch.get_default_dtype())
 
 
 def _needs_gradient(query: Tensor, key: Tensor, value: Tensor, tensors: Sequence[Tensor]) -> bool:

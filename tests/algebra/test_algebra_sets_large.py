@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from attnc.algebra import index_sets
 from attnc.compiler import plan_source
 from attnc.source import SourceFile
 
@@ -26,3 +27,14 @@ def test_many_operands_take_seconds(mask: str) -> None:
     text = f"attention large {{ input kind: int[M]; mask {mask} }}"
     plan_source(SourceFile("<text>", text, Path("text.attn")))
     assert time.perf_counter() - started < 10
+
+
+@pytest.mark.parametrize("operations", [2000, 3000, 6000, 12_000, 25_000, 50_000, 100_000])
+def test_a_budget_may_end_anywhere(operations: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """isl gives no text of a number when its operations end there; that is no bug of the compiler's."""
+    monkeypatch.setattr(index_sets.budget.__wrapped__, "__defaults__", (operations,))  # type: ignore[attr-defined]
+    text = (
+        "attention hard { input w: int; align at(3)\n"
+        "mask h == i - j\n mask -2 * (min(b, i - j)) == ((-3 + i) + min(w, j)) }"
+    )
+    plan_source(SourceFile("<text>", text, Path("text.attn")))

@@ -228,3 +228,11 @@ def test_a_standalone_module_runs_without_attnc(tmp_path):
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
     assert done.stdout.strip() == "fine", done.stderr
+
+
+def test_learned_tensors_follow_the_default_device():
+    module = module_of("attention slopes { learned slope: float[H] = h + 1\n score s * slope[h] }")
+    with torch.device("meta"):
+        assert module.Slopes(2).slope.device.type == "meta"
+        assert module.Slopes(2, device="cpu").slope.tolist() == [1.0, 2.0]
+    assert module.Slopes(2).slope.device.type == "cpu"

@@ -1,0 +1,34 @@
+"""What a launch says to Triton's compiler besides tiles."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from attnc.runtime.launch import Tiles, launchable
+
+CUDA = SimpleNamespace(query=SimpleNamespace(device=torch.device("cuda")), tiles=Tiles(64, 64, 4, 2))
+
+
+class Kernel:
+    """Stands in for a jitted kernel: keeps what it is launched with."""
+
+    def __init__(self):
+        self.launches = []
+
+    def __getitem__(self, grid):
+        return lambda **options: self.launches.append((grid, options))
+
+
+@pytest.mark.parametrize("options", [{}, {"num_warps": 8}])
+def test_kernels_fuse_products_and_sums_whatever_the_default(options, monkeypatch):
+    monkeypatch.setattr(torch.library, "wrap_triton", lambda kernel: kernel)
+    kernel = Kernel()
+    launchable(kernel, CUDA)[(3,)](x=1, **options)
+    assert kernel.launches == [((3,), {"x": 1, **options, "enable_fp_fusion": True})]
+
+
+def test_what_is_traced_is_left_to_the_tracer(monkeypatch):
+    traced = object()
+    monkeypatch.setattr(torch.library, "wrap_triton", lambda kernel: traced)
+    assert launchable(Kernel(), CUDA) is traced

@@ -20,6 +20,8 @@ DEFAULT_OPERATIONS = 200_000
 MOST_FAILURES = 3
 """After so many exhausted budgets, the others of a derivation are cut to a twentieth."""
 
+_most: ContextVar[int] = ContextVar("most", default=DEFAULT_OPERATIONS)
+
 _failures: ContextVar[list[int]] = ContextVar("failures", default=[0])  # noqa: B039
 
 T = TypeVar("T")
@@ -39,6 +41,7 @@ def budget(context: isl.Context, operations: int = DEFAULT_OPERATIONS) -> Iterat
     outer = context.get_max_operations()
     failures = _failures.get()
     context.reset_operations()
+    operations = operations if operations > DEFAULT_OPERATIONS else min(operations, _most.get())
     context.set_max_operations(operations if failures[0] < MOST_FAILURES else operations // 20)
     try:
         yield
@@ -52,20 +55,25 @@ def budget(context: isl.Context, operations: int = DEFAULT_OPERATIONS) -> Iterat
 
 
 @contextmanager
-def allowance(context: isl.Context) -> Iterator[None]:
+def allowance(context: isl.Context, operations: int = DEFAULT_OPERATIONS) -> Iterator[None]:
     """Run a whole derivation so that no isl call in it is without a budget, and so that failures do not add up.
 
     After a few questions have exhausted their budgets, further ones get little: the mask is a hard one.
 
+    Args:
+        context: of the derivation.
+        operations: that one question may take.
+
     Raises:
         OutOfBudgetError: a call outside of every inner budget took too long.
     """
-    token = _failures.set([0])
+    failures, most = _failures.set([0]), _most.set(operations)
     try:
-        with budget(context, DEFAULT_OPERATIONS):
+        with budget(context, operations):
             yield
     finally:
-        _failures.reset(token)
+        _failures.reset(failures)
+        _most.reset(most)
 
 
 def attempt(context: isl.Context, question: Callable[[], T], operations: int = DEFAULT_OPERATIONS) -> T | None:

@@ -15,7 +15,16 @@ from attnc.algebra.affine import Translator
 from attnc.algebra.bounds import Bound, BoundsWriter, chosen
 from attnc.algebra.coordinates import KEYS, PLAIN, Layout
 from attnc.algebra.domains import RowDomain, new_translator, row_domain
-from attnc.algebra.index_sets import OutOfBudgetError, allowance, attempt, budget, empty, included, new_context
+from attnc.algebra.index_sets import (
+    DEFAULT_OPERATIONS,
+    OutOfBudgetError,
+    allowance,
+    attempt,
+    budget,
+    empty,
+    included,
+    new_context,
+)
 from attnc.algebra.key_intervals import Coverage, KeyInterval, TileSets
 from attnc.algebra.residuals import Residuals
 from attnc.algebra.runs import RunFinder
@@ -80,19 +89,25 @@ class _Range:
 
 
 def derive_tiles(
-    attention: Attention, *, query_tile: int = 128, key_tile: int = 128, layout: Layout = PLAIN
+    attention: Attention,
+    *,
+    query_tile: int = 128,
+    key_tile: int = 128,
+    layout: Layout = PLAIN,
+    operations: int = DEFAULT_OPERATIONS,
 ) -> TileSets:
     """Derive the interval list of an attention's mask.
 
     Args:
         attention: with a mask free of parameters. The positions that the layout leaves out are taken to be masked.
         layout: the order of queries and keys. Bounds are numbers in it; residuals are about positions, as the mask is.
+        operations: what one question about the mask may take; with fewer, more masks are tested everywhere.
         query_tile: most rows of a query tile for which residuals must hold.
         key_tile: most keys of a key tile for which residuals must hold.
     """
     translator = new_translator(attention, new_context(), layout)
     try:
-        with allowance(translator.context):
+        with allowance(translator.context, operations):
             return _Derivation.of(attention, translator, query_tile, key_tile).tiles()
     except OutOfBudgetError:
         return everywhere(attention, query_tile, key_tile, layout)

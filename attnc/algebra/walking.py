@@ -24,8 +24,9 @@ class Visit:
 def row_tiles(env: Environment, layout: Layout, rows: int) -> Iterator[Environment]:
     """Yield the environment of each query tile of at most `rows` rows; `env` has sizes and the shift."""
     shift = env.indices[IndexName.SHIFT]
-    limits = [Const(shift + more, Type.INT) for more in (0, env.sizes[SizeName.QUERIES])]
-    for residue in range(layout.classes):
+    queries = env.sizes[SizeName.QUERIES]
+    limits = [Const(shift + more, Type.INT) for more in (0, queries)]
+    for residue in sorted({(shift + row) % layout.classes for row in range(min(queries, layout.classes))}):
         here = _with_indices(env, {IndexName.CLASS: residue})
         start, stop = (_bound(layout.query.first_from(limit), here) for limit in limits)
         for low in range(start, stop, rows):

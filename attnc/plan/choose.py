@@ -2,26 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import replace
+from itertools import islice
 
 from attnc.algebra.assertions import check_assertions
-from attnc.algebra.coordinates import Layout
+from attnc.algebra.congruences import PairSet
+from attnc.algebra.counting import bounds_read, count_pairs
 from attnc.algebra.facts import Facts
+from attnc.algebra.index_sets import DEFAULT_OPERATIONS
 from attnc.algebra.proofs import prove_facts
 from attnc.algebra.scoring import derive_scoring
 from attnc.algebra.simplify import simplify_attention
 from attnc.algebra.table_proofs import mark_reads
 from attnc.algebra.tiles import derive_tiles
-from attnc.diagnostics import CompileError, Diagnostic, Label
-from attnc.ir.nodes import Expr, Score
+from attnc.diagnostics import CompileError, Diagnostic, InternalError, Label
+from attnc.ir.nodes import Score
 from attnc.ir.program import AlignKind, Attention, NormalizeKind
-from attnc.plan.kernel_plan import Form, Library, Pass, Plan, Scoring
+from attnc.plan.cost import estimate_pass, estimate_passes
+from attnc.plan.kernel_plan import Choice, Form, Library, Pass, Plan, Scoring
+from attnc.plan.split import Part, decompositions
 from attnc.source import Span
 
+LENGTH = 8192
+"""Length for which plans are compared unless the caller has another one in hand."""
 
-def plan_attention(attention: Attention) -> Plan:
+MOST_CHOICES = 8
+"""So many ways to compute a mask are weighed."""
+
+OPERATIONS = 30_000
+"""What a question about a part of a mask may take; one that takes more is no good part."""
+
+DENSE = 1.3
+"""A plan that computes so many pairs for each allowed one is not worth improving."""
+
+
+def plan_attention(attention: Attention, *, length: int = LENGTH, layouts: bool = False) -> Plan:
     """Simplify an attention, prove what it asserts, and derive the passes that compute it.
+
+    Args:
+        attention: checked.
+        length: for which costs are compared.
+        layouts: whether other orders of positions than the plain one are looked for.
 
     Raises:
         CompileError: an assertion is false or cannot be decided, or a statement is not compiled yet.
@@ -34,25 +56,83 @@ def plan_attention(attention: Attention) -> Plan:
     score, score_log2, dropped, scored = derive_scoring(simplified)
     scoring = Scoring(score, score_log2, dropped)
     facts = prove_facts(simplified)
+    plan = Plan(simplified, scoring, (), facts, (*steps, *scored))
     library = library_call(simplified, scoring, facts)
-    form = Form.SOFTMAX if library is None else Form.LIBRARY
-    only_pass = Pass(form, simplified.mask, derive_tiles(simplified), library=library)
-    return Plan(simplified, scoring, (only_pass,), facts, (*steps, *scored))
+    if library is not None or not layouts:
+        form = Form.SOFTMAX if library is None else Form.LIBRARY
+        return replace(plan, passes=(Pass(form, simplified.mask, derive_tiles(simplified), library=library),))
+    choices = choose_passes(simplified, length)
+    return _with_proof(replace(plan, passes=_refined(simplified, choices[0].passes), choices=choices))
 
 
-def with_passes(plan: Plan, parts: Sequence[tuple[Expr, Layout]]) -> Plan:
-    """Return a plan that computes each part of the mask in a layout of its own.
+def _refined(attention: Attention, passes: tuple[Pass, ...]) -> tuple[Pass, ...]:
+    """Derive tiles again, with a full budget, where a small one was not enough."""
+    if all(one.tiles.exact for one in passes):
+        return passes
+    return make_passes(attention, ((one.mask, one.layout) for one in passes))
+
+
+def _with_proof(plan: Plan) -> Plan:
+    """Prove that the passes are disjoint and complete, as far as sets can."""
+    if len(plan.passes) == 1:
+        return plan
+    masks = tuple(one.mask for one in plan.passes)
+    proven = PairSet.of(plan.attention).disjoint_cover(plan.attention.mask, masks)
+    if proven is False:
+        raise InternalError(f"the parts of `{plan.attention.name}` overlap or leave pairs out")
+    return replace(plan, proven_disjoint=proven is True)
+
+
+def choose_passes(attention: Attention, length: int = LENGTH) -> tuple[Choice, ...]:
+    """Return the ways to compute a mask that were weighed, the cheapest first.
 
     Args:
-        plan: of the attention.
+        attention: simplified.
+        length: queries and keys for which the costs are compared.
+    """
+    weighed: list[Choice] = []
+    for parts in islice(decompositions(attention), MOST_CHOICES):
+        passes = make_passes(attention, parts, operations=OPERATIONS if weighed else DEFAULT_OPERATIONS)
+        weighed.append(Choice(passes, estimate_passes(attention, passes, length)))
+        if _is_dense(attention, passes, length):
+            break
+    return tuple(sorted(weighed, key=lambda choice: choice.cost))
+
+
+def make_passes(
+    attention: Attention, parts: Iterable[Part], *, operations: int = DEFAULT_OPERATIONS
+) -> tuple[Pass, ...]:
+    """Derive the tiles of each part of a mask in a layout of its own.
+
+    Args:
+        attention: simplified.
         parts: disjoint masks that together are the attention's, each with the layout of its pass. The layout's
             positions hold every pair of the mask.
+        operations: see `derive_tiles`.
     """
-    passes = (
-        Pass(Form.SOFTMAX, mask, derive_tiles(replace(plan.attention, mask=mask), layout=layout), layout)
+    return tuple(
+        Pass(
+            Form.SOFTMAX,
+            mask,
+            derive_tiles(replace(attention, mask=mask), layout=layout, operations=operations),
+            layout,
+        )
         for mask, layout in parts
     )
-    return replace(plan, passes=tuple(passes))
+
+
+def with_passes(plan: Plan, parts: Iterable[Part]) -> Plan:
+    """Return a plan that computes each part of the mask in a layout of its own, see `make_passes`."""
+    return replace(plan, passes=make_passes(plan.attention, parts))
+
+
+def _is_dense(attention: Attention, passes: tuple[Pass, ...], length: int) -> bool:
+    """Tell whether the tiles of some passes are about as few as the pairs allow."""
+    if any(bounds_read(one.tiles) for one in passes):
+        return False
+    pairs = count_pairs(attention, length, length)
+    computed = sum(estimate_pass(attention, one, length).computed for one in passes)
+    return pairs is not None and computed <= DENSE * pairs
 
 
 def library_call(attention: Attention, scoring: Scoring, facts: Facts) -> Library | None:

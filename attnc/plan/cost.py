@@ -1,66 +1,130 @@
-"""What a plan costs at concrete sizes: exact work, and the least memory traffic."""
+"""What passes are expected to cost at one length, in pairs of one head: what the choice of layouts goes by.
+
+The unit is the time of one pair in a full tile. Counts of tiles are exact; for long sequences they are those of evenly
+spaced query tiles, scaled up.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from fractions import Fraction
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from attnc.algebra.counting import TileCounts
+from attnc.algebra.coordinates import Layout
+from attnc.algebra.counting import bounds_differ_by_head, bounds_read
+from attnc.algebra.walking import is_full, passes_test, row_tiles, walk_tiles
+from attnc.ir.evaluate import Environment, Table
+from attnc.ir.nodes import IndexName, SizeName
+from attnc.ir.program import Attention
+from attnc.ir.types import Type
+from attnc.plan.kernel_plan import Pass
+
+TILE = 64
+"""Rows and keys of the tiles that are counted."""
+
+SAMPLED = 24
+"""Query tiles of a pass that are walked."""
+
+HEADS = 8
+"""Heads of the call that is imagined, for masks that differ between heads."""
+
+PARTIAL = 1.15
+"""Time of a pair in a partial tile: the mask is evaluated."""
+
+TESTED = 150
+"""Time of a tile test that fails."""
+
+ROWS = 100
+"""Time of loading and storing one query row."""
+
+GATHERED = 1.1
+"""Time of a pair whose key is not beside the one before it in memory."""
+
+MERGED_ROW = 200
+"""Time of merging one row of a further launch into what is there: traffic of an output in float32."""
+
+LAUNCH = 250_000
+"""Time of a further launch, shared by eight heads."""
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
-    """Sizes of one call.
+class Estimate:
+    """What one pass is expected to cost at one length.
 
     Attributes:
-        value_size: length of a value vector.
-        element_bytes: bytes of one element of query, key and value.
+        computed: pairs in visited tiles, padding included.
+        cost: in pairs of one head.
     """
 
-    batch: int
-    heads: int
-    key_heads: int
-    queries: int
-    keys: int
-    head_size: int
-    value_size: int
-    element_bytes: int
+    computed: float
+    cost: float
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """Work and traffic of one forward call.
-
-    Attributes:
-        flops: useful operations: two products per allowed pair, a multiplication and an addition each.
-        flops_computed: the same for every pair of a visited tile.
-        bytes: each operand read once and each result written once: the least that any kernel moves.
-    """
-
-    flops: int | None
-    flops_computed: int
-    bytes: int
-
-    @property
-    def waste(self) -> Fraction | None:
-        """Pairs computed for one allowed pair."""
-        return Fraction(self.flops_computed, self.flops) if self.flops else None
+def estimate_passes(attention: Attention, passes: Sequence[Pass], length: int) -> float:
+    """Return what passes are expected to cost together, launches and merges included."""
+    total = 0.0
+    launched: list[Layout] = []
+    for one in passes:
+        found = estimate_pass(attention, one, length)
+        total += found.cost
+        if launched and not any(one.layout.query == other.query for other in launched):
+            total += LAUNCH + MERGED_ROW * length * _share_of_rows(one.layout)
+        launched.append(one.layout)
+    return total
 
 
-def forward_cost(shape: Shape, pairs: Fraction | None, tiles: TileCounts) -> Cost:
-    """Return the cost of a forward call.
+def estimate_pass(attention: Attention, one: Pass, length: int) -> Estimate:
+    """Return what one pass is expected to cost at a length."""
+    env = _environment(attention, one, length)
+    heads = range(HEADS) if bounds_differ_by_head(one.tiles) else range(1)
+    found = [_estimate_head(one, replace(env, indices={**env.indices, IndexName.HEAD: head})) for head in heads]
+    count = len(found)
+    return Estimate(sum(each.computed for each in found) / count, sum(each.cost for each in found) / count)
 
-    Args:
-        shape: of the call.
-        pairs: allowed pairs of one head, the mean over heads; None where data decides.
-        tiles: those that are visited in one head, the mean over heads.
-    """
-    per_pair = 2 * (shape.head_size + shape.value_size)
-    copies = shape.batch * shape.heads
-    query_elements = copies * shape.queries * (shape.head_size + shape.value_size)
-    key_elements = shape.batch * shape.key_heads * shape.keys * (shape.head_size + shape.value_size)
-    return Cost(
-        flops=None if pairs is None else int(pairs * copies * per_pair),
-        flops_computed=int(tiles.pairs_computed * copies * per_pair),
-        bytes=(query_elements + key_elements) * shape.element_bytes,
-    )
+
+def _estimate_head(one: Pass, env: Environment) -> Estimate:
+    rows, full, partial, tested = 0, 0, 0, 0
+    tiles = list(row_tiles(env, one.layout, TILE))
+    step = max(1, len(tiles) // SAMPLED)
+    walked = tiles[step // 2 :: step]
+    for here in walked:
+        rows += here.indices[IndexName.QUERY_HIGH] - here.indices[IndexName.QUERY_LOW] + 1
+        for visit in walk_tiles(one.tiles, here, TILE):
+            if is_full(visit):
+                full += visit.end - visit.begin
+            elif visit.interval.tile_test is None:
+                partial += visit.end - visit.begin
+            else:
+                numbers = range(visit.begin, visit.end)
+                touched = sum(passes_test(visit.interval, here, one.layout, tile, TILE) for tile in numbers)
+                partial, tested = partial + touched, tested + len(numbers) - touched
+    scale = len(tiles) / len(walked) if walked else 0.0
+    area = TILE * TILE * scale
+    pairs = (full + PARTIAL * partial) * area * (1.0 if one.layout.is_plain else GATHERED)
+    return Estimate((full + partial) * area, pairs + (tested * TESTED + rows * ROWS) * scale)
+
+
+def _environment(attention: Attention, one: Pass, length: int) -> Environment:
+    """Return sizes, and values for the scalar inputs and tables that bounds read: as if nothing was cut off."""
+    sizes = {
+        SizeName.BATCH: 1,
+        SizeName.HEADS: HEADS,
+        SizeName.QUERIES: length,
+        SizeName.KEYS: length,
+        SizeName.HEAD_SIZE: 64,
+        SizeName.GROUP: 1,
+    }
+    names = dict.fromkeys((*bounds_read(one.tiles), *(t.name for t in attention.tensors if not t.dims)))
+    data: dict[str, Table] = {}
+    for name in names:
+        tensor = attention.tensor(name)
+        value: Table = {Type.INT: length, Type.FLOAT: 1.0, Type.BOOL: True}[tensor.type]
+        for _ in tensor.dims:
+            value = [value]  # a list of one entry stands for every batch entry or head
+        data[name] = value
+    indices = {IndexName.BATCH: 0, IndexName.HEAD: 0, IndexName.SHIFT: 0}
+    return Environment(indices, sizes, data)
+
+
+def _share_of_rows(layout: Layout) -> float:
+    """Return which share of all rows a pass has."""
+    return 1.0 if layout.classes > 1 else layout.query.length / layout.query.period

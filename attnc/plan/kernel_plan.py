@@ -66,13 +66,28 @@ class Pass:
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """A way to compute a mask that was weighed.
+
+    Attributes:
+        cost: expected at the length in hand, in pairs of one head.
+    """
+
+    passes: tuple[Pass, ...]
+    cost: float
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """Everything that code generation needs of one attention.
 
     Attributes:
         attention: after simplification.
-        passes: merged by log-sum-exp where there are several.
+        passes: disjoint, and together the whole mask; merged by log-sum-exp where there are several.
         derivation: what simplification did, in order.
+        choices: the ways that were weighed, the cheapest first; empty where there was nothing to choose.
+        proven_disjoint: whether sets prove that several passes are disjoint and complete; else they are by
+            construction alone (each part is written as what earlier parts leave over).
     """
 
     attention: Attention
@@ -80,3 +95,5 @@ class Plan:
     passes: tuple[Pass, ...]
     facts: Facts
     derivation: tuple[Step, ...] = ()
+    choices: tuple[Choice, ...] = ()
+    proven_disjoint: bool = False

@@ -14,7 +14,6 @@ from attnc.ir.nodes import TRUE, Const
 from attnc.ir.program import Align, AlignKind, Deferred, Normalize, NormalizeKind
 from attnc.ir.types import Type
 from attnc.plan.choose import plan_attention
-from attnc.plan.cost import Shape, forward_cost
 from attnc.plan.kernel_plan import Form, Library
 
 
@@ -92,15 +91,3 @@ def test_patterns_come_out_as_few_loops(mask, loops):
     tiles = plan_attention(attention(mask)).passes[0].tiles
     assert len(tiles.intervals) == loops
     assert tiles.intervals[0].residual == TRUE or len(tiles.intervals) > 2
-
-
-def test_cost_counts_two_products_a_pair():
-    from attnc.algebra.counting import count_pairs, count_tiles
-
-    plan = plan_attention(attention("j <= i"))
-    counts = count_tiles(plan.passes[0].tiles, 256, 256, 0, 64, 64)
-    pairs = count_pairs(plan.attention, 256, 256)
-    cost = forward_cost(Shape(1, 2, 1, 256, 256, 64, 32, 4), pairs, counts)
-    assert cost.flops == 2 * (256 * 257 // 2) * 2 * (64 + 32)
-    assert cost.flops_computed == 2 * 10 * 64 * 64 * 2 * (64 + 32)
-    assert cost.bytes == (2 * 256 + 256) * (64 + 32) * 4

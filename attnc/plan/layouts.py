@@ -1,0 +1,64 @@
+"""In which orders of positions the pairs of a mask could lie dense: candidates, each proven to hold all pairs."""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+
+from attnc.algebra.congruences import KEY, QUERY, PairSet
+from attnc.algebra.coordinates import IDENTITY, PLAIN, CoordinateMap, Layout, residue, runs
+from attnc.ir.nodes import Binary, BinaryOp, Const, Expr, Index
+from attnc.ir.walk import walk
+
+MOST_PERIODS = 24
+"""Periods that are tried for one mask; the smallest first."""
+
+LONGEST_PERIOD = 1 << 20
+"""Longer periods than sequences are no use."""
+
+MOST_DENSE = 0.75
+"""Leaving out fewer positions than a quarter is not worth walking them in runs."""
+
+
+def candidate_layouts(pairs: PairSet, mask: Expr) -> tuple[Layout, ...]:
+    """Return layouts other than the plain one whose positions hold every pair of a mask.
+
+    Residue classes come with the longest period first. Runs are the shortest ones for queries, for keys and for both.
+    """
+    periods = _periods(mask)
+    found = [
+        residue(period, ahead)
+        for period in sorted(periods, reverse=True)
+        if (ahead := pairs.key_ahead(mask, period)) is not None
+    ][:2]
+    queries, keys = (_shortest_runs(pairs, mask, index, periods) for index in (QUERY, KEY))
+    for layout in (Layout(IDENTITY, keys), Layout(queries, IDENTITY), Layout(queries, keys)):
+        if layout not in found and layout != PLAIN:
+            found.append(layout)
+    return tuple(found)
+
+
+def _shortest_runs(pairs: PairSet, mask: Expr, index: Index, periods: tuple[int, ...]) -> CoordinateMap:
+    """Return the map that leaves out most positions; the identity if none leaves out enough."""
+    best, share = IDENTITY, MOST_DENSE
+    for period in periods:
+        found = pairs.stretch(mask, index, period)
+        if found is not None and (found[1] - found[0] + 1) / period < share:
+            best, share = runs(period, found[0], found[1] - found[0] + 1), (found[1] - found[0] + 1) / period
+    return best
+
+
+def _periods(mask: Expr) -> tuple[int, ...]:
+    """Return divisors that a mask mentions, with their common multiples and divisors, in rising order."""
+    divisors = sorted(
+        {
+            node.right.value
+            for node in walk(mask)
+            if isinstance(node, Binary) and node.op in (BinaryOp.MOD, BinaryOp.FLOORDIV)
+            if isinstance(node.right, Const) and isinstance(node.right.value, int)
+        }
+    )
+    usual = [period for period in divisors if 1 < period <= LONGEST_PERIOD][:MOST_PERIODS]
+    both = {combined for pair in combinations(usual, 2) for combined in (math.lcm(*pair), math.gcd(*pair))}
+    every = math.lcm(*usual) if usual else 1
+    return tuple(sorted(p for p in {*usual, *both, every} if 1 < p <= LONGEST_PERIOD)[:MOST_PERIODS])

@@ -1,0 +1,112 @@
+"""Ways to compute a mask in several disjoint parts, each in an order of positions in which it is dense."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+
+from attnc.algebra.congruences import PairSet
+from attnc.algebra.coordinates import PLAIN, Layout
+from attnc.algebra.simplify import simplify_expression
+from attnc.ir.nodes import And, Binary, BinaryOp, Expr, Or
+from attnc.ir.program import Attention
+from attnc.ir.walk import walk
+from attnc.plan.layouts import candidate_layouts
+
+Part = tuple[Expr, Layout]
+"""A mask, and the order in which its pairs are walked."""
+
+MOST_OPERANDS = 12
+"""A disjunction of more operands than this is not split."""
+
+MOST_HOLES = 1
+"""A part that excludes more congruences than this is as sparse as what it was taken from."""
+
+MOST_LAYOUTS = 3
+"""Layouts besides the plain one that the parts of one mask may have."""
+
+
+def decompositions(attention: Attention) -> Iterator[tuple[Part, ...]]:
+    """Yield ways to cover a mask by disjoint parts: in plain order, in other layouts, its disjuncts apart.
+
+    The likeliest come first; the caller need not look at all of them.
+    """
+    yield ((attention.mask, PLAIN),)
+    pairs = PairSet.of(attention)
+    yield from (((attention.mask, layout),) for layout in candidate_layouts(pairs, attention.mask))
+    for disjuncts in _disjunctions(attention.mask):
+        groups = _grouped(pairs, disjuncts)
+        for parts in _choices(groups):
+            for order in (parts, parts[::-1]):
+                found = _disjoint(pairs, order)
+                if len(found) > 1 and all(_holes(mask) <= MOST_HOLES for mask, _ in found):
+                    yield found
+
+
+def split_by(attention: Attention, condition: Expr) -> tuple[Expr, Expr]:
+    """Return the parts of a mask where a condition holds and where it does not."""
+    pairs = PairSet.of(attention)
+    inside, _ = simplify_expression(And((attention.mask, condition)))
+    outside, _ = simplify_expression(pairs.without(attention.mask, (condition,)))
+    return inside, outside
+
+
+def _disjunctions(mask: Expr) -> Iterator[tuple[Expr, ...]]:
+    """Yield the ways to write a mask as a disjunction: `a and (b or c)` is `a and b or a and c`."""
+    match mask:
+        case Or(operands=operands) if len(operands) <= MOST_OPERANDS:
+            yield operands
+        case And(operands=operands):
+            for position, operand in enumerate(operands):
+                if isinstance(operand, Or) and len(operand.operands) <= MOST_OPERANDS:
+                    others = operands[:position] + operands[position + 1 :]
+                    yield tuple(And((*others, one)) for one in operand.operands)
+
+
+def _grouped(pairs: PairSet, disjuncts: tuple[Expr, ...]) -> dict[Layout, list[Expr]]:
+    """Group disjuncts by the first layout in which they are dense; the plain one comes first."""
+    groups: dict[Layout, list[Expr]] = {PLAIN: []}
+    for disjunct in disjuncts:
+        normal, _ = simplify_expression(disjunct)
+        layouts = candidate_layouts(pairs, normal)
+        layout = layouts[0] if layouts and (layouts[0] in groups or len(groups) <= MOST_LAYOUTS) else PLAIN
+        groups.setdefault(layout, []).append(normal)
+    return groups
+
+
+def _choices(groups: dict[Layout, list[Expr]]) -> Iterator[list[Part]]:
+    """Yield which layouts are used: the disjuncts of the others join those in plain order."""
+    special = [layout for layout in groups if layout != PLAIN]
+    for used in product((True, False), repeat=len(special)):
+        chosen = {PLAIN: list(groups[PLAIN])}
+        for layout, is_used in zip(special, used, strict=True):
+            chosen.setdefault(layout if is_used else PLAIN, []).extend(groups[layout])
+        parts = [(_either(disjuncts), layout) for layout, disjuncts in chosen.items() if disjuncts]
+        if any(used) and len(parts) > 1:
+            yield parts
+
+
+def _disjoint(pairs: PairSet, parts: list[Part]) -> tuple[Part, ...]:
+    """Take from each part what earlier ones have. Parts that are left with nothing are dropped."""
+    taken: list[Expr] = []
+    disjoint: list[Part] = []
+    for part, layout in parts:
+        rest, _ = simplify_expression(pairs.without(part, tuple(taken)))
+        taken.append(part)
+        if not pairs.nothing(rest):
+            disjoint.append((rest, layout))
+    return tuple(disjoint)
+
+
+def _holes(mask: Expr) -> int:
+    """Count congruences that a mask excludes."""
+    return sum(
+        isinstance(node, Binary)
+        and node.op is BinaryOp.NE
+        and any(isinstance(side, Binary) and side.op is BinaryOp.MOD for side in (node.left, node.right))
+        for node in walk(mask)
+    )
+
+
+def _either(operands: list[Expr]) -> Expr:
+    return operands[0] if len(operands) == 1 else Or(tuple(operands))

@@ -1,0 +1,134 @@
+"""Which orders of positions and which splits are chosen, and that they cover every mask exactly once."""
+
+import sys
+import time
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "algebra"))
+from brief_ir import attention
+from expressions import TENSORS, masks, tables_for
+from tile_checks import dense, environment
+
+from attnc.algebra.walking import passes_test, positions, row_tiles, walk_tiles
+from attnc.ir.nodes import IndexName
+from attnc.ir.show import show
+from attnc.plan.choose import choose_passes, make_passes, plan_attention
+from attnc.plan.cost import estimate_pass
+from attnc.plan.split import decompositions
+
+CHOSEN = {
+    "j <= i and i - j < 256": ["identity"],
+    "j <= i and abs(i - j) < 256 and (i - j) % 4 == 0": ["residue(4)"],
+    "j <= i and abs(i - j) < 1024 and (i - j) % 16 == 0": ["residue(16)"],
+    "j <= i and (i - j) % 128 == 3": ["residue(128), keys 125 ahead"],
+    "j <= i and (i - j < 128 or (i - j) % 128 == 0)": ["identity", "residue(128)"],
+    "j <= i and (i // 128 == j // 128 or j % 128 >= 120)": ["identity", "keys in runs(128: 120 .. 127)"],
+    "i // 64 == j // 64 or i % 64 == j % 64": ["identity", "residue(64)"],
+    "(-65 < i - j and i - j < 65) or i % 64 == 0 or j % 64 == 0": [
+        "identity",
+        "keys in runs(64: 0)",
+        "queries in runs(64: 0)",
+    ],
+    "j <= i and (i - j) % 4 == 0 and (i - j) % 6 == 0": ["residue(12)"],
+    "j <= i and not (i // 128 != j // 128 and j % 128 < 120)": ["identity", "keys in runs(128: 120 .. 127)"],
+    "j <= i and (i - j) % 100000 == 0": ["identity"],
+    "j < i and i < j": ["identity"],
+    "j <= i and doc[b, i] == doc[b, j]": ["identity"],
+    "j <= i and (i - j) % 16 == 0 and doc[b, i] == doc[b, j]": ["residue(16)"],
+    "j <= i and ((i - j) % 7 == 0 or (i - j) % 11 == 0 or (i - j) % 13 == 0 or (i - j) % 17 == 0)": ["identity"],
+}
+"""Layouts of the passes that are chosen for 8192 queries and keys, sorted."""
+
+
+@pytest.mark.parametrize("mask", CHOSEN)
+def test_layouts_are_chosen_by_cost(mask):
+    begin = time.process_time()
+    plan = plan_attention(attention(mask, tensors=TENSORS), layouts=True)
+    assert sorted(str(one.layout) for one in plan.passes) == CHOSEN[mask]
+    assert [choice.cost for choice in plan.choices] == sorted(choice.cost for choice in plan.choices)
+    assert plan.proven_disjoint or len(plan.passes) == 1
+    assert time.process_time() - begin < 10, "planning takes well under a second on an idle machine"
+
+
+@pytest.mark.parametrize(
+    ("mask", "pairs_a_row"),
+    [
+        ("j <= i and (i - j < 128 or (i - j) % 128 == 0)", 159),
+        ("j <= i and (i - j) % 64 == 0", 64.5),
+        ("j <= i and abs(i - j) < 256 and (i - j) % 4 == 0", 63.5),
+    ],
+)
+def test_waste_at_64_by_64(mask, pairs_a_row):
+    example = attention(mask)
+    computed = sum(estimate_pass(example, one, 8192).computed for one in choose_passes(example)[0].passes)
+    assert computed / (8192 * pairs_a_row) < 2.1
+
+
+def test_short_sequences_stay_in_plain_order():
+    example = attention("j <= i and (i - j < 128 or (i - j) % 128 == 0)")
+    assert [str(one.layout) for one in choose_passes(example, 512)[0].passes] == ["identity"]
+
+
+def walked(passes, env, query_tile, key_tile):
+    """Return how many passes allow each pair, by walking their tiles."""
+    shift = env.indices[IndexName.SHIFT]
+    counts = {}
+    for one in passes:
+        allowed = dense(attention_of(one), env)
+        for here in row_tiles(env, one.layout, query_tile):
+            queries, keys = positions(here, one.layout)
+            for visit in walk_tiles(one.tiles, here, key_tile):
+                for tile in range(visit.begin, visit.end):
+                    if not passes_test(visit.interval, here, one.layout, tile, key_tile):
+                        continue
+                    for query, key in product(queries, keys[tile * key_tile : (tile + 1) * key_tile]):
+                        pair = (query - shift, key)
+                        counts[pair] = counts.get(pair, 0) + allowed[pair]
+    return counts
+
+
+def attention_of(one):
+    """Return an attention whose mask is that of a pass."""
+    return replace(attention(tensors=TENSORS), mask=one.mask)
+
+
+SMALL = (
+    "j <= i and (i - j < 8 or (i - j) % 8 == 0)",
+    "j <= i and (i // 8 == j // 8 or j % 8 >= 6)",
+    "(-5 < i - j and i - j < 5) or i % 8 == 0 or j % 8 == 0",
+    "i // 4 == j // 4 or i % 4 == j % 4",
+    "j <= i and ((i - j) % 4 == 0 or (i - j) % 6 == 0)",
+    "j <= i and (keep[b, j] or (i - j) % 4 == 0 or j < length[b])",
+    "(i // 8 == j // 8 and (i - j) % 2 == h % 2) or i // 2 == j // 2",
+)
+
+
+@pytest.mark.parametrize(("mask", "align"), [*((mask, "end") for mask in SMALL), (SMALL[0], "at"), (SMALL[1], "start")])
+def test_every_decomposition_covers_the_mask_once(mask, align):
+    example = attention(mask, align=align, shift="cut - 2", tensors=TENSORS)
+    for parts in decompositions(example):
+        passes = make_passes(example, parts)
+        for queries, keys in ((1, 1), (13, 17), (17, 9)):
+            env = environment(example, queries, keys, heads=3, head=queries % 3, tables=tables_for(2, 3, keys, 1))
+            allowed, counts = dense(example, env), walked(passes, env, 8, 4)
+            names = [f"[{one.layout}] {show(one.mask)}" for one in passes]
+            assert {pair for pair, count in counts.items() if count} == {pair for pair in allowed if allowed[pair]}, (
+                names
+            )
+            assert max(counts.values(), default=0) <= 1, names
+
+
+@given(masks())
+@settings(max_examples=25)
+def test_decompositions_of_random_masks(mask):
+    example = replace(attention(tensors=TENSORS), mask=mask)
+    plan = plan_attention(example, layouts=True)
+    env = environment(example, 17, 19, heads=3, tables=tables_for(2, 3, 19, 1))
+    allowed, counts = dense(example, env), walked(plan.passes, env, 8, 8)
+    assert {pair for pair, count in counts.items() if count} == {pair for pair in allowed if allowed[pair]}
+    assert max(counts.values(), default=0) <= 1

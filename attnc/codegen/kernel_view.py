@@ -211,9 +211,8 @@ def _write_shift(writer: Writer, attention: Attention) -> tuple[tuple[str, ...],
     text = f"{writer.use('clamp_position')}({fragment.text})" if clamped else fragment.text
     if clamped and fragment.constant:
         text = fragment.text
-    block = writer.blocks[0]
-    lines = tuple(block.lines)
-    writer.blocks = [Block(written=block.written)]
+    lines = tuple(writer.blocks[0].lines)
+    writer.blocks = [Block()]  # nothing else may read their values: they are left out where no position is used
     return lines, text, clamped
 
 

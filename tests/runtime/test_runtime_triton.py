@@ -76,6 +76,13 @@ def test_empty_outputs_launch_nothing():
         assert out.numel() == 0
 
 
+@pytest.mark.parametrize("mask", ["-3 < w", "min(w - M, 2) > 2 * j - w", "j < w and causal"])
+def test_an_alignment_that_no_position_needs(mask):
+    plan = plan_text(f"attention foo {{ input w: int\n align at(w - 2)\n mask {mask} }}")
+    for width in (-4, 3, 40):
+        check_kernel(plan, *tensors(1, 2, 2, 20, 30, 16), {"w": width})
+
+
 def test_scalar_inputs_are_numbers_or_tensors():
     plan = plan_text("attention foo { input beta: float; input n: int; scale beta; mask i - j < n and causal }")
     module = load_kernel(plan)

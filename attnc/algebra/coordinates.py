@@ -126,6 +126,8 @@ PLAIN = Layout()
 
 def residue(period: int, ahead: int = 0) -> Layout:
     """Return the layout of `(j - i) % period == ahead`: each class of queries with its class of keys."""
+    if period == 1:
+        return PLAIN
     return Layout(CoordinateMap(MapKind.RESIDUE, period), CoordinateMap(MapKind.RESIDUE, period, first=ahead % period))
 
 

@@ -106,6 +106,12 @@ class Deferred:
     span: Span | None = field(default=None, compare=False, kw_only=True)
 
 
+def _is_for_planner(asked: Deferred) -> bool:
+    if asked.statement != "decompose":
+        return False
+    return asked.form in ("none", "split") or ("order", "residue") in asked.arguments
+
+
 @dataclass(frozen=True, slots=True)
 class Attention:
     """One attention operation, specialised to the values of its parameters.
@@ -135,9 +141,14 @@ class Attention:
     statements: tuple[Span, ...] = field(default=(), compare=False, kw_only=True)
 
     @property
+    def decompose(self) -> Deferred | None:
+        """What the user asks the planner for, where it is one of `none`, `split` and `permute(residue(d))`."""
+        return next((one for one in self.deferred if _is_for_planner(one)), None)
+
+    @property
     def uncompiled(self) -> tuple[Deferred, ...]:
-        """What no stage carries out yet. `decompose none` asks for one pass in plain order, which a plan is at first."""
-        return tuple(one for one in self.deferred if (one.statement, one.form) != ("decompose", "none"))
+        """What no stage carries out yet."""
+        return tuple(one for one in self.deferred if not _is_for_planner(one))
 
     def tensor(self, name: str) -> Tensor:
         """Return the tensor of that name. Raises KeyError if there is none."""

@@ -21,6 +21,7 @@ from attnc.ir.nodes import Score
 from attnc.ir.program import AlignKind, Attention, NormalizeKind
 from attnc.plan.cost import estimate_pass, estimate_passes
 from attnc.plan.kernel_plan import Choice, Form, Library, Pass, Plan, Scoring
+from attnc.plan.overrides import alternatives
 from attnc.plan.split import Part, decompositions
 from attnc.source import Span
 
@@ -48,8 +49,11 @@ def plan_attention(attention: Attention, *, length: int = LENGTH, layouts: bool 
     Raises:
         CompileError: an assertion is false or cannot be decided, or a statement is not compiled yet.
     """
-    if attention.uncompiled:
-        raise CompileError(*(not_compiled_yet(d.span, f"`{d.statement} {d.form}`") for d in attention.uncompiled))
+    refused = list(attention.uncompiled)
+    if attention.decompose is not None and attention.decompose.form != "none" and not layouts:
+        refused.append(attention.decompose)
+    if refused:
+        raise CompileError(*(not_compiled_yet(d.span, f"`{d.statement} {d.form}`") for d in refused))
     check_assertions(attention)
     simplified, steps = simplify_attention(attention)
     simplified, _ = mark_reads(simplified)
@@ -58,7 +62,8 @@ def plan_attention(attention: Attention, *, length: int = LENGTH, layouts: bool 
     facts = prove_facts(simplified)
     plan = Plan(simplified, scoring, (), facts, (*steps, *scored))
     library = library_call(simplified, scoring, facts)
-    if library is not None or not layouts:
+    asked = None if simplified.decompose is None else simplified.decompose.form
+    if asked in (None, "none") and (library is not None or not layouts):
         form = Form.SOFTMAX if library is None else Form.LIBRARY
         return replace(plan, passes=(Pass(form, simplified.mask, derive_tiles(simplified), library=library),))
     choices = choose_passes(simplified, length)
@@ -89,12 +94,16 @@ def choose_passes(attention: Attention, length: int = LENGTH) -> tuple[Choice, .
     Args:
         attention: simplified.
         length: queries and keys for which the costs are compared.
+
+    Raises:
+        CompileError: a `decompose` statement does not fit the mask.
     """
     weighed: list[Choice] = []
-    for parts in islice(decompositions(attention), MOST_CHOICES):
+    asked = alternatives(attention)
+    for parts in islice(decompositions(attention) if asked is None else asked, MOST_CHOICES):
         passes = make_passes(attention, parts, operations=OPERATIONS if weighed else DEFAULT_OPERATIONS)
         weighed.append(Choice(passes, estimate_passes(attention, passes, length)))
-        if _is_dense(attention, passes, length):
+        if asked is None and _is_dense(attention, passes, length):
             break
     return tuple(sorted(weighed, key=lambda choice: choice.cost))
 

@@ -15,8 +15,11 @@ from expressions import TENSORS, masks, tables_for
 from tile_checks import dense, environment
 
 from attnc.algebra.walking import passes_test, positions, row_tiles, walk_tiles
-from attnc.ir.nodes import IndexName
+from attnc.diagnostics import CompileError
+from attnc.ir.nodes import Const, IndexName
+from attnc.ir.program import Deferred
 from attnc.ir.show import show
+from attnc.ir.types import Type
 from attnc.plan.choose import choose_passes, make_passes, plan_attention
 from attnc.plan.cost import estimate_pass
 from attnc.plan.split import decompositions
@@ -132,3 +135,42 @@ def test_decompositions_of_random_masks(mask):
     allowed, counts = dense(example, env), walked(plan.passes, env, 8, 8)
     assert {pair for pair, count in counts.items() if count} == {pair for pair in allowed if allowed[pair]}
     assert max(counts.values(), default=0) <= 1
+
+
+def overridden(mask, form, **arguments):
+    asked = Deferred("decompose", form, tuple(arguments.items()))
+    return plan_attention(replace(attention(mask, tensors=TENSORS), deferred=(asked,)), layouts=True)
+
+
+def test_decompose_none_is_one_plain_pass():
+    plan = overridden("j <= i and (i - j < 128 or (i - j) % 128 == 0)", "none")
+    assert [str(one.layout) for one in plan.passes] == ["identity"]
+
+
+def test_decompose_permute_takes_the_classes_that_are_asked_for():
+    plan = overridden("j <= i and (i - j) % 12 == 0", "permute", order="residue", d=Const(4, Type.INT))
+    assert [str(one.layout) for one in plan.passes] == ["residue(4)"]
+
+
+def test_decompose_permute_that_does_not_fit():
+    with pytest.raises(CompileError, match=r"needs `\(i - j\) % 8` to be one number"):
+        overridden("j <= i and (i - j) % 12 == 0", "permute", order="residue", d=Const(8, Type.INT))
+
+
+def test_decompose_split_makes_two_disjoint_passes():
+    plan = overridden("j <= i", "split", condition=attention("i - j < 64").mask)
+    assert [show(one.mask) for one in plan.passes] == ["j <= i and i - j < 64", "j <= i and i - j >= 64"]
+    assert plan.proven_disjoint
+    assert plan.passes[0].library is None
+
+
+def test_decompose_split_by_data():
+    plan = overridden("j <= i", "split", condition=attention("keep[b, j]", tensors=TENSORS).mask)
+    assert [show(one.mask) for one in plan.passes] == ["j <= i and keep[b, j]", "j <= i and not keep[b, j]"]
+    assert not plan.proven_disjoint
+
+
+@pytest.mark.parametrize(("condition", "side"), [("j <= i", "every"), ("i < j", "no")])
+def test_decompose_split_that_divides_nothing(condition, side):
+    with pytest.raises(CompileError, match=f"holds for {side} pair"):
+        overridden("j <= i and i - j < 64", "split", condition=attention(condition).mask)

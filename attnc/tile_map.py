@@ -142,13 +142,13 @@ def _whole_ends(
     for offsets, columns in (corners, (torch.arange(query_tile), keys)):  # few tiles that are not full pass the first
         copies = sizes[SizeName.BATCH] * sizes[SizeName.HEADS]
         at_once = max(1, BLOCK_PAIRS // (len(offsets) * len(columns) * copies))
-        kept = []
-        for some in numbers.split(at_once):
+        kept = [numbers[:0]]
+        for start in range(0, len(numbers), at_once):
+            some = numbers[start : start + at_once]
             rows = (some.unsqueeze(1) * query_tile + offsets).clamp(max=queries - 1).flatten()
             env = pair_environment(attention, sizes, inputs, rows=rows, keys=columns)
-            allowed = evaluate_tensor(attention.mask, env)
-            allowed = allowed.expand(torch.broadcast_shapes(allowed.shape, (1, 1, len(rows), len(columns))))
-            chosen = allowed[min(place[0], allowed.shape[0] - 1), min(place[1], allowed.shape[1] - 1)]
+            shape = (sizes[SizeName.BATCH], sizes[SizeName.HEADS], len(rows), len(columns))
+            chosen = evaluate_tensor(attention.mask, env).expand(shape)[place]
             kept.append(some[chosen.all(1).view(-1, len(offsets)).all(1)])
         numbers = torch.cat(kept)
     found = torch.zeros(-(-queries // query_tile), dtype=torch.bool)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -76,7 +77,8 @@ def once(work: Work, device: torch.device) -> float:
 def peak_memory(work: Work, device: torch.device) -> int | None:
     """Return the bytes that a call needs beyond what is in use before it; None where the system does not tell.
 
-    On a CPU it is the growth of the process's peak resident set, as Linux reports it.
+    On a CPU it is the most that torch's allocator had given out at once during the call, as its profiler records it:
+    every buffer counts, compiled code's and recycled memory included. What a library allocates for itself does not.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -85,13 +87,15 @@ def peak_memory(work: Work, device: torch.device) -> int | None:
         work()
         torch.cuda.synchronize(device)
         return int(torch.cuda.max_memory_allocated(device) - before)
-    if not _reset_peak():
-        return None
-    before_kib = _status("VmRSS")
-    result = work()
-    peak_kib = _status("VmHWM")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler reports its start and end on standard error
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        result = work()
     del result
-    return None if before_kib is None or peak_kib is None else max(0, peak_kib - before_kib) * 1024
+    records = getattr(profile.profiler, "kineto_results", None)
+    if records is None:
+        return None
+    changes = sorted((one.start_ns(), one.nbytes()) for one in records.events() if one.name() == "[memory]")
+    return max(itertools.accumulate((int(count) for _, count in changes), initial=0))
 
 
 def _sample(work: Work, repeats: int, device: torch.device) -> float:
@@ -128,23 +132,3 @@ def _orders(names: list[str]) -> Iterator[list[str]]:
         yield list(names)
         yield list(reversed(names))
         names = names[1:] + names[:1]
-
-
-def _reset_peak() -> bool:
-    """Start the count of the peak resident set anew (`man 5 proc`: clear_refs)."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return False
-    return True
-
-
-def _status(field: str) -> int | None:
-    try:
-        text = Path("/proc/self/status").read_text()
-    except OSError:
-        return None
-    for line in text.splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1])
-    return None

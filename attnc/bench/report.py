@@ -27,9 +27,12 @@ def table(comparison: Comparison) -> Table:
     made.add_column("", no_wrap=True)
     for heading in ("time", "useful", "x floor", "memory", "mask build", "error"):
         made.add_column(heading, justify="right", no_wrap=True)
-    made.add_column("", overflow="fold")
-    for result in comparison.results:
-        made.add_row(*_cells(result))
+    rows = [_cells(result) for result in comparison.results]
+    noted = any(row[-1] for row in rows)
+    if noted:
+        made.add_column("note", overflow="fold")
+    for row in rows:
+        made.add_row(*(row if noted else row[:-1]))
     return made
 
 

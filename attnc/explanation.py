@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from attnc.algebra.count_formulas import TOO_MANY_STEPS, NoFormula, PairsFormula, pairs_formula
 from attnc.algebra.counting import bounds_differ_by_head, bounds_read, count_tiles
 from attnc.algebra.counting import count_pairs as count_pairs_by_sets
 from attnc.algebra.facts import Facts
@@ -93,6 +94,7 @@ class Explanation:
         flops: useful operations of the forward pass over all heads: two products of each allowed pair.
         bytes: least traffic of the forward pass over all heads: each argument read once, the output written once.
         notes: why something is None or a bound.
+        formula: `pairs` as a function of the length, where the mask is affine and it could be found.
     """
 
     plan: Plan
@@ -106,6 +108,7 @@ class Explanation:
     flops: int | float | None
     bytes: int
     notes: tuple[str, ...] = ()
+    formula: PairsFormula | None = None
 
     @property
     def waste(self) -> float | None:
@@ -130,6 +133,7 @@ class Explanation:
             "name": plan.attention.name,
             "facts": facts_as_json(plan.facts),
             "pairs": self.pairs,
+            "pairs_formula": None if self.formula is None else _formula_as_json(self.formula),
             "density": self.density,
             "tiles": {
                 "query": self.tiles.query,
@@ -147,6 +151,18 @@ class Explanation:
         }
 
 
+def _formula_as_json(formula: PairsFormula) -> dict[str, Any]:
+    return {
+        "text": f"{formula.text} with {formula.where}" if formula.where else formula.text,
+        "range": formula.range_text(),
+        "python": formula.code,
+        "least": formula.least,
+        "period": formula.period,
+        "residue": formula.residue,
+        "derived": formula.derived,
+    }
+
+
 def facts_as_json(facts: Facts) -> dict[str, bool | None]:
     """Return the facts that the interface promises."""
     return {
@@ -161,6 +177,9 @@ def explain_plan(plan: Plan, *, length: int, heads: int, head_size: int) -> Expl
     """Count what a plan does for `length` queries and keys."""
     attention = plan.attention
     pairs, notes = _pairs(attention, length, heads, head_size)
+    formula = pairs_formula(attention, length, heads, head_size=head_size)
+    if isinstance(formula, NoFormula) and formula.reason == TOO_MANY_STEPS:
+        notes.append(f"no formula for the allowed pairs: {formula.reason}")
     passes = []
     counted: list[Tiles] = []
     for one in plan.passes:
@@ -181,6 +200,7 @@ def explain_plan(plan: Plan, *, length: int, heads: int, head_size: int) -> Expl
         None if pairs is None else _number(pairs * 4 * head_size * heads),
         _traffic(attention, length, heads, head_size),
         tuple(dict.fromkeys((*notes, *(note for one in plan.passes for note in one.tiles.notes)))),
+        formula if isinstance(formula, PairsFormula) else None,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -59,6 +60,7 @@ def lay_out(explanation: Explanation) -> Iterator[RenderableType]:
         yield ""
     yield _section(f"Cost at {explanation.length:,} positions, {explanation.heads} heads of {explanation.head_size}")
     yield _cost(explanation)
+    yield from _formula(explanation)
     yield from MODEL
     for note in explanation.notes:
         yield f"  note: {note}"
@@ -162,6 +164,16 @@ def _cost(explanation: Explanation) -> Table:
             f"at best, {machine.name}", "?" if seconds is None else _time(seconds), "a bound, not a measurement"
         )
     return table
+
+
+def _formula(explanation: Explanation) -> Iterator[str]:
+    formula = explanation.formula
+    if formula is None:
+        return
+    words = f"For N = M, pairs(N) = {formula.statement()}."
+    yield from textwrap.wrap(words, 110, initial_indent="  ", subsequent_indent="    ", break_long_words=False)
+    if not formula.derived:
+        yield "  It was fitted to exact counts and confirmed at further lengths."
 
 
 def _count(number: float | None) -> str:

@@ -35,7 +35,7 @@ def test_streaming_at_8192():
 def test_schema_of_every_example(path):
     for one in explain(path, "-n", 300):
         assert set(one) == {
-            "name", "facts", "pairs", "density", "tiles", "passes", "rules", "flops", "bytes",
+            "name", "facts", "pairs", "pairs_formula", "density", "tiles", "passes", "rules", "flops", "bytes",
         }  # fmt: skip
         assert set(one["facts"]) == FACTS
         assert all(value in (True, False, None) for value in one["facts"].values())
@@ -121,6 +121,37 @@ def test_heads_that_differ_are_averaged(tmp_path):
     (one,) = explain(path, "-n", 100, "--heads", 4)
     total = sum(min(i + 1, (h + 1) * 10) for h in range(4) for i in range(100))
     assert one["pairs"] == pytest.approx(total / 4)
+
+
+def test_pairs_as_a_formula():
+    (one,) = explain(EXAMPLES / "streaming.attn", "-n", 8192)
+    assert one["pairs_formula"] == {
+        "text": "1028 N - 527878",
+        "range": "for N >= 1027",
+        "python": "(1028 * N - 527878)",
+        "least": 1027,
+        "period": 1,
+        "residue": None,
+        "derived": True,
+    }
+    text = CliRunner().invoke(cli.app, ["explain", str(EXAMPLES / "streaming.attn")]).stdout
+    assert "\n  For N = M, pairs(N) = 1028 N - 527878, for N >= 1027.\n" in text
+    (one,) = explain(EXAMPLES / "neighborhood.attn", "-n", 1000)
+    found = one["pairs_formula"]
+    assert found["text"].endswith(" with q = N // 128, s = N % 128")
+    assert eval(found["python"], {"N": 1000}) == one["pairs"]
+    (one,) = explain(EXAMPLES / "packed.attn", "-n", 1000)
+    assert one["pairs_formula"] is None
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.attn")), ids=lambda path: path.stem)
+def test_formulas_give_the_number_of_pairs(path):
+    for length in (1500, 2049):
+        for one in explain(path, "-n", length):
+            found = one["pairs_formula"]
+            if found is not None and found["least"] <= length:
+                assert found["residue"] in (None, length % found["period"])
+                assert eval(found["python"], {"N": length}) == pytest.approx(one["pairs"])
 
 
 def test_library_patterns_say_so():

@@ -1,0 +1,425 @@
+"""The number of allowed pairs as a formula in the length, `N = M`.
+
+Where a mask does not look at `N` or `M`, going from `n` to `n + 1` positions adds a *layer*: the keys that the new
+query sees and the older queries that see the new key. Both are sets of numbers with one parameter. In a residue class
+of a suitable period, every bound in them is a straight line in `n`; past the last crossing of two such lines nothing
+but the length of the pieces changes, so layers are linear in `n` there, and their sum is a quasi-polynomial. Two
+periods of layers give it, a third confirms it, and going back from there finds the least length from which it holds.
+
+Other affine masks are counted at lengths of one residue class, and the formula is confirmed at further ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import combinations
+from math import ceil, gcd, lcm
+
+import islpy as isl
+
+from attnc.algebra.domains import new_translator
+from attnc.algebra.index_sets import OutOfBudgetError, budget, new_context
+from attnc.algebra.linear import Floor, Linear, NoClosedFormError, linear_form
+from attnc.algebra.quasi_polynomials import FEW_CLASSES, Quadratic, QuasiPolynomial, at, through, write
+from attnc.ir.evaluate import Environment, evaluate
+from attnc.ir.nodes import Expr, IndexName, Size, SizeName
+from attnc.ir.program import AlignKind, Attention
+from attnc.ir.walk import depends_on, tables, walk
+
+MOST_LAYERS = 8_000
+"""Layers that are counted, of all heads together."""
+
+MOST_STEPS_BACK = 200
+"""Counts that look for the least length of a formula that was fitted to counts."""
+
+SET_OPERATIONS = 300_000
+"""isl operations that writing the sets may take."""
+
+COUNT_OPERATIONS = 3_000_000
+"""isl operations that counting may take: half a second or so at worst."""
+
+TOO_MANY_STEPS = "finding it takes too many steps"
+"""The reason that says nothing of the mask: there may be a formula."""
+
+COORDINATES = ("i", "j", "N")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A bound `x = slope * n + c`, with `c` between two numbers that depend on residues."""
+
+    slope: Fraction
+    low: Fraction
+    high: Fraction
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """When layers become regular: from `start` on, they are linear in each residue class of `period`."""
+
+    period: int
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Spread:
+    """An affine form without its floors: slopes, and between which constants it lies; `period` makes floors affine."""
+
+    slopes: tuple[Fraction, Fraction, Fraction]
+    low: Fraction
+    high: Fraction
+    period: int
+
+
+def shape_of(pairs: isl.Set) -> Shape | None:
+    """Return when the layers of a set of pairs `[i, j]` without parameters become regular.
+
+    None where isl cannot write the set with explicit divisions.
+    """
+    try:
+        spreads = list(dict.fromkeys(_spreads(pairs)))
+    except NoClosedFormError:
+        return None
+    base = lcm(1, *(one.period for one in spreads))
+    period, start = base, Fraction(0)
+    for across, along in ((1, 0), (0, 1)):  # the keys of a query, the queries of a key
+        lines = {Line(Fraction(0), Fraction(0), Fraction(0)), Line(Fraction(1), Fraction(0), Fraction(0))}
+        for one in spreads:
+            slope, drift = one.slopes[across], one.slopes[along]
+            if slope:
+                lines.add(Line(-drift / slope, *sorted((-one.low / slope, -one.high / slope))))
+                step, move = abs(int(slope * base)), abs(int(drift * base))
+                period = lcm(period, base * (step // gcd(step, move)))
+            elif drift:
+                start = max(start, -one.low / drift, -one.high / drift)
+        start = max(start, *_crossings(lines))
+    return Shape(period, ceil(start) + 1)
+
+
+def _crossings(lines: Iterable[Line]) -> Iterator[Fraction]:
+    yield Fraction(0)
+    for one, other in combinations(lines, 2):
+        if one.slope != other.slope:
+            rate = one.slope - other.slope
+            yield max((other.low - one.high) / rate, (other.high - one.low) / rate)
+
+
+def _spreads(pairs: isl.Set) -> Iterator[_Spread]:
+    for basic in pairs.compute_divs().get_basic_sets():
+        for constraint in basic.get_constraints():
+            form, denominator = linear_form(constraint.get_aff())
+            yield _spread(form, denominator)
+
+
+def _spread(form: Linear, divisor: int) -> _Spread:
+    """Return `form / divisor` with its floors let go: `floor(v)` lies in `(v - 1, v]`."""
+    slopes = [Fraction(0), Fraction(0), Fraction(0)]
+    low = high = Fraction(form.constant)
+    period = 1
+    for unit, factor in form.terms:
+        if isinstance(unit, Floor):
+            inner = _spread(unit.numerator, unit.divisor)
+            period = lcm(period, inner.period)
+            slopes = [total + factor * slope for total, slope in zip(slopes, inner.slopes, strict=True)]
+            ends = sorted((factor * (inner.low - 1), factor * inner.high))
+            low, high = low + ends[0], high + ends[1]
+        else:
+            slopes[COORDINATES.index(unit)] += factor
+    moves = (slopes[0] / divisor, slopes[1] / divisor, slopes[2] / divisor)
+    return _Spread(moves, low / divisor, high / divisor, period * divisor)
+
+
+class Layers:
+    """Counts what each length adds, summed over several sets."""
+
+    def __init__(self, sets: Sequence[isl.Set]) -> None:
+        self.sets = sets
+        self.sides = [side for pairs in sets for side in _sides(pairs)]
+        self.known: dict[int, int] = {}
+
+    def at(self, number: int) -> int:
+        """Return the pairs that position `number` adds.
+
+        Raises:
+            OutOfBudgetError: the isl budget is exhausted, or too many layers were counted.
+        """
+        if number not in self.known:
+            if len(self.known) * len(self.sets) >= MOST_LAYERS:
+                raise OutOfBudgetError
+            self.known[number] = sum(_count(_fixed(side, number)) for side in self.sides)
+        return self.known[number]
+
+    def up_to(self, length: int) -> int:
+        """Return the pairs of a length.
+
+        Raises:
+            OutOfBudgetError: as above.
+        """
+        return sum(count_square(pairs, length) for pairs in self.sets)
+
+
+def _sides(pairs: isl.Set) -> list[isl.Set]:
+    context = pairs.get_ctx()
+    keys = isl.Set.read_from_str(context, "[n] -> { [i, j] : i = n and 0 <= j <= n }")
+    queries = isl.Set.read_from_str(context, "[n] -> { [i, j] : j = n and 0 <= i < n }")
+    sides = [
+        pairs.intersect(keys).project_out(isl.dim_type.set, 0, 1).coalesce(),
+        pairs.intersect(queries).project_out(isl.dim_type.set, 1, 1).coalesce(),
+    ]
+    return [side for side in sides if not side.is_empty()]
+
+
+def count_square(pairs: isl.Set, length: int) -> int:
+    """Return how many pairs of a set, at most with the parameter `N`, lie in `0 <= i, j < length`."""
+    square = isl.Set.read_from_str(pairs.get_ctx(), f"[N] -> {{ [i, j] : N = {length} and 0 <= i < N and 0 <= j < N }}")
+    inside = pairs.intersect(square)
+    return _count(inside.project_out(isl.dim_type.param, 0, inside.dim(isl.dim_type.param)))
+
+
+def _fixed(points: isl.Set, value: int) -> isl.Set:
+    position = points.find_dim_by_name(isl.dim_type.param, "n")
+    if position < 0:
+        return points
+    return points.fix_val(isl.dim_type.param, position, isl.Val.int_from_si(points.get_ctx(), value))
+
+
+def _count(points: isl.Set) -> int:
+    count: str | None = points.count_val().to_str()
+    if count is None:  # the budget ran out inside the count
+        raise OutOfBudgetError
+    return int(count)
+
+
+@dataclass(frozen=True, slots=True)
+class PairsFormula:
+    """The allowed pairs of one head as a function of `N = M`, the mean over heads where they differ.
+
+    Attributes:
+        quasi: exact for every `N >= least`, in the residue classes that are known.
+        least: from this length on; where `derived`, the formula is wrong for the length before.
+        derived: whether it follows from the mask for all those lengths; otherwise it was fitted to exact counts and
+            confirmed at further lengths.
+        text: `(N^2 + N) / 2`; about the residue class of the length that was asked for where all would be long.
+        code: the text as a Python expression in `N`; a `Fraction` of it is exact.
+        where: what `q` and `s` in the text are, or empty.
+        period: `N` modulo this decides which polynomial it is.
+        residue: of `N`, where text and code are about one class alone.
+    """
+
+    quasi: QuasiPolynomial
+    least: int
+    derived: bool
+    text: str
+    code: str
+    where: str
+    period: int
+    residue: int | None
+
+    def holds_at(self, length: int) -> bool:
+        """Tell whether the text is about a length."""
+        return length >= self.least and (self.residue is None or length % self.period == self.residue)
+
+    def statement(self) -> str:
+        """Return the formula, what its variables are, and for which lengths it holds."""
+        with_where = f"{self.text} with {self.where}" if self.where else self.text
+        return f"{with_where}, {self.range_text()}"
+
+    def range_text(self) -> str:
+        """Say for which lengths the text holds: `for N >= 1028`."""
+        bound = "for every N" if self.least <= 1 else f"for N >= {self.least:,}".replace(",", "")
+        return bound if self.residue is None else f"{bound} with N % {self.period} == {self.residue}"
+
+
+@dataclass(frozen=True, slots=True)
+class NoFormula:
+    """Why there is none."""
+
+    reason: str
+
+
+def pairs_formula(
+    attention: Attention, length: int, heads: int = 8, *, group: int = 1, head_size: int = 64
+) -> PairsFormula | NoFormula:
+    """Find the number of allowed pairs as a formula in `N = M`.
+
+    Args:
+        attention: whose mask and alignment count.
+        length: that the reader has in mind; it chooses the residue class where all would be long to write.
+        heads: H.
+        group: query heads per key head.
+        head_size: D.
+    """
+    if tables(attention.mask) or tables(attention.align.shift):
+        return NoFormula("the data of a call decides how many pairs are allowed")
+    sizes = {
+        SizeName.HEADS: heads,
+        SizeName.GROUP: group,
+        SizeName.HEAD_SIZE: head_size,
+        SizeName.BATCH: 1,
+    }
+    context = new_context()
+    try:
+        with budget(context, SET_OPERATIONS):
+            sets = _sets_of_heads(attention, context, sizes)
+        if sets is None:
+            return NoFormula("the mask is not affine, and its pairs have no such formula")
+        return _formula(sets, length)
+    except OutOfBudgetError:
+        return NoFormula(TOO_MANY_STEPS)
+
+
+def _formula(sets: list[isl.Set], length: int) -> PairsFormula | NoFormula:
+    context = sets[0].get_ctx()
+    with budget(context, SET_OPERATIONS):
+        shapes = [None if _involves_length(pairs) else shape_of(pairs) for pairs in sets]
+    known = [shape for shape in shapes if shape is not None]
+    if len(known) < len(shapes):
+        with budget(context, COUNT_OPERATIONS):
+            return _by_counts(Layers(sets), _guess(sets), length, derived=False)
+    shape = Shape(lcm(*(one.period for one in known)), max(one.start for one in known))
+    if 3 * shape.period * len(sets) <= MOST_LAYERS:
+        with contextlib.suppress(OutOfBudgetError), budget(context, COUNT_OPERATIONS):
+            return _by_layers(Layers(sets), shape, length)
+    with budget(context, COUNT_OPERATIONS):
+        return _by_counts(Layers(sets), shape, length, derived=True)
+
+
+def _by_layers(layers: Layers, shape: Shape, length: int) -> PairsFormula | NoFormula:
+    """Sum three periods of layers: two give the formula of every residue class, the third confirms it."""
+    period, start = shape.period, shape.start
+    totals = [layers.up_to(start)]
+    for number in range(start, start + 3 * period):
+        totals.append(totals[-1] + layers.at(number))
+    forms = []
+    for residue in range(period):
+        first = (residue - start) % period
+        lengths = range(first, first + 3 * period, period)
+        forms.append(through([(start + one, totals[one]) for one in lengths]))
+    quasi = QuasiPolynomial(tuple(forms))
+    if any(quasi.at(start + past) != total for past, total in enumerate(totals)):
+        return NoFormula("no formula agrees with the counts")
+    least, total = start, totals[0]
+    with contextlib.suppress(OutOfBudgetError):
+        while least > 1 and quasi.at(least - 1) == total - layers.at(least - 1):
+            least, total = least - 1, total - layers.at(least - 1)
+    return _written(quasi, layers, least, length, derived=True)
+
+
+def _by_counts(layers: Layers, shape: Shape, length: int, *, derived: bool) -> PairsFormula | NoFormula:
+    """Fit the residue class of a length to counts, or few classes, and confirm them at further lengths."""
+    period = shape.period
+    residues = range(period) if period <= FEW_CLASSES else (length % period,)
+    forms: list[Quadratic | None] = [None] * period
+    least = 1
+    for residue in residues:
+        first = shape.start + (residue - shape.start) % period
+        counts = [(one, layers.up_to(one)) for one in range(first, first + 3 * period, period)]
+        form = through(counts)
+        further = [first + steps * period for steps in (3, 4, 5 + 3 * first // period)]
+        if any(at(form, one) != layers.up_to(one) for one in further):
+            return NoFormula("no formula agrees with the counts")
+        forms[residue] = form
+        least = max(least, _least_in_class(layers, form, first, period))
+    return _written(QuasiPolynomial(tuple(forms)), layers, least, length, derived=derived)
+
+
+def _least_in_class(layers: Layers, form: Quadratic, first: int, period: int) -> int:
+    """Go back length by length while the formula holds; return from where on it does."""
+    least = first
+    for _ in range(MOST_STEPS_BACK):
+        if least - period < 1:
+            return 1
+        if at(form, least - period) != layers.up_to(least - period):
+            break
+        least -= period
+    return least - period + 1
+
+
+def _written(
+    quasi: QuasiPolynomial, layers: Layers, least: int, length: int, *, derived: bool
+) -> PairsFormula | NoFormula:
+    heads = len(layers.sets)
+    mean = QuasiPolynomial(
+        tuple(None if form is None else (form[0] / heads, form[1] / heads, form[2] / heads) for form in quasi.forms)
+    ).reduced()
+    written = write(mean, length, whole=heads == 1)
+    if written is None:
+        return NoFormula("no formula is known for lengths like this one")
+    return PairsFormula(mean, least, derived, written.text, written.code, written.where, mean.period, written.residue)
+
+
+def _sets_of_heads(attention: Attention, context: isl.Context, sizes: Mapping[SizeName, int]) -> list[isl.Set] | None:
+    """Return the pairs `[r, j]` of each head that differs, with the parameter `N` alone; None where sets cannot."""
+    differ = depends_on(attention.mask, IndexName.HEAD) or depends_on(attention.align.shift, IndexName.HEAD)
+    found = []
+    translator = new_translator(attention, context)
+    truth = translator.truth(attention.mask)
+    ends = attention.align.kind is AlignKind.END  # N is written `M - shift` then, and N = M
+    shift = translator.constant(0) if ends else translator.number(attention.align.shift)
+    if not truth.exact or shift is None:
+        return None
+    pairs = truth.must.intersect(shift.eq_set(translator.parameter("shift")))
+    for head in range(sizes[SizeName.HEADS]) if differ else range(1):
+        env = Environment({IndexName.HEAD: head, IndexName.BATCH: 0}, sizes)
+        values = {"h": head, "b": 0, **{name.value: size for name, size in sizes.items()}}
+        for name, expr in translator.opaques.items():
+            if not _on_lengths(expr):
+                values[name] = int(evaluate(expr, env))
+        one = _square_only(pairs, values)
+        if one is None:
+            return None
+        found.append(one)
+    return found
+
+
+def _on_lengths(expr: Expr) -> bool:
+    lengths = (SizeName.QUERIES, SizeName.KEYS)
+    return any((isinstance(node, Size) and node.name in lengths) for node in walk(expr)) or depends_on(
+        expr, IndexName.SHIFT
+    )
+
+
+def _square_only(pairs: isl.Set, values: Mapping[str, int]) -> isl.Set | None:
+    """Give parameters their values, let `N = M`, and count queries by their rows."""
+    context = pairs.get_ctx()
+    for name, value in values.items():
+        position = pairs.find_dim_by_name(isl.dim_type.param, name)
+        if position >= 0:
+            pairs = pairs.fix_val(isl.dim_type.param, position, isl.Val.int_from_si(context, value))
+            pairs = pairs.project_out(isl.dim_type.param, position, 1)
+    rows = isl.Map.read_from_str(context, "[shift] -> { [i, j] -> [i - shift, j] }")
+    pairs = pairs.apply(rows).intersect(isl.Set.read_from_str(context, "[N, M] -> { [i, j] : N = M and N >= 1 }"))
+    for name in ("shift", "M"):
+        position = pairs.find_dim_by_name(isl.dim_type.param, name)
+        pairs = pairs.project_out(isl.dim_type.param, position, 1) if position >= 0 else pairs
+    square = isl.Set.read_from_str(context, "[N] -> { [i, j] : N >= 1 and 0 <= i < N and 0 <= j < N }")
+    pairs = pairs.gist(square).coalesce()
+    for position in reversed(range(pairs.dim(isl.dim_type.param))):
+        used = pairs.involves_dims(isl.dim_type.param, position, 1)
+        if used and pairs.get_dim_name(isl.dim_type.param, position) != "N":
+            return None
+        pairs = pairs if used else pairs.project_out(isl.dim_type.param, position, 1)
+    return pairs.set_dim_name(isl.dim_type.set, 0, "i").set_dim_name(isl.dim_type.set, 1, "j")
+
+
+def _involves_length(pairs: isl.Set) -> bool:
+    return bool(pairs.dim(isl.dim_type.param))
+
+
+def _guess(sets: Sequence[isl.Set]) -> Shape:
+    """Guess a period and a start for masks that look at the length: from the numbers in them."""
+    period, size = 1, 1
+    for pairs in sets:
+        try:
+            spreads = list(_spreads(pairs))
+        except NoClosedFormError:
+            continue
+        period = lcm(period, *(one.period for one in spreads))
+        size = max(size, *(ceil(max(abs(one.low), abs(one.high))) for one in spreads))
+        for one in spreads:
+            steps = [abs(int(slope * one.period)) for slope in one.slopes]
+            period = lcm(period, *(one.period * step // gcd(*steps) for step in steps if step))
+    return Shape(period, 4 * (size + period))

@@ -1,36 +1,28 @@
 """The number of allowed pairs as a formula in the length, `N = M`.
 
-Where a mask does not look at `N` or `M`, going from `n` to `n + 1` positions adds a *layer*: the keys that the new
-query sees and the older queries that see the new key. Both are sets of numbers with one parameter. In a residue class
-of a suitable period, every bound in them is a straight line in `n`; past the last crossing of two such lines nothing
-but the length of the pieces changes, so layers are linear in `n` there, and their sum is a quasi-polynomial. Two
-periods of layers give it, a third confirms it, and going back from there finds the least length from which it holds.
-
-Other affine masks are counted at lengths of one residue class, and the formula is confirmed at further ones.
+Where a mask does not look at `N` or `M`, what each position adds is linear in each residue class of a period, from
+some length on (`layers.py`), so the number of pairs is a quasi-polynomial there. Two periods of layers give it, a third
+confirms it, and going back from there finds the least length from which it holds. Other affine masks are counted at
+lengths of one residue class, and the formula is confirmed at further ones.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from fractions import Fraction
-from itertools import combinations
-from math import ceil, gcd, lcm
+from math import lcm
 
 import islpy as isl
 
 from attnc.algebra.domains import new_translator
 from attnc.algebra.index_sets import OutOfBudgetError, budget, new_context
-from attnc.algebra.linear import Floor, Linear, NoClosedFormError, linear_form
+from attnc.algebra.layers import MOST_LAYERS, Layers, Shape, guessed_shape, shape_of
 from attnc.algebra.quasi_polynomials import FEW_CLASSES, Quadratic, QuasiPolynomial, at, through, write
 from attnc.ir.evaluate import Environment, evaluate
 from attnc.ir.nodes import Expr, IndexName, Size, SizeName
 from attnc.ir.program import AlignKind, Attention
 from attnc.ir.walk import depends_on, tables, walk
-
-MOST_LAYERS = 8_000
-"""Layers that are counted, of all heads together."""
 
 MOST_STEPS_BACK = 200
 """Counts that look for the least length of a formula that was fitted to counts."""
@@ -43,154 +35,6 @@ COUNT_OPERATIONS = 3_000_000
 
 TOO_MANY_STEPS = "finding it takes too many steps"
 """The reason that says nothing of the mask: there may be a formula."""
-
-COORDINATES = ("i", "j", "N")
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """A bound `x = slope * n + c`, with `c` between two numbers that depend on residues."""
-
-    slope: Fraction
-    low: Fraction
-    high: Fraction
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """When layers become regular: from `start` on, they are linear in each residue class of `period`."""
-
-    period: int
-    start: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Spread:
-    """An affine form without its floors: slopes, and between which constants it lies; `period` makes floors affine."""
-
-    slopes: tuple[Fraction, Fraction, Fraction]
-    low: Fraction
-    high: Fraction
-    period: int
-
-
-def shape_of(pairs: isl.Set) -> Shape | None:
-    """Return when the layers of a set of pairs `[i, j]` without parameters become regular.
-
-    None where isl cannot write the set with explicit divisions.
-    """
-    try:
-        spreads = list(dict.fromkeys(_spreads(pairs)))
-    except NoClosedFormError:
-        return None
-    base = lcm(1, *(one.period for one in spreads))
-    period, start = base, Fraction(0)
-    for across, along in ((1, 0), (0, 1)):  # the keys of a query, the queries of a key
-        lines = {Line(Fraction(0), Fraction(0), Fraction(0)), Line(Fraction(1), Fraction(0), Fraction(0))}
-        for one in spreads:
-            slope, drift = one.slopes[across], one.slopes[along]
-            if slope:
-                lines.add(Line(-drift / slope, *sorted((-one.low / slope, -one.high / slope))))
-                step, move = abs(int(slope * base)), abs(int(drift * base))
-                period = lcm(period, base * (step // gcd(step, move)))
-            elif drift:
-                start = max(start, -one.low / drift, -one.high / drift)
-        start = max(start, *_crossings(lines))
-    return Shape(period, ceil(start) + 1)
-
-
-def _crossings(lines: Iterable[Line]) -> Iterator[Fraction]:
-    yield Fraction(0)
-    for one, other in combinations(lines, 2):
-        if one.slope != other.slope:
-            rate = one.slope - other.slope
-            yield max((other.low - one.high) / rate, (other.high - one.low) / rate)
-
-
-def _spreads(pairs: isl.Set) -> Iterator[_Spread]:
-    for basic in pairs.compute_divs().get_basic_sets():
-        for constraint in basic.get_constraints():
-            form, denominator = linear_form(constraint.get_aff())
-            yield _spread(form, denominator)
-
-
-def _spread(form: Linear, divisor: int) -> _Spread:
-    """Return `form / divisor` with its floors let go: `floor(v)` lies in `(v - 1, v]`."""
-    slopes = [Fraction(0), Fraction(0), Fraction(0)]
-    low = high = Fraction(form.constant)
-    period = 1
-    for unit, factor in form.terms:
-        if isinstance(unit, Floor):
-            inner = _spread(unit.numerator, unit.divisor)
-            period = lcm(period, inner.period)
-            slopes = [total + factor * slope for total, slope in zip(slopes, inner.slopes, strict=True)]
-            ends = sorted((factor * (inner.low - 1), factor * inner.high))
-            low, high = low + ends[0], high + ends[1]
-        else:
-            slopes[COORDINATES.index(unit)] += factor
-    moves = (slopes[0] / divisor, slopes[1] / divisor, slopes[2] / divisor)
-    return _Spread(moves, low / divisor, high / divisor, period * divisor)
-
-
-class Layers:
-    """Counts what each length adds, summed over several sets."""
-
-    def __init__(self, sets: Sequence[isl.Set]) -> None:
-        self.sets = sets
-        self.sides = [side for pairs in sets for side in _sides(pairs)]
-        self.known: dict[int, int] = {}
-
-    def at(self, number: int) -> int:
-        """Return the pairs that position `number` adds.
-
-        Raises:
-            OutOfBudgetError: the isl budget is exhausted, or too many layers were counted.
-        """
-        if number not in self.known:
-            if len(self.known) * len(self.sets) >= MOST_LAYERS:
-                raise OutOfBudgetError
-            self.known[number] = sum(_count(_fixed(side, number)) for side in self.sides)
-        return self.known[number]
-
-    def up_to(self, length: int) -> int:
-        """Return the pairs of a length.
-
-        Raises:
-            OutOfBudgetError: as above.
-        """
-        return sum(count_square(pairs, length) for pairs in self.sets)
-
-
-def _sides(pairs: isl.Set) -> list[isl.Set]:
-    context = pairs.get_ctx()
-    keys = isl.Set.read_from_str(context, "[n] -> { [i, j] : i = n and 0 <= j <= n }")
-    queries = isl.Set.read_from_str(context, "[n] -> { [i, j] : j = n and 0 <= i < n }")
-    sides = [
-        pairs.intersect(keys).project_out(isl.dim_type.set, 0, 1).coalesce(),
-        pairs.intersect(queries).project_out(isl.dim_type.set, 1, 1).coalesce(),
-    ]
-    return [side for side in sides if not side.is_empty()]
-
-
-def count_square(pairs: isl.Set, length: int) -> int:
-    """Return how many pairs of a set, at most with the parameter `N`, lie in `0 <= i, j < length`."""
-    square = isl.Set.read_from_str(pairs.get_ctx(), f"[N] -> {{ [i, j] : N = {length} and 0 <= i < N and 0 <= j < N }}")
-    inside = pairs.intersect(square)
-    return _count(inside.project_out(isl.dim_type.param, 0, inside.dim(isl.dim_type.param)))
-
-
-def _fixed(points: isl.Set, value: int) -> isl.Set:
-    position = points.find_dim_by_name(isl.dim_type.param, "n")
-    if position < 0:
-        return points
-    return points.fix_val(isl.dim_type.param, position, isl.Val.int_from_si(points.get_ctx(), value))
-
-
-def _count(points: isl.Set) -> int:
-    count: str | None = points.count_val().to_str()
-    if count is None:  # the budget ran out inside the count
-        raise OutOfBudgetError
-    return int(count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,7 +122,7 @@ def _formula(sets: list[isl.Set], length: int) -> PairsFormula | NoFormula:
     known = [shape for shape in shapes if shape is not None]
     if len(known) < len(shapes):
         with budget(context, COUNT_OPERATIONS):
-            return _by_counts(Layers(sets), _guess(sets), length, derived=False)
+            return _by_counts(Layers(sets), guessed_shape(sets), length, derived=False)
     shape = Shape(lcm(*(one.period for one in known)), max(one.start for one in known))
     if 3 * shape.period * len(sets) <= MOST_LAYERS:
         with contextlib.suppress(OutOfBudgetError), budget(context, COUNT_OPERATIONS):
@@ -407,19 +251,3 @@ def _square_only(pairs: isl.Set, values: Mapping[str, int]) -> isl.Set | None:
 
 def _involves_length(pairs: isl.Set) -> bool:
     return bool(pairs.dim(isl.dim_type.param))
-
-
-def _guess(sets: Sequence[isl.Set]) -> Shape:
-    """Guess a period and a start for masks that look at the length: from the numbers in them."""
-    period, size = 1, 1
-    for pairs in sets:
-        try:
-            spreads = list(_spreads(pairs))
-        except NoClosedFormError:
-            continue
-        period = lcm(period, *(one.period for one in spreads))
-        size = max(size, *(ceil(max(abs(one.low), abs(one.high))) for one in spreads))
-        for one in spreads:
-            steps = [abs(int(slope * one.period)) for slope in one.slopes]
-            period = lcm(period, *(one.period * step // gcd(*steps) for step in steps if step))
-    return Shape(period, 4 * (size + period))

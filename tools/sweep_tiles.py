@@ -4,7 +4,8 @@
     python tools/sweep_tiles.py --examples gpt --targets sm_90 --tiles 128x64x8x3 128x128x8x2   # others
     python tools/sweep_tiles.py --markdown docs/results/ahead_of_time.md                 # write a page
 
-Tiles are queries x keys x warps x stages, with a `d` behind them where keys and values are read by tensor descriptors.
+Tiles are queries x keys x warps x stages, with a `d` behind them where keys and values are read by tensor descriptors,
+and, in the option, the keys that a second walk takes at once behind that: `128x128x8x2d64`.
 """
 
 from __future__ import annotations
@@ -94,8 +95,8 @@ def _row(name: str, report: KernelReport) -> dict[str, object]:
 
 
 def _tiles(text: str) -> Tiles:
-    shape, mark, _ = text.partition("d")
-    return Tiles(*(int(part) for part in shape.split("x")), descriptors=bool(mark))
+    shape, mark, chunk = text.partition("d")
+    return Tiles(*(int(part) for part in shape.split("x")), bool(mark), int(chunk or 0))
 
 
 def _show(tiles: Tiles) -> str:

@@ -315,7 +315,7 @@ def _tile_lines(row: TileRow, *, described: bool) -> list[str]:
 
 
 def _tiles_text(config: TileConfig) -> str:
-    more = ", descriptors=True" if config.descriptors else ""
+    more = (", descriptors=True" if config.descriptors else "") + (f", chunk={config.chunk}" if config.chunk else "")
     return f"Tiles({config.query}, {config.key}, warps={config.warps}, stages={config.stages}{more})"
 
 

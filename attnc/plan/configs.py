@@ -20,6 +20,7 @@ class TileConfig:
         warps: per program.
         stages: depth of the software pipeline.
         descriptors: whether keys and values are read through tensor descriptors (sm_90 and later).
+        chunk: keys that the walk for spoiled values takes at once; 0 for what suits the head size.
     """
 
     query: int
@@ -27,6 +28,7 @@ class TileConfig:
     warps: int
     stages: int
     descriptors: bool = False
+    chunk: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +77,12 @@ _HEAVY = {
 _DESCRIBED = {
     ("sm_90", 2): {
         64: TileConfig(128, 64, 8, 3, descriptors=True),
-        128: TileConfig(128, 64, 8, 3, descriptors=True),
+        128: TileConfig(128, 128, 8, 2, descriptors=True, chunk=64),
         256: TileConfig(64, 64, 8, 2, descriptors=True),
     },
     ("sm_100", 2): {
-        64: TileConfig(128, 64, 8, 2, descriptors=True),
-        128: TileConfig(128, 64, 8, 2, descriptors=True),
+        64: TileConfig(128, 64, 8, 2, descriptors=True, chunk=64),
+        128: TileConfig(128, 64, 8, 2, descriptors=True, chunk=64),
         256: TileConfig(64, 64, 8, 2, descriptors=True),
     },
 }
@@ -89,11 +91,11 @@ _DESCRIBED = {
 _DESCRIBED_HEAVY = {
     ("sm_90", 2): {
         64: TileConfig(128, 64, 8, 3, descriptors=True),
-        128: TileConfig(128, 32, 8, 3, descriptors=True),
-        256: TileConfig(64, 32, 8, 2, descriptors=True),
+        128: TileConfig(128, 64, 8, 3, descriptors=True),
+        256: TileConfig(64, 32, 8, 2, descriptors=True, chunk=32),
     },
     ("sm_100", 2): {
-        64: TileConfig(128, 64, 8, 2, descriptors=True),
+        64: TileConfig(128, 64, 8, 2, descriptors=True, chunk=64),
         128: TileConfig(128, 32, 8, 2, descriptors=True),
         256: TileConfig(64, 32, 8, 2, descriptors=True),
     },

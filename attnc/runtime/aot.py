@@ -134,8 +134,10 @@ def compile_kernel(
 
 
 def _tiles(arguments: Mapping[str, Any]) -> Tiles:
-    names = ("BLOCK_M", "BLOCK_N", "num_warps", "num_stages", "DESCRIPTORS")
-    return Tiles(*(arguments[name] for name in names if name in arguments))
+    names = {"query": "BLOCK_M", "key": "BLOCK_N", "warps": "num_warps", "stages": "num_stages"}
+    more = {"descriptors": "DESCRIPTORS", "chunk": "CHUNK_N"}
+    found = {field: arguments[name] for field, name in (names | more).items() if name in arguments}
+    return Tiles(**found)
 
 
 def find_program(module: ModuleType, name: str | None = None) -> Program:

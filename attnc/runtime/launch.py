@@ -40,6 +40,7 @@ class Tiles:
 
     Attributes:
         descriptors: whether tiles of keys and values are read through tensor descriptors (sm_90 and later).
+        chunk: keys that a second walk takes at once; 0 for what suits the head size.
     """
 
     query: int
@@ -47,6 +48,7 @@ class Tiles:
     warps: int
     stages: int
     descriptors: bool = False
+    chunk: int = 0
 
 
 _TARGET: ContextVar[str | None] = ContextVar("attnc_target", default=None)
@@ -70,8 +72,8 @@ class Launch:
         lse: contiguous, or None.
         qk_scale: factor on the dot product, base 2 included; 0.0 where the pattern computes its own.
         block_d, block_v: head sizes padded to powers of two.
-        chunk_n, chunk_v: keys, and columns of the value, that a second walk takes at once: few, so that it does not
-            need more registers than the first.
+        chunk_n, chunk_v: keys, and columns of the value, that a second walk takes at once: such that it does not need
+            more registers than the first.
         wide_tables: whether an element of some input lies beyond 32-bit offsets.
     """
 
@@ -165,7 +167,7 @@ def start_launch(
         value_size=value_size,
         block_d=block_d,
         block_v=block_v,
-        chunk_n=16 if max(block_d, block_v) > 128 and chosen.key > 16 else 32,
+        chunk_n=chosen.chunk or (16 if max(block_d, block_v) > 128 and chosen.key > 16 else 32),
     )
 
 

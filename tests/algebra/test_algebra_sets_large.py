@@ -23,10 +23,10 @@ from attnc.source import SourceFile
     ids=["repeated", "columns", "reads", "diagonals"],
 )
 def test_many_operands_take_seconds(mask: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     text = f"attention large {{ input kind: int[M]; mask {mask} }}"
     plan_source(SourceFile("<text>", text, Path("text.attn")))
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
 
 
 @pytest.mark.parametrize("operations", [2000, 3000, 6000, 12_000, 25_000, 50_000, 100_000])

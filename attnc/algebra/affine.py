@@ -20,6 +20,7 @@ from attnc.algebra.coordinates import KEYS, LOCAL_KEY, LOCAL_QUERY, PLAIN, Layou
 from attnc.algebra.index_sets import pair_space
 from attnc.algebra.piecewise import arithmetic, compared
 from attnc.algebra.ranges import UNBOUNDED, Range, combined, compared_ranges, extreme
+from attnc.algebra.summaries import RunBounds, Summaries
 from attnc.algebra.truths import Truth, exactly
 from attnc.ir.nodes import (
     And,
@@ -69,6 +70,8 @@ class Translator:
     Attributes:
         align: under `END`, `N` is written `M - shift`, and under `START` the shift is 0.
         layout: which positions the coordinates stand for.
+        summaries: tables of which bounds of runs are known in a query tile; none outside of one.
+        runs: bounds of the runs that were met, as parameters.
         opaques: the expression of each opaque parameter, an int (or the 0 or 1 of a bool).
         reasons: why `must` and `may` differ somewhere, in the order of discovery: `data-dependent: doc`.
     """
@@ -76,6 +79,8 @@ class Translator:
     context: isl.Context
     align: AlignKind
     layout: Layout = PLAIN
+    summaries: Summaries = field(default_factory=Summaries)
+    runs: list[tuple[isl.PwAff, isl.PwAff, isl.PwAff, isl.PwAff]] = field(default_factory=list)
     opaques: dict[str, Expr] = field(default_factory=dict)
     reasons: dict[str, None] = field(default_factory=dict)
     _truths: dict[Expr, Truth] = field(default_factory=dict)
@@ -235,8 +240,28 @@ class Translator:
             return exactly(compared(op, first, second))
         if is_uniform(left) and is_uniform(right):
             return None
+        bounds = self.summaries.run_bounds(Binary(op, left, right, Type.BOOL), self.layout, self.align)
+        if bounds is not None and op in (BinaryOp.EQ, BinaryOp.NE):
+            equal = self._equal_ids(bounds)
+            return equal if op is BinaryOp.EQ else equal.negated()
         self._explain(Binary(op, left, right, Type.BOOL))
         return compared_ranges(op, self.range(left), self.range(right), self.universe())
+
+    def _equal_ids(self, bounds: RunBounds) -> Truth:
+        """Return the keys of the runs of a query tile, by parameters that stand for their bounds."""
+        self.reasons.setdefault("data decides where runs of equal ids begin and end")
+        start, stop, full_start, full_stop = known = (
+            self._opaque(bounds.start),
+            self._opaque(bounds.stop),
+            self._opaque(bounds.full_start),
+            self._opaque(bounds.full_stop),
+        )
+        self.runs.append(known)
+        key = self.coordinate(IndexName.KEY)
+        full = key.ge_set(full_start).intersect(key.lt_set(full_stop))
+        # what is no key has the id 0
+        outside = key.lt_set(self.constant(0)).union(key.ge_set(self.size(SizeName.KEYS)))
+        return Truth(full, key.ge_set(start).intersect(key.lt_set(stop)).union(outside))
 
     def range(self, expr: Expr) -> Range:
         """Return between which exact numbers an int lies, as far as its operators say; data can be any int."""

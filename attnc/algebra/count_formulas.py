@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import lcm
+from functools import reduce
 
 import islpy as isl
 
@@ -24,13 +24,16 @@ from attnc.ir.nodes import Expr, IndexName, Size, SizeName
 from attnc.ir.program import AlignKind, Attention
 from attnc.ir.walk import depends_on, tables, walk
 
+LONGEST_CHECK = 5_000
+"""A formula made of layers is also held against a count of all pairs, at a fresh length up to this."""
+
 MOST_STEPS_BACK = 200
 """Counts that look for the least length of a formula that was fitted to counts."""
 
 SET_OPERATIONS = 300_000
 """isl operations that writing the sets may take."""
 
-COUNT_OPERATIONS = 3_000_000
+COUNT_OPERATIONS = 600_000
 """isl operations that counting may take: half a second or so at worst."""
 
 TOO_MANY_STEPS = "finding it takes too many steps"
@@ -123,7 +126,7 @@ def _formula(sets: list[isl.Set], length: int) -> PairsFormula | NoFormula:
     if len(known) < len(shapes):
         with budget(context, COUNT_OPERATIONS):
             return _by_counts(Layers(sets), guessed_shape(sets), length, derived=False)
-    shape = Shape(lcm(*(one.period for one in known)), max(one.start for one in known))
+    shape = reduce(Shape.joined, known)
     if 3 * shape.period * len(sets) <= MOST_LAYERS:
         with contextlib.suppress(OutOfBudgetError), budget(context, COUNT_OPERATIONS):
             return _by_layers(Layers(sets), shape, length)
@@ -134,7 +137,7 @@ def _formula(sets: list[isl.Set], length: int) -> PairsFormula | NoFormula:
 def _by_layers(layers: Layers, shape: Shape, length: int) -> PairsFormula | NoFormula:
     """Sum three periods of layers: two give the formula of every residue class, the third confirms it."""
     period, start = shape.period, shape.start
-    totals = [layers.up_to(start)]
+    totals = [layers.before(shape)]
     for number in range(start, start + 3 * period):
         totals.append(totals[-1] + layers.at(number))
     forms = []
@@ -143,7 +146,9 @@ def _by_layers(layers: Layers, shape: Shape, length: int) -> PairsFormula | NoFo
         lengths = range(first, first + 3 * period, period)
         forms.append(through([(start + one, totals[one]) for one in lengths]))
     quasi = QuasiPolynomial(tuple(forms))
-    if any(quasi.at(start + past) != total for past, total in enumerate(totals)):
+    fresh = start + 3 * period + 1
+    agrees = all(quasi.at(start + past) == total for past, total in enumerate(totals))
+    if not agrees or (fresh <= LONGEST_CHECK and quasi.at(fresh) != layers.up_to(fresh)):
         return NoFormula("no formula agrees with the counts")
     least, total = start, totals[0]
     with contextlib.suppress(OutOfBudgetError):

@@ -42,7 +42,23 @@ def row_domain(translator: Translator) -> RowDomain:
     parameters = parameters.intersect(first.ge_set(shift)).intersect(last.lt_set(t.size(SizeName.QUERIES).add(shift)))
     rows = parameters.intersect(row.ge_set(low)).intersect(row.le_set(high))
     keys = t.key().ge_set(t.constant(0)).intersect(key.lt_set(t.size(SizeName.KEYS)))
+    parameters = parameters.intersect(_run_facts(t, first, last))
+    rows = rows.intersect(parameters)
     return RowDomain(rows.intersect(keys), rows, parameters.params())
+
+
+def _run_facts(translator: Translator, first: isl.PwAff, last: isl.PwAff) -> isl.Set:
+    """Return how the bounds of runs lie to each other, and to the positions of the tile's first and last row."""
+    t = translator
+    zero, keys, known = t.constant(0), t.size(SizeName.KEYS), t.universe()
+    for start, stop, full_start, full_stop in t.runs:
+        known = (
+            known.intersect(zero.le_set(start)).intersect(start.le_set(full_start)).intersect(full_start.le_set(keys))
+        )
+        known = known.intersect(zero.le_set(full_stop)).intersect(full_stop.le_set(stop)).intersect(stop.le_set(keys))
+        known = known.intersect(start.le_set(first.max(zero)))
+        known = known.intersect(stop.ge_set(last.add(t.constant(1)).min(keys)))
+    return known
 
 
 def whole_domain(translator: Translator) -> isl.Set:

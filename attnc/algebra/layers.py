@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import combinations
-from math import ceil, gcd, lcm
+from math import ceil, floor, gcd, lcm
 
 import islpy as isl
 
@@ -36,10 +36,33 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """When layers become regular: from `start` on, they are linear in each residue class of `period`."""
+    """Where layers are regular: outside of `zones`, they are linear in each residue class of `period`.
+
+    Attributes:
+        zones: first and last position of each stretch in which two bounds cross, in order, apart from each other.
+    """
 
     period: int
-    start: int
+    zones: tuple[tuple[int, int], ...]
+
+    @property
+    def start(self) -> int:
+        """From here on layers are regular for good."""
+        return self.zones[-1][1] + 1
+
+    def joined(self, other: Shape) -> Shape:
+        """Return where the sums of two kinds of layers are regular."""
+        return Shape(lcm(self.period, other.period), _merged([*self.zones, *other.zones]))
+
+
+def _merged(zones: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    merged: list[tuple[int, int]] = []
+    for first, last in sorted(zones):
+        if merged and first <= merged[-1][1] + 1:
+            merged[-1] = (merged[-1][0], max(last, merged[-1][1]))
+        else:
+            merged.append((first, last))
+    return tuple(merged)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +76,7 @@ class _Spread:
 
 
 def shape_of(pairs: isl.Set) -> Shape | None:
-    """Return when the layers of a set of pairs `[i, j]` without parameters become regular.
+    """Return where the layers of a set of pairs `[i, j]` without parameters are regular.
 
     None where isl cannot write the set with explicit divisions.
     """
@@ -62,7 +85,7 @@ def shape_of(pairs: isl.Set) -> Shape | None:
     except NoClosedFormError:
         return None
     base = lcm(1, *(one.period for one in spreads))
-    period, start = base, Fraction(0)
+    period, zones = base, [(Fraction(0), Fraction(0))]
     for across, along in ((1, 0), (0, 1)):  # the keys of a query, the queries of a key
         lines = {Line(Fraction(0), Fraction(0), Fraction(0)), Line(Fraction(1), Fraction(0), Fraction(0))}
         for one in spreads:
@@ -72,17 +95,19 @@ def shape_of(pairs: isl.Set) -> Shape | None:
                 step, move = abs(int(slope * base)), abs(int(drift * base))
                 period = lcm(period, base * (step // gcd(step, move)))
             elif drift:
-                start = max(start, -one.low / drift, -one.high / drift)
-        start = max(start, *_crossings(lines))
-    return Shape(period, ceil(start) + 1)
+                first, last = sorted((-one.low / drift, -one.high / drift))
+                zones.append((first, last))
+        zones.extend(_crossings(lines))
+    whole = [(max(0, floor(first)), ceil(last)) for first, last in zones if last >= 0]
+    return Shape(period, _merged(whole))
 
 
-def _crossings(lines: Iterable[Line]) -> Iterator[Fraction]:
-    yield Fraction(0)
+def _crossings(lines: Iterable[Line]) -> Iterator[tuple[Fraction, Fraction]]:
     for one, other in combinations(lines, 2):
         if one.slope != other.slope:
             rate = one.slope - other.slope
-            yield max((other.low - one.high) / rate, (other.high - one.low) / rate)
+            first, last = sorted(((other.low - one.high) / rate, (other.high - one.low) / rate))
+            yield first, last
 
 
 def _spreads(pairs: isl.Set) -> Iterator[_Spread]:
@@ -129,6 +154,32 @@ class Layers:
                 raise OutOfBudgetError
             self.known[number] = sum(_count(_fixed(side, number)) for side in self.sides)
         return self.known[number]
+
+    def before(self, shape: Shape) -> int:
+        """Return the pairs of length `shape.start`, from few layers where it is long.
+
+        Raises:
+            OutOfBudgetError: as above, or the layers are not regular where they should be.
+        """
+        total = position = 0
+        for first, last in shape.zones:
+            total += self._regular(position, first, shape.period)
+            total += sum(self.at(number) for number in range(first, last + 1))
+            position = last + 1
+        return total
+
+    def _regular(self, first: int, end: int, period: int) -> int:
+        """Add the layers of `first .. end - 1`, which are an arithmetic progression in each residue class."""
+        if end - first <= 3 * period:
+            return sum(self.at(number) for number in range(first, end))
+        total = 0
+        for number in range(first, first + period):
+            terms = (end - 1 - number) // period + 1
+            value, step = self.at(number), self.at(number + period) - self.at(number)
+            if self.at(number + (terms - 1) * period) != value + (terms - 1) * step:
+                raise OutOfBudgetError
+            total += terms * value + step * (terms * (terms - 1) // 2)
+        return total
 
     def up_to(self, length: int) -> int:
         """Return the pairs of a length.
@@ -184,4 +235,4 @@ def guessed_shape(sets: Sequence[isl.Set]) -> Shape:
         for one in spreads:
             steps = [abs(int(slope * one.period)) for slope in one.slopes]
             period = lcm(period, *(one.period * step // gcd(*steps) for step in steps if step))
-    return Shape(period, 4 * (size + period))
+    return Shape(period, ((0, 4 * (size + period)),))

@@ -29,6 +29,7 @@ from attnc.algebra.key_intervals import Coverage, KeyInterval, TileSets
 from attnc.algebra.residuals import Residuals
 from attnc.algebra.runs import RunFinder
 from attnc.algebra.stretches import Run, StretchFinder, as_map, between
+from attnc.algebra.summaries import Summaries
 from attnc.algebra.tile_tests import tile_test
 from attnc.algebra.truths import Truth, exactly
 from attnc.ir.nodes import (
@@ -95,6 +96,7 @@ def derive_tiles(
     key_tile: int = 128,
     layout: Layout = PLAIN,
     operations: int = DEFAULT_OPERATIONS,
+    summaries: bool = False,
 ) -> TileSets:
     """Derive the interval list of an attention's mask.
 
@@ -102,10 +104,13 @@ def derive_tiles(
         attention: with a mask free of parameters. The positions that the layout leaves out are taken to be masked.
         layout: the order of queries and keys. Bounds are numbers in it; residuals are about positions, as the mask is.
         operations: what one question about the mask may take; with fewer, more masks are tested everywhere.
+        summaries: whether bounds may read summaries of sorted inputs.
         query_tile: most rows of a query tile for which residuals must hold.
         key_tile: most keys of a key tile for which residuals must hold.
     """
     translator = new_translator(attention, new_context(), layout)
+    if summaries:
+        translator.summaries = Summaries.of(attention)
     try:
         with allowance(translator.context, operations):
             return _Derivation.of(attention, translator, query_tile, key_tile).tiles()

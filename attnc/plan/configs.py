@@ -1,8 +1,9 @@
 """Default tile shapes of the Triton kernels, per target, element size and head size.
 
-For bfloat16 they were chosen by compiling every example ahead of time for sm_80, sm_90, sm_100 and gfx942
-(`tools/sweep_tiles.py`): no spills, matrix instructions, shared memory within the target's. On sm_86 some kernels
-spill, and float32 kernels spill everywhere. Nothing was measured on a device: other tiles may be faster.
+They were chosen by compiling every example ahead of time for sm_80, sm_90, sm_100 and gfx942
+(`tools/sweep_tiles.py`): no spills, matrix instructions, shared memory within the target's; and, where there is a
+choice, by the instructions that a loop takes for each key (`tools/compare_reads.py`). On sm_86 some kernels spill, and
+float32 kernels spill everywhere. Nothing was measured on a device: other tiles may be faster.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from attnc.algebra.coordinates import Layout
 from attnc.algebra.counting import bounds_differ_by_head, bounds_read
+from attnc.algebra.summaries import summarize, summary_source, summary_tensor
 from attnc.algebra.walking import is_full, passes_test, row_tiles, walk_tiles
 from attnc.ir.evaluate import Environment, Table
 from attnc.ir.nodes import IndexName, SizeName
@@ -38,6 +39,9 @@ ROWS = 100
 
 GATHERED = 1.1
 """Time of a pair whose key is not beside the one before it in memory."""
+
+DOCUMENT = 512
+"""Length of the runs of equal ids that are imagined."""
 
 MERGED_ROW = 200
 """Time of merging one row of a further launch into what is there: traffic of an output in float32."""
@@ -114,15 +118,21 @@ def _environment(attention: Attention, one: Pass, length: int) -> Environment:
         SizeName.GROUP: 1,
     }
     names = dict.fromkeys((*bounds_read(one.tiles), *(t.name for t in attention.tensors if not t.dims)))
-    data: dict[str, Table] = {}
-    for name in names:
-        tensor = attention.tensor(name)
-        value: Table = {Type.INT: length, Type.FLOAT: 1.0, Type.BOOL: True}[tensor.type]
-        for _ in tensor.dims:
-            value = [value]  # a list of one entry stands for every batch entry or head
-        data[name] = value
     indices = {IndexName.BATCH: 0, IndexName.HEAD: 0, IndexName.SHIFT: 0}
-    return Environment(indices, sizes, data)
+    return Environment(indices, sizes, {name: _typical(attention, name, length) for name in names})
+
+
+def _typical(attention: Attention, name: str, length: int) -> Table:
+    """Return values for an input: ids are those of documents of `DOCUMENT`, and nothing else cuts anything off."""
+    source = summary_source(name)
+    tensor = summary_tensor(attention, name)
+    if source is None:
+        value: Table = {Type.INT: length, Type.FLOAT: 1.0, Type.BOOL: True}[tensor.type]
+    else:
+        value = summarize([position // DOCUMENT for position in range(length)])[source[1]]
+    for _ in tensor.dims[source is not None :]:
+        value = [value]  # the entry of batch entry and head 0
+    return value
 
 
 def _share_of_rows(layout: Layout) -> float:

@@ -1,0 +1,131 @@
+"""What a tile needs to know of ids such as `doc[b, i] == doc[b, j]`: bounds of runs, from one pass over the ids.
+
+With `P[j]` the greatest id up to `j` and `S[j]` the least from `j` on, `S[j] <= id[j] <= P[j]`, and both never
+decrease. For the rows `low .. high` of a tile, a key whose id is that of some row has `P[j] >= S[low]` and
+`S[j] <= P[high]`: these keys are one stretch. And where `S[low] == P[high]`, all rows have that id, and so have the
+keys with `S[j] >= P[high]` and `P[j] <= S[low]`: they are full. Four tables hold where these stretches begin and end
+for each position. For ids that never decrease, `S`, `P` and the ids are one, and the stretches are exact; for others
+they are right, and longer than they need be.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+
+from attnc.algebra.coordinates import Layout
+from attnc.ir.nodes import And, Binary, BinaryOp, Const, Expr, Index, IndexName, Read, Size, SizeName, Where
+from attnc.ir.program import AlignKind, Attention, Tensor, TensorKind
+from attnc.ir.types import Type
+from attnc.ir.walk import indices
+
+START, STOP, FULL_START, FULL_STOP = "start", "stop", "full_start", "full_stop"
+SUMMARIES = (START, STOP, FULL_START, FULL_STOP)
+"""First and past the last key that a tile touches, of its first and its last row; and the same of full keys."""
+
+_KEYS = Size(SizeName.KEYS)
+_PAIR = frozenset((Index(IndexName.QUERY), Index(IndexName.KEY)))
+
+
+def summary_name(table: str, kind: str) -> str:
+    """Return what a summary is called; no name of the user's has a point in it."""
+    return f"{table}.{kind}"
+
+
+def summary_source(name: str) -> tuple[str, str] | None:
+    """Return the table and the kind of a summary; None for the user's own tables."""
+    table, point, kind = name.partition(".")
+    return (table, kind) if point else None
+
+
+def summary_tensor(attention: Attention, name: str) -> Tensor:
+    """Return the declaration of the user's tensor or of a summary."""
+    source = summary_source(name)
+    if source is None:
+        return attention.tensor(name)
+    return replace(attention.tensor(source[0]), name=name, kind=TensorKind.INPUT, type=Type.INT)
+
+
+@dataclass(frozen=True, slots=True)
+class RunBounds:
+    """The keys that have an id of some row of the tile, and those that have the only id of all its rows."""
+
+    start: Expr
+    stop: Expr
+    full_start: Expr
+    full_stop: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Summaries:
+    """Finds equal ids in a mask, and what is known of the keys that have them.
+
+    Attributes:
+        tables: integer inputs whose last dimension is `M` and is promised never to decrease.
+    """
+
+    tables: frozenset[str] = field(default_factory=frozenset)
+
+    @classmethod
+    def of(cls, attention: Attention) -> Summaries:
+        """Return the tables of an attention that have summaries."""
+        return cls(frozenset(t.name for t in attention.tensors if t.sorted and t.dims and t.dims[-1] == _KEYS))
+
+    def run_bounds(self, expr: Binary, layout: Layout, align: AlignKind) -> RunBounds | None:
+        """Return the bounds of the runs that `id[.., i] == id[.., j]` compares; None for anything else."""
+        left, right = expr.left, expr.right
+        if not isinstance(left, Read) or not isinstance(right, Read) or left.table != right.table:
+            return None
+        if left.table not in self.tables or left.index[:-1] != right.index[:-1]:
+            return None
+        if frozenset((left.index[-1], right.index[-1])) != _PAIR:
+            return None
+        if any(not indices(one) <= {IndexName.BATCH, IndexName.HEAD} for one in left.index[:-1]):
+            return None
+        low, high = (layout.query.position(Index(name)) for name in (IndexName.QUERY_LOW, IndexName.QUERY_HIGH))
+        inside = _inside(low, high, align)
+
+        def at(kind: str, row: Expr, outside: Expr) -> Expr:
+            read = Read(summary_name(left.table, kind), (*left.index[:-1], row), Type.INT, inside=left.inside)
+            return Where(inside, read, outside, Type.INT)
+
+        return RunBounds(
+            at(START, low, _int(0)),
+            at(STOP, high, _KEYS),
+            at(FULL_START, high, _KEYS),
+            at(FULL_STOP, low, _int(0)),
+        )
+
+
+def _inside(low: Expr, high: Expr, align: AlignKind) -> Expr:
+    """Tell when the tile's rows are positions of the table; others have the id 0, wherever that may occur."""
+    first, last = _binary(BinaryOp.LE, _int(0), low), _binary(BinaryOp.LT, high, _KEYS)
+    match align:
+        case AlignKind.END:
+            return first
+        case AlignKind.START:
+            return last
+        case AlignKind.AT:
+            return And((first, last))
+
+
+def summarize(ids: Sequence[int]) -> dict[str, list[int]]:
+    """Return the summaries of one sequence of ids, by their kinds."""
+    greatest = list(accumulate(ids, max))
+    least = list(accumulate(reversed(ids), min))[::-1]
+    return {
+        START: [bisect_left(greatest, one) for one in least],
+        STOP: [bisect_right(least, one) for one in greatest],
+        FULL_START: [bisect_left(least, one) for one in greatest],
+        FULL_STOP: [bisect_right(greatest, one) for one in least],
+    }
+
+
+def _int(value: int) -> Expr:
+    return Const(value, Type.INT)
+
+
+def _binary(op: BinaryOp, left: Expr, right: Expr) -> Expr:
+    return Binary(op, left, right, Type.BOOL)

@@ -6,17 +6,20 @@ import hashlib
 import re
 from dataclasses import dataclass
 
+from attnc.algebra.coordinates import CoordinateMap, MapKind
 from attnc.algebra.key_intervals import Coverage
 from attnc.codegen.expr_torch import length_text, printable, quoted, torch_body
 from attnc.codegen.layout import Bracket, call, lay_out, sequence
 from attnc.codegen.names import class_name
 from attnc.codegen.period import far_form, shift_period
+from attnc.diagnostics import InternalError
 from attnc.ir.nodes import (
     TRUE,
     Binary,
     BinaryOp,
     Const,
     Expr,
+    IndexName,
     Score,
     Size,
     SizeName,
@@ -26,8 +29,8 @@ from attnc.ir.nodes import (
 from attnc.ir.program import Attention, NormalizeKind, Tensor, TensorKind
 from attnc.ir.show import show
 from attnc.ir.types import Type
-from attnc.ir.walk import tables, walk
-from attnc.plan.kernel_plan import Form, Plan
+from attnc.ir.walk import indices, tables, walk
+from attnc.plan.kernel_plan import Form, Pass, Plan
 
 HELPERS = ("floor", "floor_divide", "floor_modulo", "maximum", "minimum", "only", "splitmix", "truncate")
 """Functions of `runtime.pairs` that expressions may call."""
@@ -184,7 +187,6 @@ def _program_fields(plan: Plan, formulas: Formulas) -> list[Field]:
     ]
     if attention.mask != TRUE:
         fields.append(("mask", formulas.name("mask", attention.mask)))
-        fields.extend(_period_fields(attention.mask, formulas, ""))
     fields.extend(_score_fields(plan, formulas))
     optional = {
         "scale": attention.scale,
@@ -196,7 +198,7 @@ def _program_fields(plan: Plan, formulas: Formulas) -> list[Field]:
     fields.extend((name, formulas.name(name, expr)) for name, expr in optional.items() if expr is not None)
     if normalize.power is not None and normalize.power.value != 1:
         fields.append(("power", repr(float(normalize.power.value))))
-    fields.extend(_interval_fields(plan, formulas))
+    fields.extend(_pass_fields(plan, formulas))
     read = [expr for expr in (plan.scoring.score, attention.weight, normalize.bias) if expr is not None]
     floats = _float_tables(attention, read)
     if floats:
@@ -204,9 +206,8 @@ def _program_fields(plan: Plan, formulas: Formulas) -> list[Field]:
     in_mask = dict.fromkeys((*tables(attention.mask), *tables(attention.align.shift)))
     if in_mask:
         fields.append(("mask_tables", sequence([quoted(name) for name in in_mask])))
-    sweep = plan.passes[0]
-    if sweep.form is Form.LIBRARY and sweep.library is not None:
-        fields.append(("library", quoted(sweep.library.value)))
+    if len(plan.passes) == 1 and plan.passes[0].form is Form.LIBRARY and plan.passes[0].library is not None:
+        fields.append(("library", quoted(plan.passes[0].library.value)))
     fields.append(("launch", f"_{attention.name}_launch"))
     return fields
 
@@ -291,27 +292,62 @@ def _uses_score(expr: Expr) -> bool:
     return any(isinstance(node, Score) for node in walk(expr))
 
 
-def _interval_fields(plan: Plan, formulas: Formulas) -> list[Field]:
-    tiles = plan.passes[0].tiles
+def _pass_fields(plan: Plan, formulas: Formulas) -> list[Field]:
+    read = [plan.attention.align.shift]
+    for sweep in plan.passes:
+        read.extend(bound for interval in sweep.tiles.intervals for bound in (interval.start, interval.stop))
+    passes = [_pass(plan, number, formulas) for number in range(len(plan.passes))]
+    fields: list[Field] = [("passes", sequence(passes))]
+    names = tuple(dict.fromkeys(name for expr in read for name in tables(expr)))
+    if names:
+        fields.append(("bound_tables", sequence([quoted(name) for name in names])))
+    return fields
+
+
+def _pass(plan: Plan, number: int, formulas: Formulas) -> Bracket:
+    """Write one pass; names of its formulas tell several passes apart."""
+    sweep = plan.passes[number]
+    suffix = f"_{chr(ord('a') + number) if number < 26 else number}" if len(plan.passes) > 1 else ""
     intervals = []
-    read: list[Expr] = [plan.attention.align.shift]
-    for number, interval in enumerate(tiles.intervals):
-        read.extend([interval.start, interval.stop])
+    for position, interval in enumerate(sweep.tiles.intervals):
         fields: list[Field] = [
-            ("start", formulas.name(f"start_{number}", interval.start)),
-            ("stop", formulas.name(f"stop_{number}", interval.stop)),
+            ("start", formulas.name(f"start{suffix}_{position}", interval.start)),
+            ("stop", formulas.name(f"stop{suffix}_{position}", interval.stop)),
         ]
         if interval.coverage is Coverage.FULL:
             fields.append(("full", "True"))
         elif interval.residual != TRUE:
-            fields.append(("residual", formulas.name(f"residual_{number}", interval.residual)))
-            fields.extend(_period_fields(interval.residual, formulas, f"_{number}"))
+            fields.append(("residual", formulas.name(f"residual{suffix}_{position}", interval.residual)))
+            fields.extend(_period_fields(interval.residual, formulas, f"{suffix}_{position}"))
         intervals.append(call("Interval", *fields))
-    result: list[Field] = [("intervals", sequence(intervals)), ("query_tile", str(tiles.query_tile))]
-    names = tuple(dict.fromkeys(name for expr in read for name in tables(expr)))
-    if names:
-        result.append(("bound_tables", sequence([quoted(name) for name in names])))
-    return result
+    whole: list[Field] = [("intervals", sequence(intervals)), ("query_tile", str(sweep.tiles.query_tile))]
+    if sweep.mask != TRUE:
+        whole.append(("mask", formulas.name(f"mask{suffix}", sweep.mask)))
+        whole.extend(_period_fields(sweep.mask, formulas, suffix))
+    layout = sweep.layout
+    if (layout.query.kind is MapKind.RESIDUE) != (layout.key.kind is MapKind.RESIDUE):
+        raise InternalError(f"a pass in {layout}, where queries and keys have no classes in common")
+    orders = (("query", layout.query), ("key", layout.key))
+    whole.extend((name, _order(one)) for name, one in orders if one.kind is not MapKind.IDENTITY)
+    if _tells_entries_apart(plan, sweep):
+        whole.append(("by_batch", "True"))
+    return call("Pass", *whole)
+
+
+def _order(one: CoordinateMap) -> Bracket:
+    length = 0 if one.kind is MapKind.RESIDUE else one.length
+    fields: list[Field] = [("period", str(one.period))]
+    if one.first:
+        fields.append(("first", str(one.first)))
+    if length != 1:
+        fields.append(("length", str(length)))
+    return call("Order", *fields)
+
+
+def _tells_entries_apart(plan: Plan, sweep: Pass) -> bool:
+    bounds = [bound for interval in sweep.tiles.intervals for bound in (interval.start, interval.stop)]
+    read = (plan.attention.align.shift, plan.scoring.score, sweep.mask, *bounds)
+    return any(IndexName.BATCH in indices(expr) for expr in read)
 
 
 def _float_tables(attention: Attention, read: list[Expr]) -> tuple[str, ...]:

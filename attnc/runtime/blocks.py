@@ -68,15 +68,17 @@ def block_pairs(heads: Pairs, rows: Tensor, keys: Tensor | None) -> Pairs:
 
     Args:
         heads: of `head_pairs`.
-        rows: `[S, R]` rows of the query tensor.
-        keys: `[S, W]` key positions, with `S` or 1 blocks; None for what depends on the query alone.
+        rows: `[S, R]` rows of the query tensor, or `[X, S, R]` where entries differ.
+        keys: `[S, W]` key positions, or `[X, S, W]`, with `S` or 1 blocks; None for what depends on the query alone.
     """
     at = Pairs(heads.sizes, heads.tables, heads.dtype, heads.device, b=heads.b, h=heads.h, shift=heads.shift)
     assert heads.shift is not None
-    at.r = rows.view(1, 1, rows.shape[0], 1, rows.shape[1], 1)
+    rows = rows if rows.dim() == 3 else rows.unsqueeze(0)
+    at.r = rows[:, None, :, None, :, None]
     at.i = at.r + heads.shift
     if keys is not None:
-        at.j = keys.view(1, 1, keys.shape[0], 1, 1, keys.shape[1])
+        keys = keys if keys.dim() == 3 else keys.unsqueeze(0)
+        at.j = keys[:, None, :, None, None, :]
     return at
 
 

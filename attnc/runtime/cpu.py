@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from attnc.runtime.blocks import block_pairs, recording, row_scale, with_tape
+from attnc.runtime.calls import Call, make_call, row_values, tables_of
 from attnc.runtime.cpu_flash import flash_backward, flash_forward, suits_flash
 from attnc.runtime.cpu_tiles import Backward, Gradients, Rows, accumulate, tiled_backward, tiled_forward
 from attnc.runtime.pairs import Pairs
-from attnc.runtime.parts import Call, make_call, row_values, tables_of
 from attnc.runtime.program import Formula, Program
 
 

@@ -14,10 +14,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from attnc.runtime.bands import Band, is_shared, is_shared_by_classes, mask_periods
 from attnc.runtime.blocks import block_pairs, common_shape, row_scale
-from attnc.runtime.parts import Call, Part, band_mask, cut_call, remember, row_values
-from attnc.runtime.schedule import MASK_ELEMENTS, Band, is_shared, mask_period
-from attnc.runtime.views import add_to_keys, band_keys, band_rows, key_view, row_numbers_view, row_view
+from attnc.runtime.calls import Call, remember, row_values
+from attnc.runtime.parts import Part, band_mask, band_pairs, cut_section, shared_shape
+from attnc.runtime.schedule import MASK_ELEMENTS
+from attnc.runtime.sections import cut_into_sections
+from attnc.runtime.views import add_to_keys, key_view, row_numbers_view, row_view
 
 _attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _attend_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -55,15 +58,23 @@ def flash_forward(call: Call) -> tuple[Tensor, Tensor]:
     # laid out as `[B, N, H, E]`: what the operator gives for a band of blocks is copied as it lies in memory
     out = call.query.new_empty((batch, rows, groups, members, call.value.shape[-1])).permute(0, 2, 3, 1, 4)
     lse = call.query.new_full(shape, -torch.inf)
-    for part in cut_call(call, by_tiles=False):
-        part_out, part_lse = part.of_rows(out), part.of_rows(lse)
-        if not part.schedule.covered:
-            part_out.zero_()
-        for whole in part.schedule.bands:
-            for band in _pieces(part, whole):
-                mask, empty = _additive_mask(part, band)
-                for calls in _calls(part, band, mask):
-                    _forward_call(calls, band, part_out, part_lse, scale, empty)
+    passes = call.program.passes
+    if not (passes and passes[0].covers_rows):
+        out.zero_()
+    for section in cut_into_sections(call):
+        fresh = section.frame.number == 0
+        taken = section.of_rows(out), section.of_rows(lse)
+        for part in cut_section(section, by_tiles=False):
+            if fresh and not part.schedule.covered:
+                part.of_rows(taken[0]).zero_()
+            for whole in part.schedule.bands:
+                for piece, band in _pieces(part, replace(whole, first=whole.first and fresh)):
+                    mask, empty = _additive_mask(piece, band)
+                    target = piece.of_rows(taken[0]), piece.of_rows(taken[1])
+                    for one in _calls(piece, band, mask, empty):
+                        _forward_call(one, target, scale)
+        section.put_rows(out, taken[0])
+        section.put_rows(lse, taken[1])
     return out[..., : call.sizes.value_size], lse
 
 
@@ -90,22 +101,36 @@ def _even_heads(call: Call) -> Call:
     return replace(call, query=widen(call.query), key=widen(call.key), value=widen(call.value))
 
 
-def _pieces(part: Part, band: Band) -> Iterator[Band]:
+def _pieces(part: Part, band: Band) -> Iterator[tuple[Part, Band]]:
     """Yield a band, in pieces where its mask or result is large; without a mask, rows of equal keys are a block."""
-    program = part.call.program
+    program, frame = part.section.call.program, part.frame
+    entries, groups, members = part.query.shape[:3]
     masked = band.masked or program.bias is not None
     if not masked and band.count > 1 and band.key_step == 0:
-        yield replace(band, rows=band.rows * band.count, count=1)
-        return
-    count = max(1, _RESULT_ELEMENTS // (band.rows * part.query.shape[1] * part.query.shape[-1]))
+        band = replace(band, rows=band.rows * band.count, count=1)
+    count, some = band.count, entries
+    each = band.rows * groups * part.query.shape[-1]
     if masked:
-        periods = [mask_period(program, kind) for _, kind in band.pieces]
-        periods += [program.bias_period] if program.bias is not None else []
-        heads = part.query.shape[1] * part.query.shape[2] if program.bias is not None else 1
-        if not all(is_shared(band, period) for period in periods):
-            count = min(count, max(1, MASK_ELEMENTS // (band.rows * band.width * heads)))
-    for start in range(0, band.count, count):
-        yield band.part(start, min(count, band.count - start), 0, band.width)
+        periods = mask_periods(program, frame, band)
+        if frame.rows.classes > 1 and not all(is_shared_by_classes(frame, period) for period in periods):
+            some = min(some, max(1, MASK_ELEMENTS // (band.rows * band.width)))
+        if not all(is_shared(frame, band, period) for period in periods):
+            heads = groups * members if program.bias is not None else 1
+            varied = some if frame.rows.classes > 1 else 1
+            count = min(count, max(1, MASK_ELEMENTS // (band.rows * band.width * heads * varied)))
+    if _is_by_blocks(entries, band):
+        some = min(some, max(1, _RESULT_ELEMENTS // each))
+    else:
+        count = min(count, max(1, _RESULT_ELEMENTS // each))
+    for first in range(0, entries, some):
+        piece = part.narrow(first, min(entries, first + some), 0, groups)
+        for start in range(0, band.count, count):
+            yield piece, band.part(start, min(count, band.count - start), 0, band.width)
+
+
+def _is_by_blocks(entries: int, band: Band) -> bool:
+    """Tell whether each call has one block of all entries, rather than all blocks of one entry."""
+    return band.count == 1 or entries > band.count
 
 
 def _additive_mask(part: Part, band: Band) -> tuple[Tensor | None, Tensor | None]:
@@ -113,10 +138,10 @@ def _additive_mask(part: Part, band: Band) -> tuple[Tensor | None, Tensor | None
 
     What no tensor decides is remembered if it is small: making the masks of short bands takes as long as using them.
     """
-    program, sizes = part.call.program, part.call.sizes
+    program, sizes, schedule = part.section.call.program, part.section.call.sizes, part.schedule
     if program.tensors or not band.masked or band.rows * band.width > _REMEMBERED_PAIRS:
         return _make_mask(part, band)
-    name = (program, sizes, part.schedule.batch, part.schedule.heads, band, part.query.dtype)
+    name = (program, sizes, part.frame, schedule.entries, schedule.heads, band, part.query.dtype)
     found = _MASKS.get(name)
     if found is None:
         found = _make_mask(part, band)
@@ -126,79 +151,89 @@ def _additive_mask(part: Part, band: Band) -> tuple[Tensor | None, Tensor | None
 
 
 def _make_mask(part: Part, band: Band) -> tuple[Tensor | None, Tensor | None]:
-    program = part.call.program
+    program = part.section.call.program
     allowed = band_mask(part, band)
     if program.bias is None:
         if allowed is None:
             return None, None
         mask = torch.zeros(allowed.shape, dtype=part.query.dtype).masked_fill_(~allowed, -torch.inf)
         return mask, ~allowed.any(-1)
-    shared = is_shared(band, program.bias_period)
-    at = block_pairs(part.heads, band_rows(band, shared), band_keys(band, shared))
-    bias = program.bias(at)
-    bias = bias.expand(common_shape(bias.shape, (1, 1, 1, 1, band.rows, band.width)))
+    blocks, classes, shape = shared_shape(part, band, program.bias_period)
+    bias = program.bias(band_pairs(part, band, blocks=not blocks, classes=not classes))
+    bias = bias.expand(common_shape(bias.shape, shape))
     mask = bias if allowed is None else torch.where(allowed, bias, -torch.inf)
     return mask, (mask == -torch.inf).all(-1)
 
 
 class _FlashCall:
-    """Views for one call of the operator: `[X, Y, rows or keys, D]`, and where the rows lie in the part."""
+    """Views for one call of the operator, `[X, Y, rows or keys, D]`: all blocks of an entry, or one block of all."""
 
-    __slots__ = ("band", "batch", "key", "mask", "member", "part", "query", "value")
+    __slots__ = ("band", "empty", "entry", "key", "mask", "member", "query", "value")
 
-    def __init__(self, part: Part, band: Band, batch: int | None, member: int, mask: Tensor | None) -> None:
-        self.part, self.band, self.batch, self.member = part, band, batch, member
+    def __init__(self, part: Part, band: Band, entry: int | None, member: int) -> None:
+        self.band, self.entry, self.member = band, entry, member
         self.query = self.rows(part.query)
         self.key, self.value = self.keys(part.key), self.keys(part.value)
-        self.mask = None if mask is None else self.pairs(mask)
+        self.mask: Tensor | None = None
+        self.empty: Tensor | None = None
 
     def rows(self, tensor: Tensor) -> Tensor:
-        """View rows `[B, G, g, N, D]`."""
+        """View rows `[X, G, g, rows, D]`."""
         return self._turn(row_view(tensor[:, :, self.member], self.band))
 
     def row_numbers(self, tensor: Tensor) -> Tensor:
-        """View numbers of rows `[B, G, g, N]`."""
+        """View numbers of rows `[X, G, g, rows]`."""
         return self._turn(row_numbers_view(tensor[:, :, self.member], self.band))
 
     def keys(self, tensor: Tensor) -> Tensor:
-        """View keys `[B, G, M, D]`."""
+        """View keys `[X, G, keys, D]`."""
         return self._turn(key_view(tensor, self.band))
 
     def pairs(self, tensor: Tensor) -> Tensor:
-        """View `[B, G, S, g, ...]`, any of them 1, as `[X, Y, ...]`."""
+        """View `[X, G, S, g, ...]`, any of them 1, as `[X, Y, ...]`."""
         return self._turn(tensor[:, :, :, min(self.member, tensor.shape[3] - 1)])
 
     def _turn(self, tensor: Tensor) -> Tensor:
-        """View `[B, G, S, ...]` as `[B, G, ...]` where there is one block, else one batch entry as `[S, G, ...]`."""
-        if self.batch is None:
+        """View `[X, G, S, ...]` as `[X, G, ...]` where there is one block, else one entry as `[S, G, ...]`."""
+        if self.entry is None:
             return tensor.squeeze(2)
-        return tensor[min(self.batch, tensor.shape[0] - 1)].transpose(0, 1)
+        return tensor[min(self.entry, tensor.shape[0] - 1)].transpose(0, 1)
 
     def add_keys(self, total: Tensor, part: Tensor) -> None:
         """Add gradients of the keys of this call to those of the part."""
-        if self.batch is None:
+        if self.entry is None:
             add_to_keys(total, part.unsqueeze(2), self.band)
         else:
-            add_to_keys(total[self.batch], part.transpose(0, 1), self.band)
+            add_to_keys(total[self.entry], part.transpose(0, 1), self.band)
 
 
-def _calls(part: Part, band: Band, mask: Tensor | None) -> Iterator[_FlashCall]:
-    """Yield the calls that make up a band: all heads together, and all batch entries or all blocks."""
-    for member in range(part.query.shape[2]):
-        if band.count == 1:
-            yield _FlashCall(part, band, None, member, mask)
-            continue
-        for batch in range(part.query.shape[0]):
-            yield _FlashCall(part, band, batch, member, mask)
+def _calls(part: Part, band: Band, mask: Tensor | None, empty: Tensor | None) -> Iterator[_FlashCall]:
+    """Yield the calls that make up a band: all heads together, and all entries or all blocks."""
+    entries, _, members = part.query.shape[:3]
+    by_blocks = _is_by_blocks(entries, band)
+    for number in range(band.count if by_blocks else entries):
+        own = band.part(number, 1, 0, band.width) if by_blocks and band.count > 1 else band
+        for member in range(members):
+            call = _FlashCall(part, own, None if by_blocks else number, member)
+            if mask is not None:
+                call.mask = call.pairs(_block(mask, number) if by_blocks else mask)
+            if empty is not None:
+                call.empty = call.pairs((_block(empty, number) if by_blocks else empty).unsqueeze(-1)).squeeze(-1)
+            yield call
 
 
-def _forward_call(call: _FlashCall, band: Band, out: Tensor, lse: Tensor, scale: float, empty: Tensor | None) -> None:
+def _block(pairs: Tensor, number: int) -> Tensor:
+    """Return one of the blocks of `[X, G, S, ...]`; one that stands for all is all."""
+    return pairs.narrow(2, min(number, pairs.shape[2] - 1), 1)
+
+
+def _forward_call(call: _FlashCall, target: tuple[Tensor, Tensor], scale: float) -> None:
+    """Compute a call and put or merge it into the output and log-sum-exp of its part."""
     found, found_lse = _attend(call.query, call.key, call.value, 0.0, False, attn_mask=call.mask, scale=scale)
-    rows, numbers = call.rows(out), call.row_numbers(lse)
-    if empty is not None:
-        blank = call.pairs(empty.unsqueeze(-1)).squeeze(-1)
-        found_lse = torch.where(blank, -torch.inf, found_lse)
-    if band.first:
+    rows, numbers = call.rows(target[0]), call.row_numbers(target[1])
+    if call.empty is not None:
+        found_lse = torch.where(call.empty, -torch.inf, found_lse)
+    if call.band.first:
         rows.copy_(found)
         numbers.copy_(found_lse)
         return
@@ -242,29 +277,33 @@ def flash_backward(
         out, grad_out = (torch.nn.functional.pad(tensor, (0, missing)) for tensor in (out, grad_out))
     lse = torch.where(lse == -torch.inf, 0.0, lse)
     grads = (torch.zeros_like(call.query), torch.zeros_like(call.key), torch.zeros_like(call.value))
-    for part in cut_call(call, by_tiles=False):
-        rows = part.of_rows(grad_out), part.of_rows(out)
-        numbers = part.of_rows(lse)
-        sums = (part.of_rows(grads[0]), part.of_keys(grads[1]), part.of_keys(grads[2]))
-        for whole in part.schedule.bands:
-            for band in _pieces(part, whole):
-                mask, _ = _additive_mask(part, band)
-                for one in _calls(part, band, mask):
-                    _backward_call(one, rows, numbers, sums)
+    for section in cut_into_sections(call):
+        known = section.of_rows(grad_out), section.of_rows(out), section.of_rows(lse)
+        found = section.of_rows(grads[0]), section.of_keys(grads[1]), section.of_keys(grads[2])
+        for part in cut_section(section, by_tiles=False):
+            for whole in part.schedule.bands:
+                for piece, band in _pieces(part, whole):
+                    mask, _ = _additive_mask(piece, band)
+                    rows = tuple(piece.of_rows(tensor) for tensor in known)
+                    sums = piece.of_rows(found[0]), piece.of_keys(found[1]), piece.of_keys(found[2])
+                    for one in _calls(piece, band, mask, None):
+                        _backward_call(one, rows, sums)
+        section.put_rows(grads[0], found[0])
+        section.put_keys(grads[1], found[1])
+        section.put_keys(grads[2], found[2])
     return grads[0][..., : sizes.D] * factor, grads[1][..., : sizes.D], grads[2][..., : sizes.value_size]
 
 
-def _backward_call(
-    call: _FlashCall, rows: tuple[Tensor, Tensor], lse: Tensor, sums: tuple[Tensor, Tensor, Tensor]
-) -> None:
-    grad_out, out = (call.rows(tensor) for tensor in rows)
+def _backward_call(call: _FlashCall, rows: tuple[Tensor, ...], sums: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Add the gradients of a call up; `rows` are the gradient of the output, the output and the log-sum-exp."""
+    grad_out, out = call.rows(rows[0]), call.rows(rows[1])
     found = _attend_backward(
         grad_out,
         call.query,
         call.key,
         call.value,
         out,
-        call.row_numbers(lse),
+        call.row_numbers(rows[2]),
         0.0,
         False,
         attn_mask=call.mask,

@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from attnc.runtime.blocks import block_pairs, exponentials, recording, row_scale, score_pairs, weigh_pairs, with_tape
+from attnc.runtime.bands import Band
+from attnc.runtime.blocks import exponentials, recording, row_scale, score_pairs, weigh_pairs, with_tape
+from attnc.runtime.calls import Call
 from attnc.runtime.pairs import Pairs, Tape
-from attnc.runtime.parts import Call, Part, band_mask, band_pairs, cut_call, shrink
+from attnc.runtime.parts import Part, band_mask, band_pairs, cut_section, shrink
 from attnc.runtime.products import weighted_sum
-from attnc.runtime.schedule import Band
-from attnc.runtime.views import add_to_keys, band_rows, key_view, row_numbers_view, row_view
+from attnc.runtime.sections import Section, cut_into_sections
+from attnc.runtime.views import add_to_keys, key_view, row_numbers_view, row_view
 
 ELEMENTS = 1 << 20
 """Weights that are materialised at once: they stay in the caches."""
@@ -43,13 +45,16 @@ def tiled_forward(call: Call, careful: bool, with_output: bool = True) -> tuple[
     rows = Rows(
         out.new_full((batch, groups, members, queries), -torch.inf), out.new_zeros((batch, groups, members, queries))
     )
-    for whole in cut_call(call, by_tiles=True):
-        for part in shrink(whole, HEADS):
-            state = Rows(part.of_rows(rows.peak), part.of_rows(rows.total))
-            target = part.of_rows(out) if with_output else None
-            for band in part.schedule.bands:
-                for block in _blocks(part, band):
-                    _accumulate(part, block, target, state, careful)
+    for section in cut_into_sections(call):
+        sums = tuple(section.of_rows(tensor) for tensor in (out, rows.peak, rows.total))
+        for whole in cut_section(section, by_tiles=True):
+            for part in shrink(whole, HEADS):
+                target, peak, total = (part.of_rows(tensor) for tensor in sums)
+                for band in part.schedule.bands:
+                    for block in _blocks(part, band):
+                        _accumulate(part, block, target if with_output else None, Rows(peak, total), careful)
+        for tensor, taken in zip((out, rows.peak, rows.total), sums, strict=True):
+            section.put_rows(tensor, taken)
     return out, rows
 
 
@@ -82,10 +87,10 @@ def _dots(part: Part, band: Band) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _accumulate(part: Part, band: Band, out: Tensor | None, state: Rows, careful: bool) -> None:
-    program = part.call.program
+    program = part.section.call.program
     at = band_pairs(part, band)
     _, _, dots = _dots(part, band)
-    dots = dots * row_scale(program, _row_pairs(part, band), part.call.scale)
+    dots = dots * row_scale(program, band_pairs(part, band, keys=False), part.section.call.scale)
     allowed = band_mask(part, band)
     if program.normalize == "softmax":
         weights = _online_softmax(part, band, at, dots, allowed, out, state)
@@ -109,7 +114,7 @@ def _online_softmax(
     part: Part, band: Band, at: Pairs, dots: Tensor, allowed: Tensor | None, out: Tensor | None, state: Rows
 ) -> Tensor:
     """Return weights against the rows' new peak, after rescaling what the rows have summed up so far."""
-    program = part.call.program
+    program = part.section.call.program
     scores = score_pairs(program, at, dots)
     scores = scores if allowed is None else torch.where(allowed, scores, -torch.inf)
     factors = None if program.weight is None else program.weight(at)
@@ -128,10 +133,6 @@ def _online_softmax(
     if out is not None:
         row_view(out, band).mul_(fade.transpose(2, 3))
     return weights
-
-
-def _row_pairs(part: Part, band: Band) -> Pairs:
-    return block_pairs(part.heads, band_rows(band, False), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,29 +168,37 @@ class Backward:
 
 def tiled_backward(call: Call, given: Backward, gradients: Gradients, careful: bool) -> None:
     """Add the gradients of all pairs up."""
-    for whole in cut_call(call, by_tiles=True):
-        for part in shrink(whole, HEADS):
-            own = Backward(
-                part.of_rows(given.grad_out),
-                None if given.delta is None else part.of_rows(given.delta),
-                Rows(part.of_rows(given.rows.peak), part.of_rows(given.rows.total)),
-                None if given.alive is None else part.of_rows(given.alive),
-            )
-            sums = replace(
-                gradients,
-                query=part.of_rows(gradients.query),
-                key=part.of_keys(gradients.key),
-                value=part.of_keys(gradients.value),
-            )
-            for band in part.schedule.bands:
-                for block in _blocks(part, band):
-                    _block_backward(part, block, own, sums, careful)
+    for section in cut_into_sections(call):
+        known, found = _of_rows(given, section), _of_section(gradients, section)
+        for whole in cut_section(section, by_tiles=True):
+            for part in shrink(whole, HEADS):
+                own, sums = _of_rows(known, part), _of_section(found, part)
+                for band in part.schedule.bands:
+                    for block in _blocks(part, band):
+                        _block_backward(part, block, own, sums, careful)
+        section.put_rows(gradients.query, found.query)
+        section.put_keys(gradients.key, found.key)
+        section.put_keys(gradients.value, found.value)
+
+
+def _of_rows(given: Backward, of: Section | Part) -> Backward:
+    return Backward(
+        of.of_rows(given.grad_out),
+        None if given.delta is None else of.of_rows(given.delta),
+        Rows(of.of_rows(given.rows.peak), of.of_rows(given.rows.total)),
+        None if given.alive is None else of.of_rows(given.alive),
+    )
+
+
+def _of_section(sums: Gradients, of: Section | Part) -> Gradients:
+    return replace(sums, query=of.of_rows(sums.query), key=of.of_keys(sums.key), value=of.of_keys(sums.value))
 
 
 def _block_backward(part: Part, band: Band, given: Backward, sums: Gradients, careful: bool) -> None:
     query, key, dots = _dots(part, band)
     value = key_view(part.value, band)
-    factor = row_scale(part.call.program, _row_pairs(part, band), part.call.scale)
+    call = part.section.call
+    factor = row_scale(call.program, band_pairs(part, band, keys=False), call.scale)
     allowed = band_mask(part, band)
     if given.alive is not None:
         alive = _columns(given.alive, band)
@@ -200,8 +209,8 @@ def _block_backward(part: Part, band: Band, given: Backward, sums: Gradients, ca
     at = with_tape(band_pairs(part, band), allowed, frozenset(sums.tables))
     with recording():
         inner = scores if allowed is None else torch.where(allowed, scores, 0.0)
-        peak = _columns(given.rows.peak, band) if part.call.program.normalize == "softmax" else None
-        weights = weigh_pairs(part.call.program, at, inner, peak).expand(dots.shape)
+        peak = _columns(given.rows.peak, band) if call.program.normalize == "softmax" else None
+        weights = weigh_pairs(call.program, at, inner, peak).expand(dots.shape)
     grad_out = _fold(row_view(given.grad_out, band))
     grad = torch.unflatten(grad_out @ value.transpose(-1, -2), 3, dots.shape[3:5])
     shares = weights.detach()

@@ -48,6 +48,7 @@ class Pairs:
     """Coordinates of a block of pairs: int64 tensors that broadcast against each other.
 
     Attributes:
+        i_lo, i_hi, j_lo, j_hi, c: numbers in the order of a pass, and its residue class, for bounds alone.
         tables: inputs and learned tensors by name, `B` and `H` dimensions expanded.
         dtype: what floats are computed in.
         allowed: the mask of the block where gradients must not see masked pairs; None elsewhere.
@@ -65,6 +66,7 @@ class Pairs:
     r: Tensor | None = None
     d: tuple[Tensor, ...] = ()
     shift: Tensor | None = None
+    c: Tensor | None = None
     i_lo: Tensor | None = None
     i_hi: Tensor | None = None
     j_lo: Tensor | None = None

@@ -68,6 +68,60 @@ class Interval:
 
 
 @dataclass(frozen=True, slots=True)
+class Order:
+    """Positions in the order in which a pass numbers them; without arguments, each by itself.
+
+    Attributes:
+        period: positions repeat after so many.
+        first: of runs, the first position of each; of residue classes, what is added to the class.
+        length: positions in each run; 0 for residue classes.
+    """
+
+    period: int = 1
+    first: int = 0
+    length: int = 1
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether numbers are positions."""
+        return self.period == 1 and self.length == 1
+
+    @property
+    def is_residue(self) -> bool:
+        """Whether each class is numbered apart."""
+        return self.length == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """Pairs that are computed together; no pair is in two passes.
+
+    Attributes:
+        intervals: over numbers in the order of the pass; what they test is over positions.
+        query_tile: rows of the largest tile for which residuals hold.
+        mask: of the pairs of this pass; None if every pair is allowed.
+        period: the mask does not change when query and key move by so many positions together; 0 if it may.
+        far: what the mask is away from fixed positions; None if it is no simpler there.
+        query, key: the order; both are residue classes with one period, or neither is.
+        by_batch: whether batch entries may differ in which pairs they allow or in their bias.
+    """
+
+    intervals: tuple[Interval, ...]
+    query_tile: int
+    mask: Formula | None = None
+    period: int = 0
+    far: Far | None = None
+    query: Order = Order()
+    key: Order = Order()
+    by_batch: bool = False
+
+    @property
+    def covers_rows(self) -> bool:
+        """Whether it has every row, be it without keys."""
+        return self.query.is_plain or self.query.is_residue
+
+
+@dataclass(frozen=True, slots=True)
 class Program:
     """One attention, ready to run on a CPU.
 
@@ -79,10 +133,8 @@ class Program:
         score: maps the block and `scale * dot` to the score; None if it is the score.
         factor, bias: where `linear`, the score is `factor * scale * dot + bias`, the bias free of the dot product.
         scale: None is `1 / sqrt(D)`.
-        query_tile: rows of the largest tile for which residuals hold.
-        period: the mask does not change when query and key move by so many positions together; 0 if it may.
-        far: what the mask is away from fixed positions; None if it is no simpler there.
-        bias_period: the same as `period`, of the bias.
+        passes: what computes the mask's pairs.
+        bias_period: as the `period` of a pass, of the bias.
         bound_tables: tables that the bounds of intervals or the shift read.
         mask_tables: tables that the mask or the shift reads.
         pair_tables: float tables that the score, the sigmoid's bias or the weight of a pair reads.
@@ -95,8 +147,7 @@ class Program:
     tensors: tuple[TensorArgument, ...]
     normalize: str
     shift: Formula
-    intervals: tuple[Interval, ...]
-    query_tile: int
+    passes: tuple[Pass, ...]
     mask: Formula | None = None
     score: Callable[[Pairs, Tensor], Tensor] | None = None
     linear: bool = True
@@ -108,8 +159,6 @@ class Program:
     sigmoid_bias: Formula | None = None
     power: float = 1.0
     dropped: Formula | None = None
-    period: int = 0
-    far: Far | None = None
     bias_period: int = 0
     bound_tables: tuple[str, ...] = ()
     mask_tables: tuple[str, ...] = ()

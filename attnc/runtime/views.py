@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attnc.runtime.schedule import Band
+from attnc.runtime.bands import Band
 
 
 def row_view(tensor: Tensor, band: Band) -> Tensor:
@@ -38,13 +38,13 @@ def add_to_keys(total: Tensor, part: Tensor, band: Band) -> None:
 
 
 def band_rows(band: Band, shared: bool) -> Tensor:
-    """Return the rows of a band, `[S, R]`, or those of its first block where all are alike."""
+    """Return the numbers of the rows of a band, `[S, R]`, or those of its first block where all are alike."""
     rows = torch.arange(band.row, band.row + band.rows * (1 if shared else band.count))
     return rows.view(-1, band.rows)
 
 
 def band_keys(band: Band, shared: bool) -> Tensor:
-    """Return the keys of a band, `[S, W]`, or those of its first block where all are alike."""
+    """Return the numbers of the keys of a band, `[S, W]`, or those of its first block where all are alike."""
     first = torch.arange(band.key, band.key + band.width).view(1, -1)
     if shared or band.count == 1:
         return first

@@ -1,0 +1,112 @@
+"""Equal rectangles of pairs at equal distances, and how their masks repeat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from attnc.runtime.program import Far, Formula, Program
+from attnc.runtime.sections import Frame
+
+FULL, MASK, NOTHING = -1, -2, -3
+"""What tells which pairs of a piece are allowed: all, the whole mask, none. From 0 on: an interval's residual."""
+FAR = 1 << 20
+"""Added to a kind (a residual's or `MASK`): what it is away from fixed positions, see `Far`."""
+
+Piece = tuple[int, int, int]
+"""Keys from `start` up to, and without, `stop`, and what tells which are allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """Equal rectangles: block n has rows `row + n * rows ...` and keys `key + n * key_step ...`.
+
+    Attributes:
+        pieces: width of each stretch of keys and what tells which of its pairs are allowed.
+        first: no earlier band of its pass has any of these rows.
+    """
+
+    row: int
+    rows: int
+    key: int
+    pieces: tuple[tuple[int, int], ...]
+    count: int = 1
+    key_step: int = 0
+    first: bool = False
+
+    @property
+    def width(self) -> int:
+        """Keys of each block."""
+        return sum(width for width, _ in self.pieces)
+
+    @property
+    def masked(self) -> bool:
+        """Whether some pair may be masked."""
+        return any(kind != FULL for _, kind in self.pieces)
+
+    def part(self, first: int, count: int, offset: int, width: int) -> Band:
+        """Return some of the blocks, and of the keys of each."""
+        pieces = cut_pieces(self.pieces, offset, offset + width)
+        return replace(
+            self,
+            row=self.row + first * self.rows,
+            key=self.key + first * self.key_step + offset,
+            pieces=tuple((stop - start, kind) for start, stop, kind in pieces),
+            count=count,
+        )
+
+
+def cut_pieces(pieces: tuple[tuple[int, int], ...], start: int, stop: int) -> list[Piece]:
+    """Return the parts of consecutive pieces that lie between two offsets."""
+    found, at = [], 0
+    for width, kind in pieces:
+        low, high = max(at, start), min(at + width, stop)
+        if low < high:
+            found.append((low, high, kind))
+        at += width
+    return found
+
+
+def condition_of(frame: Frame, kind: int) -> Formula | None:
+    """Return what tells which pairs of a kind of piece are allowed; None for all or nothing."""
+    if kind >= FAR + MASK:
+        far = far_form_of(frame, kind - FAR)
+        return None if far is None else far.condition
+    if kind in (FULL, NOTHING):
+        return None
+    return frame.sweep.mask if kind == MASK else frame.sweep.intervals[kind].residual
+
+
+def mask_period(frame: Frame, kind: int) -> int:
+    """Return the period of what tells which pairs of a piece are allowed."""
+    if kind in (FULL, NOTHING):
+        return 1
+    if kind >= FAR + MASK:
+        far = far_form_of(frame, kind - FAR)
+        return 0 if far is None else far.period
+    return frame.sweep.period if kind == MASK else frame.sweep.intervals[kind].period
+
+
+def far_form_of(frame: Frame, kind: int) -> Far | None:
+    """Return what a mask or residual is away from fixed positions."""
+    if kind in (FULL, NOTHING):
+        return None
+    return frame.sweep.far if kind == MASK else frame.sweep.intervals[kind].far
+
+
+def mask_periods(program: Program, frame: Frame, band: Band) -> list[int]:
+    """Return the periods of everything that is added to the products of a band."""
+    periods = [mask_period(frame, kind) for _, kind in band.pieces]
+    return periods if program.bias is None else [*periods, program.bias_period]
+
+
+def is_shared(frame: Frame, band: Band, period: int) -> bool:
+    """Tell whether an expression with this period is the same on all blocks of a band."""
+    if band.count == 1 or period == 0:
+        return False
+    rows, keys = frame.rows.distance(band.rows), frame.keys.distance(band.key_step)
+    return rows is not None and rows == keys and rows % period == 0
+
+
+def is_shared_by_classes(frame: Frame, period: int) -> bool:
+    """Tell whether an expression with this period is the same in all classes: they are one position apart."""
+    return frame.rows.classes > 1 and period == 1

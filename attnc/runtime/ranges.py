@@ -1,0 +1,153 @@
+"""The keys that ranges of rows touch, found from the bounds of a pass without looking at any pair."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from attnc.runtime.bands import FULL, MASK, Band, Piece
+from attnc.runtime.blocks import common_shape
+from attnc.runtime.pairs import Pairs
+from attnc.runtime.program import Far
+from attnc.runtime.sections import Run, Section
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Rows `low <= r < high` of a section and the keys that they touch, disjoint and in order."""
+
+    low: int
+    high: int
+    pieces: tuple[Piece, ...]
+
+    @property
+    def area(self) -> int:
+        """Pairs of rows and touched keys."""
+        return (self.high - self.low) * sum(stop - start for start, stop, _ in self.pieces)
+
+    def runs(self, *, full: bool) -> list[Run]:
+        """Return the touched keys, or those alone that every row sees."""
+        return [(start, stop) for start, stop, kind in self.pieces if not full or kind == FULL]
+
+
+class RangeFinder:
+    """Evaluates the bounds of the interval list for many row ranges of a section at once."""
+
+    def __init__(self, section: Section) -> None:
+        self.section = section
+        self.frame = section.frame
+        heads = section.heads
+        assert heads.b is not None
+        assert heads.h is not None
+        at = Pairs(heads.sizes, heads.tables, torch.float64, torch.device("cpu"))
+        at.b = heads.b.reshape(-1, 1, 1)
+        at.h = heads.h.reshape(1, -1, 1)
+        at.c = torch.arange(self.frame.rows.classes).view(-1, 1, 1) + self.frame.first_class
+        at.shift = section.call.program.shift(at)
+        self.at = at
+
+    def tiles(self, lows: list[int], highs: list[int]) -> list[list[list[Tile]]]:
+        """Return the tiles of the row ranges, by entry and head; a single entry or head where all are alike."""
+        at, keys = self.at, self.frame.keys.count
+        low = at.shift if self.frame.low is None else self.frame.low
+        assert low is not None
+        at.i_lo = torch.tensor(lows).view(1, 1, -1) + low
+        at.i_hi = torch.tensor(highs).view(1, 1, -1) - 1 + low
+        done = torch.zeros((), dtype=torch.int64)
+        bounds = []
+        intervals = self.frame.sweep.intervals
+        for interval in intervals:
+            begin = torch.maximum(done, interval.start(at).clamp(0, keys))
+            done = torch.maximum(begin, interval.stop(at).clamp(0, keys))
+            bounds.extend([begin, done])
+        if not bounds:
+            return [[[Tile(low, high, ()) for low, high in zip(lows, highs, strict=True)]]]
+        full = [interval.full for interval in intervals]
+        shape = common_shape(*(bound.shape for bound in bounds), (1, 1, len(lows)))
+        table = torch.stack([bound.expand(shape) for bound in bounds], dim=-1)
+        for axis in (0, 1):
+            if table.shape[axis] > 1 and bool((table == table.narrow(axis, 0, 1)).all()):
+                table = table.narrow(axis, 0, 1)
+        return [
+            [
+                [_tile(low, high, line, full) for low, high, line in zip(lows, highs, of_head, strict=True)]
+                for of_head in of_entry
+            ]
+            for of_entry in table.tolist()
+        ]
+
+    def meets(self, far: Far, band: Band) -> bool:
+        """Tell whether a band may meet the lines near which a condition is not what it is far away."""
+        at = self.at
+        assert at.shift is not None
+        shift = at.shift.view(*at.shift.shape[:2], 1, 1) if at.shift.dim() else at.shift
+        rows, keys = self.frame.rows, self.frame.keys
+        apart = torch.tensor([0, rows.classes - 1]).view(2, 1, 1, 1)
+        for block in self._outermost(band):
+            row, key = band.row + block * band.rows, band.key + block * band.key_step
+            at.r = torch.tensor([rows.index(row), rows.index(row + band.rows - 1)]).view(1, 1, 2, 1) + apart
+            at.i = at.r + shift
+            at.j = torch.tensor([keys.index(key), keys.index(key + band.width - 1)]).view(1, 1, 1, 2) + apart
+            if bool(far.near(at).any()):
+                return True
+        return False
+
+    def _outermost(self, band: Band) -> Iterator[int]:
+        """Yield blocks of a band between which all others lie: the first and the last where positions are linear."""
+        if self.frame.rows.is_view and self.frame.keys.is_view:
+            yield from {0, band.count - 1}
+        else:
+            yield from range(band.count)
+
+
+def _tile(low: int, high: int, bounds: list[int], full: list[bool]) -> Tile:
+    pieces = [
+        (start, stop, FULL if is_full else number)
+        for number, (start, stop, is_full) in enumerate(zip(bounds[::2], bounds[1::2], full, strict=True))
+        if stop > start
+    ]
+    return Tile(low, high, tuple(pieces))
+
+
+def join(runs: list[Run], gap: int) -> tuple[Run, ...]:
+    """Return the union of runs as disjoint runs in order; gaps of at most `gap` keys are filled."""
+    joined: list[Run] = []
+    for start, stop in sorted(runs):
+        if joined and start <= joined[-1][1] + gap:
+            joined[-1] = (joined[-1][0], max(joined[-1][1], stop))
+        else:
+            joined.append((start, stop))
+    return tuple(joined)
+
+
+def meet(left: tuple[Run, ...], right: tuple[Run, ...]) -> tuple[Run, ...]:
+    """Return the intersection of two lists of disjoint runs in order."""
+    met, a, b = [], 0, 0
+    while a < len(left) and b < len(right):
+        start, stop = max(left[a][0], right[b][0]), min(left[a][1], right[b][1])
+        if start < stop:
+            met.append((start, stop))
+        if left[a][1] < right[b][1]:
+            a += 1
+        else:
+            b += 1
+    return tuple(met)
+
+
+def unite(left: Tile, right: Tile) -> Tile:
+    """Return the tile of the rows of two neighbours: full where both are, the mask elsewhere."""
+    touched = join(left.runs(full=False) + right.runs(full=False), 0)
+    both = meet(join(left.runs(full=True), 0), join(right.runs(full=True), 0))
+    pieces: list[Piece] = []
+    for start, stop in touched:
+        at = start
+        for low, high in meet(((start, stop),), both):
+            if low > at:
+                pieces.append((at, low, MASK))
+            pieces.append((low, high, FULL))
+            at = high
+        if stop > at:
+            pieces.append((at, stop, MASK))
+    return Tile(left.low, right.high, tuple(pieces))

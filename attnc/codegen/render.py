@@ -26,6 +26,10 @@ _FOREIGN = {
     "nn": "from torch import nn",
     "Tensor": "from torch import Tensor",
     "Sequence": "from collections.abc import Sequence",
+    "Callable": "from collections.abc import Callable",
+    "Mapping": "from collections.abc import Mapping",
+    "Any": "from typing import Any",
+    "BlockMask": "from torch.nn.attention.flex_attention import BlockMask",
 }
 """Names of other packages that generated code may use, and where they come from."""
 

@@ -47,6 +47,13 @@ class Stage(StrEnum):
     TRITON = "triton"
 
 
+class Target(StrEnum):
+    """What a compiled module runs."""
+
+    TRITON = "triton"
+    FLEX = "flex"
+
+
 class Dtype(StrEnum):
     """Element types of query, key and value."""
 
@@ -166,6 +173,7 @@ def check(files: Files, define: Definitions = []) -> None:  # noqa: B006 - typer
     epilog=examples(
         "attnc compile streaming.attn",
         "attnc compile streaming.attn -D window=512 -o model/streaming.py --standalone",
+        "attnc compile streaming.attn --target flex -o streaming_flex.py",
         "attnc compile streaming.attn --emit plan",
         "attnc compile streaming.attn --gpu sm_90 --head-size 128",
     ),
@@ -181,6 +189,9 @@ def compile_(
     standalone: Annotated[
         bool, typer.Option("--standalone", help="Write a module that needs torch and triton alone.")
     ] = False,
+    target: Annotated[
+        Target, typer.Option("--target", help="What the module runs: its own kernels, or PyTorch's FlexAttention.")
+    ] = Target.TRITON,
     emit: Annotated[Stage | None, typer.Option("--emit", help="Print a stage instead of writing a module.")] = None,
     gpu: Annotated[
         str | None,
@@ -199,7 +210,7 @@ def compile_(
         commands.report_machine_code(file, parameters, gpu, head_size)
         if out is None:
             return
-    commands.compile_file(file, parameters, out, standalone=standalone)
+    commands.compile_file(file, parameters, out, standalone=standalone, target=target.value)
 
 
 @app.command(

@@ -133,8 +133,22 @@ def _plan(source: SourceFile, checked: Checked) -> Compiled:
     return Compiled(source, tuple(plans), checked.warnings)
 
 
-def render(compiled: Compiled, *, standalone: bool = False) -> str:
-    """Return the text of the module."""
+TARGETS = ("triton", "flex")
+"""What a module runs: Triton kernels and their CPU program, or PyTorch's FlexAttention."""
+
+
+def render(compiled: Compiled, *, standalone: bool = False, target: str = "triton") -> str:
+    """Return the text of the module.
+
+    Raises:
+        CompileError: names that cannot stand together, or what FlexAttention has no form for.
+    """
+    if target == "flex":
+        from attnc.algebra.tiles import derive_tiles
+        from attnc.codegen.render_flex import render_flex_module
+
+        pairs = [(plan.attention, derive_tiles(plan.attention)) for plan in compiled.plans]
+        return render_flex_module(pairs, source=compiled.source, standalone=standalone)
     from attnc.codegen.render import render_module
 
     with _RENDERING:
@@ -156,6 +170,7 @@ def compile(
     params: Parameters | None = None,
     *,
     standalone: bool = False,
+    target: str = "triton",
 ) -> Path:
     """Compile a pattern file to a Python module and return the module's path.
 
@@ -164,16 +179,20 @@ def compile(
         out: where to write; NAME.py in the current folder unless said.
         params: values of parameters.
         standalone: write a module that needs torch and triton alone, and not this package.
+        target: `triton`, or `flex` for PyTorch's FlexAttention: its `mask_mod`, `score_mod` and block mask.
 
     Raises:
+        ValueError: the target is not known.
         CompileError: the pattern has mistakes, or the module cannot be written; nothing is written then.
     """
-    target = Path(out) if out is not None else default_output(file, ".py")
-    require_writable(target, file)
+    if target not in TARGETS:
+        raise ValueError(f"target is {target!r}, expected {' or '.join(map(repr, TARGETS))}")
+    path = Path(out) if out is not None else default_output(file, ".py")
+    require_writable(path, file)
     compiled = plan_source(read_pattern(file), params)
     _warn(compiled.warnings)
-    write_text(target, render(compiled, standalone=standalone))
-    return target
+    write_text(path, render(compiled, standalone=standalone, target=target))
+    return path
 
 
 def load(file: str | Path, /, **params: Any) -> ModuleType:

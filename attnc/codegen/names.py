@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 import keyword
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from attnc.diagnostics import CompileError, Diagnostic, Label
 from attnc.ir.program import Attention, Tensor, TensorKind
@@ -52,19 +52,24 @@ def public_names(name: str) -> tuple[str, ...]:
     return name, f"{name}_reference", f"{name}_mask", f"{name}_weights", class_name(name)
 
 
-def check_names(attentions: Sequence[Attention], taken: Iterable[str] = ()) -> None:
+def check_names(
+    attentions: Sequence[Attention],
+    taken: Iterable[str] = (),
+    names: Callable[[str], tuple[str, ...]] = public_names,
+) -> None:
     """Raise CompileError, with everything that is wrong, where names cannot stand in one Python module.
 
     Args:
         attentions: of one module.
         taken: further names that the module defines.
+        names: what the module defines for an attention of a name.
     """
     problems: list[Diagnostic] = []
     reserved = IMPORTED | frozenset(taken)
     owners: dict[str, Attention] = {}
     for attention in attentions:
-        problems.extend(_attention_problems(attention, reserved))
-        for name in public_names(attention.name):
+        problems.extend(_attention_problems(attention, reserved, names(attention.name)))
+        for name in names(attention.name):
             other = owners.setdefault(name, attention)
             if other is not attention:
                 problems.append(_clash(name, attention, other))
@@ -92,11 +97,10 @@ def check_builtins(attentions: Sequence[Attention], used: Iterable[str]) -> None
         raise CompileError(*problems)
 
 
-def _attention_problems(attention: Attention, reserved: frozenset[str]) -> list[Diagnostic]:
+def _attention_problems(attention: Attention, reserved: frozenset[str], own: tuple[str, ...]) -> list[Diagnostic]:
     name = attention.name
     if name.startswith("_"):
         return [_bad_name(attention, "begins with an underscore, so its function would be private")]
-    own = public_names(name)
     if own[-1] == name:
         return [_bad_name(attention, f"is also the name of its module class `{name}`; write it in lower case")]
     for public in own:

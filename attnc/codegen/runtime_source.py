@@ -41,16 +41,23 @@ class _Module:
     text: str
 
 
+FLEX_ROOTS = ("block_mask", "flex", "pairs", "program")
+"""The same for modules that call FlexAttention."""
+
+
 @cache
-def read_runtime() -> RuntimeSource:
+def read_runtime(roots: tuple[str, ...] = ROOTS) -> RuntimeSource:
     """Read the runtime's modules, which are written so that they can stand in one file.
+
+    Args:
+        roots: modules that generated code imports.
 
     Raises:
         InternalError: two of them define the same name.
     """
     folder = Path(__file__).resolve().parent.parent / "runtime"
     modules: dict[str, _Module] = {}
-    waiting = [f"{PACKAGE}.{root}" for root in ROOTS]
+    waiting = [f"{PACKAGE}.{root}" for root in roots]
     while waiting:
         name = waiting.pop()
         if name not in modules:

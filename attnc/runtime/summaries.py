@@ -1,0 +1,42 @@
+"""Bounds of runs of equal ids, one pass over the ids: what programs know of `doc[b, i] == doc[b, j]` in a tile.
+
+With `P[j]` the greatest id up to `j` and `S[j]` the least from `j` on, both never decrease, and the rows `low .. high`
+touch keys from `start[low]` to before `stop[high]` alone; those from `full_start[high]` to before `full_stop[low]` have
+the only id of all these rows. Exact for ids that never decrease; for others right, and longer than need be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Summary = tuple[str, int, str]
+"""Its name in bounds, the position of the ids among the inputs, and which of the four it is."""
+
+
+def summarize(ids: Tensor, kind: str) -> Tensor:
+    """Return one summary of ids: int32, of their shape.
+
+    Args:
+        ids: integers `[.., M]`.
+        kind: `start`, `stop`, `full_start` or `full_stop`.
+    """
+    ids = ids.contiguous()
+    if ids.numel() == 0:
+        return ids.to(torch.int32)
+    greatest = ids.cummax(-1).values
+    least = ids.flip(-1).cummin(-1).values.flip(-1)
+    among, wanted, right = {
+        "start": (greatest, least, False),
+        "stop": (least, greatest, True),
+        "full_start": (least, greatest, False),
+        "full_stop": (greatest, least, True),
+    }[kind]
+    return torch.searchsorted(among, wanted, right=right, out_int32=True)
+
+
+def with_summaries(inputs: Sequence[Tensor], summaries: Sequence[Summary]) -> tuple[Tensor, ...]:
+    """Return the inputs and, after them, summaries of some of them. Nothing waits for the device."""
+    return (*inputs, *(summarize(inputs[position], kind) for _, position, kind in summaries))

@@ -2,10 +2,11 @@
 
     python tools/sweep_tiles.py --targets sm_90 --head-sizes 128                         # the default tiles
     python tools/sweep_tiles.py --examples gpt --targets sm_90 --tiles 128x64x8x3 128x128x8x2   # others
-    python tools/sweep_tiles.py --markdown docs/results/ahead_of_time.md                 # write a page
+    python tools/sweep_tiles.py --results build/sweep.jsonl --markdown docs/results/ahead_of_time.md   # write a page
 
 Tiles are queries x keys x warps x stages, with a `d` behind them where keys and values are read by tensor descriptors,
-and, in the option, the keys that a second walk takes at once behind that: `128x128x8x2d64`.
+and, in the option, the keys that a second walk takes at once behind that: `128x128x8x2d64`. What stands in the file of
+results is not compiled again; a page keeps its sections from the first one on that this script does not write.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from importlib import metadata
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 os.environ.pop("TRITON_INTERPRET", None)
 
@@ -32,6 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 HEAD_SIZES = (64, 128, 256)
 DTYPES = ("bfloat16", "float16")
+ALL_DTYPES = (*DTYPES, "float32")
 
 
 def main() -> int:
@@ -43,18 +47,24 @@ def main() -> int:
     parser.add_argument("--dtypes", nargs="*", default=DTYPES)
     parser.add_argument("--tiles", nargs="*", type=_tiles, default=[None])
     parser.add_argument("--markdown", type=Path, help="write the tables of the sweep to this file")
+    parser.add_argument("--results", type=Path, help="keep what is found in this file, a JSON object per line")
     options = parser.parse_args()
     paths = sorted((ROOT / "examples").glob("*.attn"))
     if options.examples is not None:
         paths = [path for path in paths if path.stem in options.examples]
-    found = []
-    for name, report in sweep(paths, options.targets, options.head_sizes, options.dtypes, options.tiles):
-        print(json.dumps(_row(name, report)), flush=True)
-        found.append((name, report))
+    rows = _read_results(options.results)
+    known = {_key(row) for row in rows}
+    for name, report in sweep(paths, options.targets, options.head_sizes, options.dtypes, options.tiles, known):
+        rows.append(_row(name, report))
+        print(json.dumps(rows[-1]), flush=True)
+        if options.results is not None:
+            with options.results.open("a") as file:
+                file.write(json.dumps(rows[-1]) + "\n")
     if options.markdown is not None:
         options.markdown.parent.mkdir(parents=True, exist_ok=True)
-        options.markdown.write_text(_page(found))
-    return int(options.tiles == [None] and not all(is_clean(report) for _, report in found))
+        former = options.markdown.read_text() if options.markdown.exists() else ""
+        options.markdown.write_text(_page(rows) + _other_sections(former))
+    return int(options.tiles == [None] and not all(row["clean"] for row in rows))
 
 
 def sweep(
@@ -63,14 +73,17 @@ def sweep(
     head_sizes: Iterable[int],
     dtypes: Iterable[str],
     tiles: Iterable[Tiles | None],
+    known: Container[tuple[str, str, str, int]] = (),
 ) -> Iterator[tuple[str, KernelReport]]:
-    """Compile every combination; None among the `tiles` stands for the default ones."""
+    """Compile every combination; None among the `tiles` stands for the default ones, which may be `known` already."""
     for path in paths:
         compiled = plan_source(read_pattern(path))
         module = import_compiled(compiled)
         for plan in compiled.plans:
             name = plan.attention.name
             for target, size, dtype, shape in product(targets, head_sizes, dtypes, tiles):
+                if shape is None and (name, target, dtype, size) in known:
+                    continue
                 yield name, compile_kernel(module, target, getattr(torch, dtype), size, name=name, tiles=shape)
 
 
@@ -79,7 +92,17 @@ def is_clean(report: KernelReport) -> bool:
     return report.fits and (report.dtype == "float32" or (report.spills == 0 and report.matrix_instructions > 0))
 
 
-def _row(name: str, report: KernelReport) -> dict[str, object]:
+def _read_results(path: Path | None) -> list[dict[str, Any]]:
+    if path is None or not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _key(row: dict[str, Any]) -> tuple[str, str, str, int]:
+    return row["name"], row["target"], row["dtype"], row["head_size"]
+
+
+def _row(name: str, report: KernelReport) -> dict[str, Any]:
     return {
         "name": name,
         "target": report.target,
@@ -103,38 +126,43 @@ def _show(tiles: Tiles) -> str:
     return f"{tiles.query}x{tiles.key}x{tiles.warps}x{tiles.stages}{'d' if tiles.descriptors else ''}"
 
 
-def _page(found: list[tuple[str, KernelReport]]) -> str:
+def _page(rows: list[dict[str, Any]]) -> str:
     """Lay the sweep out as one table per head size and element type, a row for each kernel."""
     lines = [
         "# Kernels of the examples, compiled ahead of time",
         "",
         f"Triton {metadata.version('triton')}, default tiles, no GPU present. Written by",
         "",
-        "    python tools/sweep_tiles.py --dtypes bfloat16 --markdown docs/results/ahead_of_time.md",
+        "    python tools/sweep_tiles.py --markdown docs/results/ahead_of_time.md",
         "",
-        "A cell says tiles (queries x keys x warps x stages), registers of a thread, KiB of shared memory of a program,"
-        " and bytes spilled, in bold, where there are any. Every kernel of a 16-bit type uses matrix instructions"
-        " unless its cell says otherwise. Programs may use "
-        + ", ".join(f"{SHARED_LIMITS[target]} KiB on {target}" for target in TARGETS)
-        + ".",
+        "A cell says tiles (queries x keys x warps x stages, and `d` where keys and values are read through tensor"
+        " descriptors), registers of a thread, KiB of shared memory of a program, and bytes spilled, in bold, where"
+        " there are any. Every kernel of a 16-bit type uses matrix instructions unless its cell says otherwise."
+        " Programs may use " + ", ".join(f"{SHARED_LIMITS[target]} KiB on {target}" for target in TARGETS) + ".",
     ]
-    cells = {(r.dtype, r.head_size, name, r.target): _cell(r) for name, r in found}
-    targets = list(dict.fromkeys(report.target for _, report in found))
-    names = list(dict.fromkeys(name for name, _ in found))
-    for dtype, size in dict.fromkeys((report.dtype, report.head_size) for _, report in found):
+    cells = {_key(row): _cell(row) for row in rows}
+    names = sorted({row["name"] for row in rows})
+    targets = [target for target in SHARED_LIMITS if any(row["target"] == target for row in rows)]
+    for dtype, size in sorted({(row["dtype"], row["head_size"]) for row in rows}):
         lines += ["", f"## {dtype}, head size {size}", ""]
         lines += ["| | " + " | ".join(targets) + " |", "|---" * (len(targets) + 1) + "|"]
         for name in names:
-            row = (cells.get((dtype, size, name, target), "") for target in targets)
-            lines.append(f"| {name} | " + " | ".join(row) + " |")
+            line = (cells.get((name, target, dtype, size), "") for target in targets)
+            lines.append(f"| {name} | " + " | ".join(line) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _cell(report: KernelReport) -> str:
-    text = f"{_show(report.tiles)}; {report.registers}; {-(-report.shared // 1024)}"
-    if report.spills:
-        text += f"; **{report.spills}**"
-    if not report.matrix_instructions:
+def _other_sections(page: str) -> str:
+    """Return what stands in a page from the first section on whose title names no element type."""
+    found = re.search(rf"^## (?!{'|'.join(ALL_DTYPES)})", page, re.MULTILINE)
+    return "\n" + page[found.start() :] if found else ""
+
+
+def _cell(row: dict[str, Any]) -> str:
+    text = f"{row['tiles']}; {row['registers']}; {-(-row['shared'] // 1024)}"
+    if row["spills"]:
+        text += f"; **{row['spills']}**"
+    if not row["matrix"]:
         text += "; no matrix instructions"
     return text
 

@@ -56,6 +56,7 @@ class KernelReport:
         shared_limit: bytes that a program of this target may use.
         matrix_instructions: number of them in the code.
         assembly: PTX or AMD assembly.
+        binary: what the device would be given.
     """
 
     kernel: str
@@ -69,6 +70,7 @@ class KernelReport:
     shared_limit: int
     matrix_instructions: int
     assembly: str
+    binary: bytes
 
     @property
     def fits(self) -> bool:
@@ -130,6 +132,7 @@ def compile_kernel(
         shared_limit=SHARED_LIMITS[target] * 1024,
         matrix_instructions=len(_MATRIX[backend].findall(assembly)),
         assembly=assembly,
+        binary=compiled.asm["cubin" if backend == "cuda" else "hsaco"],
     )
 
 

@@ -336,15 +336,18 @@ def _import(source: SourceFile, params: Parameters) -> ModuleType:
     from attnc.runtime.load import cache_key, cached_module
 
     program = check_program(parse_source(source), params=params)
-    _warn(program.warnings)
+    _warn(_sorted([*program.warnings, *_unsure_reads(program)]))
     key = cache_key(_fingerprint(), source.name, source.text, program.attentions, program.layers)
+    return cached_module(key, lambda: render(_plan(source, _prove(program))), stem=Path(source.name).stem)
 
-    def build() -> str:
-        compiled = _plan(source, _prove(program))
-        _warn(diagnostic for diagnostic in compiled.warnings if diagnostic not in program.warnings)
-        return render(compiled)
 
-    return cached_module(key, build, stem=Path(source.name).stem)
+def _unsure_reads(program: Program) -> Iterable[Diagnostic]:
+    """Warn of reads that may leave their table, whether or not the cache has the module."""
+    for attention in program.attentions:
+        if any(tensor.dims for tensor in attention.tensors) and not _has_open_parameters(attention):
+            from attnc.algebra.table_proofs import mark_reads
+
+            yield from mark_reads(attention)[1]
 
 
 @cache

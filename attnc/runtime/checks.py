@@ -19,6 +19,10 @@ LARGEST_HEAD = 256
 """Largest head size of a Triton kernel."""
 
 
+LARGEST_LIMIT = 2**48
+"""Scalar inputs that bound the work reach so far: far beyond any position, and far from what 64 bits hold."""
+
+
 def check_call(
     program: Program,
     query: Tensor,
@@ -120,7 +124,21 @@ def check_inputs(
         device: where tensors with dimensions must be.
         dtype: of floats that are given as Python numbers.
     """
-    return [_check_input(argument, given[argument.name], sizes, device, dtype) for argument in program.tensors]
+    checked = [_check_input(argument, given[argument.name], sizes, device, dtype) for argument in program.tensors]
+    for argument in program.tensors:
+        if argument.name in program.bound_tables:
+            _check_limit(argument.name, given[argument.name])
+    return checked
+
+
+def _check_limit(name: str, given: object) -> None:
+    """Refuse numbers with which bounds of work could leave 64 bits, so that they never wrap around unseen."""
+    number = _plain(given)
+    if isinstance(number, int) and not -LARGEST_LIMIT <= number <= LARGEST_LIMIT:
+        raise ValueError(
+            f"{name} is {number}, expected at most 2**48 on either side of 0, since it bounds which keys are visited: "
+            "2**48 stands for no limit as well"
+        )
 
 
 def _check_input(

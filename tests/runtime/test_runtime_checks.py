@@ -270,3 +270,13 @@ def test_wrong_constructor_arguments(options, kind, part):
 def test_sizes_of_masks(sizes, kind, part):
     with pytest.raises(kind, match=part):
         MODULE.packed_mask(*sizes, doc=torch.zeros(1, 4, dtype=torch.long))
+
+
+def test_limits_that_would_wrap_around():
+    module = attnc.loads("attention limited { input w: int; mask i - j < w }")
+    tensors = [torch.randn(1, 1, 5, 8) for _ in range(3)]
+    for limit in (2**48, -(2**48)):
+        found = module.limited(*tensors, w=limit)
+        assert torch.allclose(found, module.limited_reference(*tensors, w=limit), atol=1e-6)
+    with pytest.raises(ValueError, match=r"w is 9223372036854775807, expected at most 2\*\*48"):
+        module.limited(*tensors, w=2**63 - 1)

@@ -16,6 +16,7 @@ from attnc.codegen.kernel_text import (
     ATOM,
     COMPARISON,
     INDENT,
+    INDEX_NAMES,
     LINE_WIDTH,
     OR,
     PRODUCT,
@@ -64,18 +65,6 @@ _NAME_WIDTH = 20
 UNROLLED = 16
 """Quantifiers up to this count are written out, longer ones become loops."""
 
-INDEX_NAMES = {
-    IndexName.BATCH: "batch",
-    IndexName.HEAD: "head",
-    IndexName.QUERY: "q_idx",
-    IndexName.KEY: "kv_idx",
-    IndexName.ROW: "row_idx",
-    IndexName.SHIFT: "shift",
-    IndexName.QUERY_LOW: "q_lo",
-    IndexName.QUERY_HIGH: "q_hi",
-    IndexName.KEY_LOW: "kv_lo",
-    IndexName.KEY_HIGH: "kv_hi",
-}
 _SHAPES = {IndexName.QUERY: Shape.ROW, IndexName.ROW: Shape.ROW, IndexName.KEY: Shape.KEY}
 _LOOP_INDICES = frozenset({IndexName.KEY, IndexName.KEY_LOW, IndexName.KEY_HIGH})
 _SYMBOLS = {BinaryOp.ADD: "+", BinaryOp.SUB: "-", BinaryOp.MUL: "*", BinaryOp.DIV: "/"}

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+from attnc.ir.nodes import IndexName
 from attnc.source import Span
 
 LINE_WIDTH = 100
@@ -23,7 +24,7 @@ MATH_FUNCTIONS = frozenset(
         r"\w+",
         """
         clamp_position floor_div floor_mod checked_div checked_mod floor_div_float floor_mod_float float_to_int
-        hash_mix tanh sin cos power read_scalar load_tile tile_source read_tile weighted_exp2 is_spoiled
+        hash_mix tanh sin cos power read_scalar load_tile tile_source read_tile gather_tile weighted_exp2 is_spoiled
         finite_part nonfinite_code nonfinite_sum
         """,
     )
@@ -42,11 +43,27 @@ RESERVED = MATH_FUNCTIONS | frozenset(
         v_stride_h v_stride_n o_stride_b o_stride_h o_stride_n first_column v_dim offsets inside part places real rest
         kinds v_ptr call read_tables start_launch finish_launch BLOCK_M BLOCK_N CHUNK_N CHUNK_V BLOCK_D BLOCK_V
         HEAD_SIZE VALUE_SIZE PRECISION WIDE_TABLES SCALE_GIVEN DESCRIPTORS index_type Tiles launchable
+        residue classes first_row first_local end_local local_row row_count kv_local resumed RowOrder next_launch
+        keep_sums kept_out_ptr kept_m_ptr kept_l_ptr kept_row m_kept l_kept earlier
         """,
     )
 )
 """Names with a meaning of their own in every kernel and launcher."""
 
+INDEX_NAMES = {
+    IndexName.BATCH: "batch",
+    IndexName.HEAD: "head",
+    IndexName.QUERY: "q_idx",
+    IndexName.KEY: "kv_idx",
+    IndexName.ROW: "row_idx",
+    IndexName.SHIFT: "shift",
+    IndexName.QUERY_LOW: "q_lo",
+    IndexName.QUERY_HIGH: "q_hi",
+    IndexName.KEY_LOW: "kv_lo",
+    IndexName.KEY_HIGH: "kv_hi",
+    IndexName.CLASS: "residue",
+}
+"""What kernels call coordinates; bounds of tiles count in the order of their loop, `residue` is the class there."""
 
 COMPARISON, OR, AND, SUM, PRODUCT, UNARY, ATOM = range(7)
 """How tightly operators bind in Python."""

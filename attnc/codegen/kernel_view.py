@@ -15,13 +15,16 @@ from `attnc.runtime.kernel_math`, which has stand-ins where Triton is not instal
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from attnc.algebra.coordinates import IDENTITY, CoordinateMap, MapKind
 from attnc.codegen.expr_triton import UNROLLED, Writer
 from attnc.codegen.functions_triton import fold
 from attnc.codegen.kernel_text import INDENT, MATH_FUNCTIONS, Block, Names, Shape, place, places
 from attnc.codegen.loops import Body, Loop, Weighing, write_body, write_loop
+from attnc.codegen.positions import KeyOrder, RowOrder, write_key_order, write_row_order
 from attnc.codegen.reads_triton import Argument, Table, Tables
+from attnc.codegen.sweeps import Sweep, sweeps_of
 from attnc.diagnostics import InternalError
 from attnc.ir.nodes import (
     TRUE,
@@ -45,7 +48,7 @@ from attnc.ir.program import Attention, NormalizeKind
 from attnc.ir.types import Type
 from attnc.ir.walk import children, indices, walk
 from attnc.plan.configs import TileConfig, TileRow, tile_rows
-from attnc.plan.kernel_plan import Form, Pass, Plan
+from attnc.plan.kernel_plan import Plan
 
 LOG2_E = math.log2(math.e)
 HEAVY_WORK = 6
@@ -72,9 +75,11 @@ class InputView:
 
 @dataclass(frozen=True, slots=True)
 class KernelView:
-    """A kernel and its launcher as text and flags.
+    """A kernel as text and flags.
 
     Attributes:
+        function: its name.
+        table: name of the table of its tiles.
         header: comment lines: the statements of the pattern.
         normalize: `softmax`, `rows` or `sum` (weights that are not divided by their sum).
         before_shift: statements that compute an `align at`.
@@ -87,6 +92,10 @@ class KernelView:
         careful: body of the second walk that masked pairs with a NaN or infinite value ask for; None if no pair is
             masked.
         reverse: whether the last query tiles start first, having the most work.
+        rows: the order of rows; None for plain order.
+        resumed: name of the rows that kernels before this one have summed for; empty if there are none.
+        keeps: whether sums are left for another kernel, where the last one writes the result.
+        careful_order: of the keys of the second walk; None for plain order.
         used: fixed names that the text mentions.
         math_functions: of `runtime.kernel_math` and `runtime.kernel_loads`, sorted.
         parameters: of the kernel, as they are declared.
@@ -95,7 +104,8 @@ class KernelView:
         tiles: lines of the table of default tiles.
     """
 
-    name: str
+    function: str
+    table: str
     header: tuple[str, ...]
     normalize: str
     before_shift: tuple[str, ...]
@@ -108,6 +118,10 @@ class KernelView:
     sink: str
     careful: Body | None
     reverse: bool
+    rows: RowOrder | None
+    resumed: str
+    keeps: bool
+    careful_order: KeyOrder | None
     used: frozenset[str]
     math_functions: tuple[str, ...]
     parameters: tuple[str, ...]
@@ -117,29 +131,33 @@ class KernelView:
     tiles: tuple[str, ...]
 
 
-def kernel_view(plan: Plan) -> KernelView:
-    """Decide everything about the Triton kernel of a plan of one pass in plain order."""
-    if len(plan.passes) != 1 or plan.passes[0].form not in (Form.SOFTMAX, Form.LIBRARY):
-        raise InternalError("the Triton kernel runs plans of one quadratic pass")
-    attention, sweep = plan.attention, plan.passes[0]
+def kernel_view(plan: Plan, sweep: Sweep | None = None) -> KernelView:
+    """Decide everything about one of the Triton kernels of a plan, the last one unless said."""
+    sweep = sweeps_of(plan)[-1] if sweep is None else sweep
+    attention = plan.attention
     softmax = attention.normalize.kind is NormalizeKind.SOFTMAX
     names = Names()
     tables = Tables(names, attention.tensors)
-    writer = Writer(names, tables, _aliases(attention))
+    writer = Writer(names, tables, _aliases(attention, sweep))
     before_shift, shift, clamped = _write_shift(writer, attention)
+    reverse = bool(plan.facts.causal)
+    rows = write_row_order(writer, sweep.query, shifted=bool(shift), reverse=reverse)
     weighing = weighing_of(plan)
-    loops = tuple(
-        write_loop(writer, interval, weighing, first=position == 0)
-        for position, interval in enumerate(sweep.tiles.intervals)
-    )
+    orders: dict[CoordinateMap, KeyOrder] = {}
+    loops = _write_loops(writer, sweep, weighing, orders)
     scale, scale_is_row = _write_scale(writer, attention, softmax=softmax)
-    sink = _write_row(writer, _base2(attention.normalize.sink), "sink") if softmax else ""
-    careful = _write_careful(writer, attention, sweep, weighing)
-    used = _close(writer, loops, careful)
-    rows = tile_rows(sweep.tiles.query_tile, sweep.tiles.key_tile, heavy=_is_heavy(sweep, weighing))
-    values = _parameters(attention, used, tables, careful=careful is not None)
+    resumed = _write_resumed(writer, sweep)
+    sink = _write_row(writer, _base2(attention.normalize.sink), "sink") if softmax and sweep.resumed != TRUE else ""
+    walked = {one.layout.key for one in sweep.passes}
+    careful_order = orders.get(walked.pop()) if len(walked) == 1 else None
+    careful = _write_careful(writer, sweep, weighing)
+    used = _close(writer, loops, careful, rows, careful_order)
+    defaults = tile_rows(sweep.query_tile, sweep.key_tile, heavy=_is_heavy(sweep, weighing))
+    values = _parameters(attention, used, tables, sweep, careful=careful is not None)
+    stem = "_".join(part for part in (attention.name, sweep.label) if part)
     return KernelView(
-        name=attention.name,
+        function=f"_{stem}_kernel",
+        table=f"_{stem}_tiles",
         header=_header(attention),
         normalize={NormalizeKind.SOFTMAX: "softmax", NormalizeKind.ROWS: "rows"}.get(attention.normalize.kind, "sum"),
         before_shift=before_shift,
@@ -151,15 +169,48 @@ def kernel_view(plan: Plan) -> KernelView:
         scale_is_row=scale_is_row,
         sink=sink,
         careful=careful,
-        reverse=bool(plan.facts.causal),
+        reverse=reverse,
+        rows=rows,
+        resumed=resumed,
+        keeps=not sweep.is_last,
+        careful_order=careful_order if careful is not None else None,
         used=used,
         math_functions=tuple(sorted(used & MATH_FUNCTIONS)),
         parameters=tuple(value.declaration for value in values),
         unspecialized=tuple(value.name for value in values if not value.specialize),
         call=tuple((value.name, value.value) for value in values),
         inputs=tuple(_input_view(table) for table in tables.all),
-        tiles=tuple(line for row in rows for line in _tile_lines(row, described=bool(loops))),
+        tiles=tuple(line for row in defaults for line in _tile_lines(row, described="values" in used or not loops)),
     )
+
+
+def _write_loops(
+    writer: Writer, sweep: Sweep, weighing: Weighing, orders: dict[CoordinateMap, KeyOrder]
+) -> tuple[Loop, ...]:
+    """Write the loops of each pass in turn, and the orders of their keys."""
+    loops: list[Loop] = []
+    for one in sweep.passes:
+        key = one.layout.key
+        opens = key != IDENTITY and key not in orders and bool(one.tiles.intervals)
+        if opens:
+            orders[key] = write_key_order(writer, key)
+        for position, interval in enumerate(one.tiles.intervals):
+            loop = write_loop(writer, interval, weighing, first=position == 0, order=orders.get(key))
+            loops.append(replace(loop, opens=opens and position == 0))
+    return tuple(loops)
+
+
+def _write_resumed(writer: Writer, sweep: Sweep) -> str:
+    """Write which rows begin with the sums of earlier kernels."""
+    if not sweep.before:
+        return ""
+    real = Binary(BinaryOp.LT, Index(IndexName.ROW), Size(SizeName.QUERIES), Type.BOOL)
+    return writer.root(And((sweep.resumed, real)), "resumed").text
+
+
+def kept_sums(attention: Attention) -> str:
+    """Return what a row has besides its output while it is summed: `m` and `l`, `l` alone, or nothing."""
+    return {NormalizeKind.SOFTMAX: "ml", NormalizeKind.ROWS: "l"}.get(attention.normalize.kind, "")
 
 
 def weighing_of(plan: Plan) -> Weighing:
@@ -192,9 +243,17 @@ def weighing_of(plan: Plan) -> Weighing:
     return Weighing(score, None, ", ".join(dict.fromkeys(part for part in parts if part)))
 
 
-def _aliases(attention: Attention) -> dict[str, str]:
-    """Where positions are rows, `q_idx` is both, and bounds of a tile are rows too."""
-    return {"row_idx": "q_idx", "row_lo": "q_lo"} if _is_unshifted(attention) else {}
+def _aliases(attention: Attention, sweep: Sweep) -> dict[str, str]:
+    """Where positions are rows, `q_idx` is both, and bounds of a tile are rows too; so is a class its first row."""
+    if not _is_unshifted(attention):
+        return {}
+    match sweep.query.kind:
+        case MapKind.IDENTITY:
+            return {"row_idx": "q_idx", "row_lo": "q_lo"}
+        case MapKind.RESIDUE:
+            return {"row_idx": "q_idx", "q_lo": "row_lo", "residue": "first_row"}
+        case MapKind.RUNS:
+            return {"row_idx": "q_idx"}
 
 
 def _is_unshifted(attention: Attention) -> bool:
@@ -236,29 +295,41 @@ def _write_row(writer: Writer, expr: Expr | None, stem: str) -> str:
     return writer.root(expr, f"row_{stem}", places(node.span for node in walk(expr))).text
 
 
-def _write_careful(writer: Writer, attention: Attention, sweep: Pass, weighing: Weighing) -> Body | None:
+def _write_careful(writer: Writer, sweep: Sweep, weighing: Weighing) -> Body | None:
     """Write the loop body for the whole mask; needed where some loop tests more than the end of the keys."""
-    if all(fold(interval.residual) == TRUE for interval in sweep.tiles.intervals):
+    if all(fold(interval.residual) == TRUE for one in sweep.passes for interval in one.tiles.intervals):
         return None
     writer.blocks, writer.margin = [writer.blocks[0], Block()], 3
     writer.aliases["BLOCK_N"] = "CHUNK_N"
-    body = write_body(writer, And((attention.mask, _REAL_KEY)), weighing)
+    body = write_body(writer, And((sweep.mask, _REAL_KEY)), weighing)
     del writer.aliases["BLOCK_N"]
     writer.blocks, writer.margin = writer.blocks[:1], 1
     return body
 
 
-def _close(writer: Writer, loops: tuple[Loop, ...], careful: Body | None) -> frozenset[str]:
+def _close(
+    writer: Writer,
+    loops: tuple[Loop, ...],
+    careful: Body | None,
+    rows: RowOrder | None,
+    careful_order: KeyOrder | None,
+) -> frozenset[str]:
     """Return all fixed names that the kernel mentions, those of the template's own statements included."""
-    used = {*writer.used, "load_tile", "N", "M", "H", "g"}
+    used = {*writer.used, "N", "M", "H", "g"}
     if careful is not None:
         used |= {"is_spoiled", "finite_part", "nonfinite_code", "nonfinite_sum"}
-    if loops:
+    if any(loop.order is None for loop in loops):
         used |= {"values", "tile_source", "read_tile"}
-    if any(loop.body.uses_dot for loop in loops):
-        used |= {"dot", "keys"}
-    if careful is not None and careful.uses_dot:
+    if any(loop.order is None and loop.body.uses_dot for loop in loops):
+        used.add("keys")
+    if any(loop.body.uses_dot for loop in loops) or (careful is not None and careful.uses_dot):
         used.add("dot")
+    if rows is None or any(loop.order is not None and loop.order.step for loop in loops):
+        used.add("load_tile")
+    if rows is not None or careful_order is not None or any(loop.order is not None for loop in loops):
+        used.add("gather_tile")
+    if rows is not None and rows.classes and used & {"residue", "q_lo", "q_hi"}:
+        used |= {"floor_div", "floor_mod", "shift"} | ({"first_local"} if used & {"q_lo", "q_hi"} else set())
     if any(body.factor for body in (*(loop.body for loop in loops), *([careful] if careful else []))):
         used.add("weighted_exp2")
     if "kv_hi" in used:
@@ -277,10 +348,10 @@ def _header(attention: Attention) -> tuple[str, ...]:
     return tuple("".join(c if c.isprintable() else " " for c in line) for line in lines)
 
 
-def _is_heavy(sweep: Pass, weighing: Weighing) -> bool:
+def _is_heavy(sweep: Sweep, weighing: Weighing) -> bool:
     """Tell whether pairs take so much arithmetic that tiles must be small to keep it in registers."""
     work = _pair_work(weighing.score) + (_pair_work(weighing.factor) if weighing.factor is not None else 0)
-    masks = (_pair_work(interval.residual) for interval in sweep.tiles.intervals)
+    masks = (_pair_work(interval.residual) for one in sweep.passes for interval in one.tiles.intervals)
     return work + max(masks, default=0) > HEAVY_WORK
 
 
@@ -319,14 +390,21 @@ def _tiles_text(config: TileConfig) -> str:
     return f"Tiles({config.query}, {config.key}, warps={config.warps}, stages={config.stages}{more})"
 
 
-def _parameters(attention: Attention, used: frozenset[str], tables: Tables, *, careful: bool) -> tuple[Argument, ...]:
+def _parameters(
+    attention: Attention, used: frozenset[str], tables: Tables, sweep: Sweep, *, careful: bool
+) -> tuple[Argument, ...]:
     """Return the kernel's parameters and what the launcher passes for them, in order."""
     dot = "dot" in used
     softmax = attention.normalize.kind is NormalizeKind.SOFTMAX
-    tensors = {"query": "q", "key": "k", "value": "v", "out": "o"} if dot else {"value": "v", "out": "o"}
+    tensors = {"query": "q", "key": "k", "value": "v"} if dot else {"value": "v"}
+    if sweep.is_last:
+        tensors["out"] = "o"
     values = [Argument(f"{tensor}_ptr", f"call.{tensor}") for tensor in tensors]
-    if softmax:
+    if softmax and sweep.is_last:
         values.append(Argument("lse_ptr", "call.lse"))
+    if sweep.before or not sweep.is_last:
+        values.append(Argument("kept_out_ptr", "call.kept_out"))
+        values.extend(Argument(f"kept_{one}_ptr", f"call.kept_{one}") for one in kept_sums(attention))
     values.extend(argument for table in tables.all for argument in table.arguments.values())
     for tensor, letter in tensors.items():
         for axis, suffix in enumerate("bhn"):

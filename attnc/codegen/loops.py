@@ -8,6 +8,7 @@ from attnc.algebra.key_intervals import Coverage, KeyInterval
 from attnc.codegen.expr_triton import Writer
 from attnc.codegen.functions_triton import fold
 from attnc.codegen.kernel_text import PRODUCT, Block, Shape, extent, places
+from attnc.codegen.positions import KeyOrder
 from attnc.ir.nodes import TRUE, And, Binary, BinaryOp, Const, Expr, Index, IndexName, Score, Size, SizeName
 from attnc.ir.types import Type
 from attnc.ir.walk import walk
@@ -60,6 +61,8 @@ class Loop:
         tile_test: condition for visiting a tile; empty if all are visited.
         ragged: whether tiles may reach past the last key, so that loads are guarded.
         uses_kv_idx, uses_kv_hi: whether the statements mention keys one by one, or the last key of the tile.
+        order: of its keys; None for plain order.
+        opens: whether it is the first loop in that order.
     """
 
     title: str
@@ -70,16 +73,21 @@ class Loop:
     uses_kv_idx: bool
     uses_kv_hi: bool
     body: Body
+    order: KeyOrder | None = None
+    opens: bool = False
 
 
-def write_loop(writer: Writer, interval: KeyInterval, weighing: Weighing, *, first: bool) -> Loop:
+def write_loop(
+    writer: Writer, interval: KeyInterval, weighing: Weighing, *, first: bool, order: KeyOrder | None = None
+) -> Loop:
     """Write the loop of one interval. Values that do not change in it go to the writer's block 0.
 
     Args:
         writer: of the kernel.
         interval: what the loop covers.
         weighing: what its tiles are weighed by.
-        first: whether no loop stands before it; others start where the one before ended.
+        first: whether no loop of its pass stands before it; others start where the one before ended.
+        order: of its keys; None for plain order.
     """
     outer = writer.blocks[0]
     setup = _write_setup(writer, interval, outer, first=first)
@@ -93,7 +101,9 @@ def write_loop(writer: Writer, interval: KeyInterval, weighing: Weighing, *, fir
         before = tuple(writer.blocks[1].lines)
         writer.blocks[1].lines = []
         writer.margin = 2 if test else 1
-    mask = And((interval.residual, _REAL_KEY)) if interval.ragged else interval.residual
+    # In other orders, numbers past the last key stand for key M, of which the residual says nothing.
+    ragged = interval.ragged or (order is not None and interval.coverage is Coverage.PARTIAL)
+    mask = And((interval.residual, _REAL_KEY)) if ragged else interval.residual
     body = write_body(writer, mask, weighing)
     writer.blocks, writer.margin = [outer], 1
     writer.names.end_loop()
@@ -106,9 +116,10 @@ def write_loop(writer: Writer, interval: KeyInterval, weighing: Weighing, *, fir
         before=before,
         tile_test=test,
         ragged=interval.coverage is Coverage.PARTIAL,
-        uses_kv_idx="kv_idx" in text,
+        uses_kv_idx="kv_idx" in text or (order is not None and not order.step),
         uses_kv_hi="kv_hi" in text,
         body=body,
+        order=order,
     )
 
 

@@ -49,6 +49,7 @@ class KernelReport:
     """What a compiler made of a kernel.
 
     Attributes:
+        kernel: name of its function.
         registers: per thread.
         spills: bytes of registers kept in memory, per thread.
         tiles: what it was compiled with.
@@ -78,7 +79,7 @@ class KernelReport:
         return self.shared <= self.shared_limit
 
 
-def compile_kernel(
+def compile_kernels(
     module: ModuleType,
     target: str,
     dtype: torch.dtype,
@@ -88,8 +89,8 @@ def compile_kernel(
     value_size: int | None = None,
     precision: str | None = None,
     tiles: Tiles | None = None,
-) -> KernelReport:
-    """Compile the kernel of a generated module.
+) -> tuple[KernelReport, ...]:
+    """Compile the kernels of one attention of a generated module, in the order in which a call runs them.
 
     Args:
         module: imported.
@@ -108,7 +109,27 @@ def compile_kernel(
     if target not in ARCHITECTURES:
         raise ValueError(f"unknown target {target}; known: {', '.join(ARCHITECTURES)}")
     program = find_program(module, name)
-    kernel, arguments = record_launch(module, program, target, dtype, head_size, value_size, precision, tiles)
+    launches = record_launches(module, program, target, dtype, head_size, value_size, precision, tiles)
+    return tuple(_report(kernel, arguments, target, dtype, head_size) for kernel, arguments in launches)
+
+
+def compile_kernel(
+    module: ModuleType,
+    target: str,
+    dtype: torch.dtype,
+    head_size: int,
+    *,
+    name: str | None = None,
+    value_size: int | None = None,
+    precision: str | None = None,
+    tiles: Tiles | None = None,
+) -> KernelReport:
+    """Compile the first kernel that `compile_kernels` would; most attentions have one."""
+    sizes = {"value_size": value_size, "precision": precision, "tiles": tiles}
+    return compile_kernels(module, target, dtype, head_size, name=name, **sizes)[0]  # type: ignore[arg-type]
+
+
+def _report(kernel: Any, arguments: dict[str, Any], target: str, dtype: torch.dtype, head_size: int) -> KernelReport:
     compiled = _compile(kernel, arguments, target)
     backend = ARCHITECTURES[target][0]
     if backend == "cuda":
@@ -121,7 +142,7 @@ def compile_kernel(
             4 * _greatest(assembly, r"\.vgpr_spill_count:\s*(\d+)"),
         )
     return KernelReport(
-        kernel=program.name,
+        kernel=kernel.__name__,
         target=target,
         dtype=str(dtype).removeprefix("torch."),
         head_size=head_size,
@@ -155,7 +176,7 @@ def find_program(module: ModuleType, name: str | None = None) -> Program:
     return next(iter(programs.values()))  # type: ignore[no-any-return]
 
 
-def record_launch(
+def record_launches(
     module: ModuleType,
     program: Program,
     target: str,
@@ -164,8 +185,8 @@ def record_launch(
     value_size: int | None = None,
     precision: str | None = None,
     tiles: Tiles | None = None,
-) -> tuple[Any, dict[str, Any]]:
-    """Call a launcher on tensors without data; return the kernel and the arguments that it would have launched."""
+) -> list[tuple[Any, dict[str, Any]]]:
+    """Call a launcher on tensors without data; return the kernels that it would have launched, and their arguments."""
     if program.launch is None:
         raise RuntimeError(f"{program.name} has no Triton kernel here: is triton installed?")
     query, key, value = (
@@ -178,7 +199,7 @@ def record_launch(
     launches: list[tuple[Any, dict[str, Any]]] = []
     with _recording(module, launches), assume_target(target, tiles):
         program.launch(query, key, value, out, lse, inputs, None, precision)
-    return launches[0]
+    return launches
 
 
 def _sizes(head_size: int, value_size: int | None) -> tuple[int, int, int]:

@@ -61,3 +61,28 @@ def read_tile(
     else:
         tile = load_tile(source, first, stride, end, rows, columns, head_size, ragged)
     return tile
+
+
+@triton.jit
+def gather_tile(base, row, stride, end, columns: tl.constexpr, head_size: tl.constexpr, ragged: tl.constexpr):
+    """Read chosen rows of a matrix, 0 where a row is `end` or more.
+
+    Args:
+        row: their numbers, not negative.
+        stride: elements from one row to the next; a row is contiguous.
+        columns: a power of two, at least `head_size`.
+        ragged: whether a row may be `end` or more.
+    """
+    column = tl.arange(0, columns)
+    pointers = base + (row.to(tl.int64) * stride)[:, None] + column[None, :]
+    if ragged:
+        if columns == head_size:
+            tile = tl.load(pointers, mask=(row < end)[:, None], other=0.0)
+        else:
+            tile = tl.load(pointers, mask=(row < end)[:, None] & (column < head_size)[None, :], other=0.0)
+    else:
+        if columns == head_size:
+            tile = tl.load(pointers)
+        else:
+            tile = tl.load(pointers, mask=(column < head_size)[None, :], other=0.0)
+    return tile

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attnc.runtime.row_orders import PLAIN_ROWS, RowOrder
+
 LOG2_E = math.log2(math.e)
 
 LONGEST = 2**30 - 1024
@@ -75,6 +77,7 @@ class Launch:
         chunk_n, chunk_v: keys, and columns of the value, that a second walk takes at once: such that it does not need
             more registers than the first.
         wide_tables: whether an element of some input lies beyond 32-bit offsets.
+        kept_out, kept_m, kept_l: what a call's kernels hand on: sums of weighted values, maxima, sums of weights.
     """
 
     query: Tensor
@@ -101,6 +104,9 @@ class Launch:
     chunk_n: int
     chunk_v: int = 16
     wide_tables: bool = False
+    kept_out: Tensor | None = None
+    kept_m: Tensor | None = None
+    kept_l: Tensor | None = None
 
 
 def start_launch(
@@ -114,6 +120,7 @@ def start_launch(
     precision: str | None,
     tiles: TileTable,
     base_2: bool,
+    order: RowOrder = PLAIN_ROWS,
 ) -> Launch | None:
     """Prepare a launch; None if there is nothing to compute.
 
@@ -127,6 +134,7 @@ def start_launch(
         precision: of float32 products: `ieee` (the default) or `tf32`.
         tiles: the kernel's table of tiles.
         base_2: whether scores are in base 2.
+        order: of the kernel's rows.
 
     Raises:
         ValueError: a size or the number of programs exceeds what a kernel can count.
@@ -139,11 +147,7 @@ def start_launch(
         return None
     block_d, block_v = padded(head_size), padded(value_size)
     query, key, value = (_with_contiguous_rows(tensor) for tensor in (query, key, value))
-    describable = -(-queries // 64) * heads * batch <= MOST_DESCRIBING and is_describable(key) and is_describable(value)
-    chosen = choose_tiles(tiles, query, max(block_d, block_v), queries, descriptors=describable)
-    programs = -(-queries // chosen.query) * heads * batch
-    if programs > MOST_PROGRAMS:
-        raise ValueError(f"a launch has up to {MOST_PROGRAMS} programs, this one needs {programs}")
+    chosen, programs = _cut_grid(tiles, (query, key, value), order)
     factor = head_size**-0.5 if scale is None else float(scale)
     return Launch(
         query=query,
@@ -167,8 +171,56 @@ def start_launch(
         value_size=value_size,
         block_d=block_d,
         block_v=block_v,
-        chunk_n=chosen.chunk or (16 if max(block_d, block_v) > 128 and chosen.key > 16 else 32),
+        chunk_n=_chunk(max(block_d, block_v), chosen),
     )
+
+
+def next_launch(call: Launch, *, tiles: TileTable, order: RowOrder = PLAIN_ROWS) -> Launch:
+    """Prepare the launch of the next kernel of the same call, with tiles and an order of rows of its own.
+
+    Raises:
+        ValueError: it needs more programs than a launch may have.
+    """
+    chosen, programs = _cut_grid(tiles, (call.query, call.key, call.value), order)
+    return replace(call, tiles=chosen, grid=(programs,), chunk_n=_chunk(max(call.block_d, call.block_v), chosen))
+
+
+def keep_sums(call: Launch, *, rows: int) -> None:
+    """Give the kernels of one call memory for what they hand on to each other: float32, nothing in it yet.
+
+    Args:
+        call: the first launch, before the next one is made from it.
+        rows: how many numbers each row has besides its unnormalised output: 2 for the maximum and the sum of a
+            softmax, 1 for a sum alone, or 0.
+    """
+    shape = (call.B, call.H, call.N)
+    call.kept_out = call.query.new_empty((*shape, call.value_size), dtype=torch.float32)
+    kept = call.query.new_empty((rows, *shape), dtype=torch.float32)
+    call.kept_l = kept[0] if rows else None
+    call.kept_m = kept[1] if rows > 1 else None
+
+
+def _cut_grid(table: TileTable, tensors: tuple[Tensor, Tensor, Tensor], order: RowOrder) -> tuple[Tiles, int]:
+    """Choose tiles and count programs for query, key and value."""
+    query, key, value = tensors
+    batch, heads, queries, head_size = query.shape
+    rows = order.most(queries)
+    describable = -(-queries // 64) * heads * batch <= MOST_DESCRIBING and is_describable(key) and is_describable(value)
+    width = max(padded(head_size), padded(value.shape[3]))
+    chosen = choose_tiles(table, query, width, rows, descriptors=describable)
+    if order != PLAIN_ROWS and _TILES.get() is None and padded(rows) < chosen.query and width <= 128:
+        # A class or a few runs may have far fewer rows than a tile. Of large heads, kernels with fewer rows spill.
+        few = padded(rows) * width <= 32 * 64
+        chosen = replace(chosen, query=padded(rows), warps=4 if few else chosen.warps)
+    programs = order.classes(queries) * -(-rows // chosen.query) * heads * batch
+    if programs > MOST_PROGRAMS:
+        raise ValueError(f"a launch has up to {MOST_PROGRAMS} programs, this one needs {programs}")
+    return chosen, programs
+
+
+def _chunk(width: int, tiles: Tiles) -> int:
+    """Return how many keys a second walk takes at once."""
+    return tiles.chunk or (16 if width > 128 and tiles.key > 16 else 32)
 
 
 def finish_launch(call: Launch) -> None:

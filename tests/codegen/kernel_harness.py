@@ -9,7 +9,7 @@ from pathlib import Path
 import jinja2
 import torch
 
-from attnc.codegen.kernel_view import kernel_view
+from attnc.codegen.launch_view import launch_view
 from attnc.ir.evaluate import Environment, evaluate
 from attnc.ir.nodes import SizeName
 from attnc.ir.program import NormalizeKind
@@ -23,7 +23,8 @@ from attnc.syntax.parse import parse_source
 
 HEADER = """from attnc.runtime.kernel_loads import *
 from attnc.runtime.kernel_math import *
-from attnc.runtime.launch import Tiles, finish_launch, launchable, read_tables, start_launch
+from attnc.runtime.launch import Tiles, finish_launch, keep_sums, launchable, next_launch, read_tables, start_launch
+from attnc.runtime.row_orders import RowOrder
 
 
 """
@@ -45,7 +46,7 @@ def render_kernel(plan):
         trim_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template("kernel.py.jinja").render(kernel=kernel_view(plan))
+    return environment.get_template("launcher.py.jinja").render(launch=launch_view(plan))
 
 
 def load_kernel(plan):

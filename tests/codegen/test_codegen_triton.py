@@ -342,7 +342,7 @@ def test_view_is_frozen_and_launcher_takes_what_the_module_passes():
     plan = plan_text(DOCUMENTS)
     view = kernel_view(plan)
     with pytest.raises(AttributeError):
-        view.name = "other"
+        view.function = "other"
     launch = load_kernel(plan)._foo_launch
     names = ["query", "key", "value", "out", "lse", "inputs", "scale", "precision"]
     assert list(inspect.signature(launch).parameters) == names

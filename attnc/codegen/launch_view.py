@@ -1,0 +1,48 @@
+"""What the launcher of an attention's kernels says.
+
+`templates/launcher.py.jinja` renders a `LaunchView`, named `launch`, to the kernels of a plan, the tables of their
+tiles, and a launcher
+
+    _<name>_launch(query, key, value, out, lse, inputs, scale, precision)
+
+which writes `out` and, unless it is None, `lse`: of the scores that the kernels compute, so that `Scoring.dropped` is
+for the caller to add. The module around it must have in scope what `kernel_view` asks for, and `RowOrder`, `Tiles` and
+the functions that the launcher calls of `attnc.runtime.launch` and `attnc.runtime.row_orders`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from attnc.codegen.kernel_view import InputView, KernelView, kept_sums, kernel_view
+from attnc.codegen.sweeps import sweeps_of
+from attnc.plan.kernel_plan import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchView:
+    """The kernels of a plan, in the order in which they run, and their launcher.
+
+    Attributes:
+        kept: numbers that a row has besides its output while kernels hand it on; -1 where there is one kernel.
+        tables: names and lines of the tables of tiles, each once.
+    """
+
+    name: str
+    normalize: str
+    kernels: tuple[KernelView, ...]
+    inputs: tuple[InputView, ...]
+    kept: int
+    tables: tuple[tuple[str, tuple[str, ...]], ...]
+
+
+def launch_view(plan: Plan) -> LaunchView:
+    """Decide everything about the Triton kernels of a plan."""
+    kernels = tuple(kernel_view(plan, sweep) for sweep in sweeps_of(plan))
+    inputs = tuple(
+        replace(versions[0], used=any(one.used for one in versions))
+        for versions in zip(*(kernel.inputs for kernel in kernels), strict=True)
+    )
+    tables = tuple((kernel.table, kernel.tiles) for kernel in kernels)
+    kept = len(kept_sums(plan.attention)) if len(kernels) > 1 else -1
+    return LaunchView(plan.attention.name, kernels[-1].normalize, kernels, inputs, kept, tables)

@@ -1,0 +1,264 @@
+"""Kernels of plans with several passes and orders of positions, against the dense reference in float64."""
+
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from kernel_harness import (
+    check_kernel,
+    load_kernel,
+    plan_text,
+    render_kernel,
+    run_kernel,
+    sample_inputs,
+    tensors,
+)
+
+from attnc.algebra.coordinates import IDENTITY, PLAIN, Layout, residue, runs
+from attnc.codegen.launch_view import launch_view
+from attnc.codegen.sweeps import sweeps_of
+from attnc.diagnostics import InternalError
+from attnc.plan.choose import with_passes
+from attnc.runtime.launch import Tiles, assume_target
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+"""The interpreter computes with numpy, which warns where the language is silent: 1 / 0, log 0."""
+
+KEY_RUNS = Layout(IDENTITY, runs(16, 12, 4))
+QUERY_RUNS = Layout(runs(16, 3, 1), IDENTITY)
+WIDE_RUNS = Layout(runs(16, 5, 3), IDENTITY)
+
+PLANS = {
+    "residue": [("causal and (i - j) % 4 == 0", residue(4))],
+    "symmetric": [("(i - j) % 8 == 0", residue(8))],
+    "ahead": [("causal and (i - j) % 8 == 5", residue(8, -5))],
+    "two classes": [("(i - j) % 8 == 0 and causal", residue(8)), ("(j - i) % 8 == 3", residue(8, 3))],
+    "dilated": [("dilated(6, 4)", residue(4))],
+    "causal dilated": [("causal and dilated(6, 4)", residue(4))],
+    "long period": [("(i - j) % 1000 == 0", residue(1000))],
+    "strided": [("causal and i - j < 8", PLAIN), ("causal and i - j >= 8 and (i - j) % 8 == 0", residue(8))],
+    "fixed": [
+        ("causal and i // 16 == j // 16", PLAIN),
+        ("j <= i and i // 16 != j // 16 and j % 16 >= 12", KEY_RUNS),
+    ],
+    "columns": [("j % 16 >= 12", KEY_RUNS)],
+    "single columns": [("j % 7 == 2", Layout(IDENTITY, runs(7, 2, 1)))],
+    "rows": [("i % 16 == 3", QUERY_RUNS)],
+    "rows and window": [("i % 16 == 3", QUERY_RUNS), ("i % 16 != 3 and abs(i - j) < 10", PLAIN)],
+    "rows twice": [
+        ("i % 16 == 3 and j % 2 == 0", QUERY_RUNS),
+        ("i % 16 >= 5 and i % 16 < 8 and j % 2 == 1", WIDE_RUNS),
+        ("i % 16 == 3 and j % 2 == 1 or i % 16 == 6 and j % 16 == 4", PLAIN),
+    ],
+    "rows by columns": [("i % 16 == 3 and j % 16 >= 12", Layout(runs(16, 3, 1), runs(16, 12, 4)))],
+    "all three": [
+        ("i % 16 == 3", QUERY_RUNS),
+        ("i % 16 != 3 and (i - j) % 4 == 0", residue(4)),
+        ("i % 16 != 3 and (i - j) % 4 != 0 and abs(i - j) < 6", PLAIN),
+    ],
+    "two periods": [("(i - j) % 6 == 0", residue(6)), ("(i - j) % 6 != 0 and (i - j) % 4 == 0", residue(4))],
+    "apart in plain order": [("i - j >= 20", PLAIN), ("j - i >= 20", PLAIN)],
+    "nothing": [("(i - j) % 4 == 0 and i < j and j < i", residue(4))],
+}
+"""Masks by pass, each with its layout."""
+
+SOME = ("residue", "ahead", "causal dilated", "strided", "fixed", "rows and window", "all three")
+
+SIZES = [(1, 1), (1, 64), (63, 63), (64, 65), (65, 130), (100, 257), (130, 65), (257, 3)]
+
+
+def split_plan(parts, statements=""):
+    """Return the plan of the passes' masks together, whose passes are these."""
+    masks = [plan_text(f"attention foo {{ {statements}; mask {mask} }}").attention.mask for mask, _ in parts]
+    whole = " or ".join(f"({mask})" for mask, _ in parts)
+    plan = plan_text(f"attention foo {{ {statements}; mask {whole} }}")
+    return with_passes(plan, [(mask, layout) for mask, (_, layout) in zip(masks, parts, strict=True)])
+
+
+def run(
+    name, statements="", *, batch=1, heads=2, kv_heads=1, queries=70, keys=90, head_size=16, value_size=None, **more
+):
+    plan = split_plan(PLANS[name], statements)
+    query, key, value = tensors(batch, heads, kv_heads, queries, keys, head_size, value_size)
+    return check_kernel(plan, query, key, value, sample_inputs(plan.attention, query, key), **more)
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_plans(name):
+    run(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_sizes(name, sizes):
+    run(name, heads=1, queries=sizes[0], keys=sizes[1])
+
+
+@pytest.mark.parametrize("name", ["residue", "fixed", "all three"])
+@pytest.mark.parametrize("sizes", [(1, 1), (65, 64), (5, 64)], ids=str)
+def test_short_sizes(name, sizes):
+    run(name, heads=1, queries=sizes[0], keys=sizes[1])
+
+
+STATEMENTS = [
+    "score s + alibi",
+    "score s + 0.01 * i * (i - j)",
+    "score softcap(s, 5.0); scale 0.3 / (1 + i % 3)",
+    "input bias: float[H, 80]; score s + bias[h, j - i + 40]",
+    "input gain: float[N]; score s * gain[r]",
+    "normalize sigmoid(bias = -log(M))",
+    "normalize relu(power = 2)",
+    "normalize rows; score s * s",
+    "normalize none",
+    "normalize none; score 0.1 * j",
+    "learned sink: float[H] = 0.0; normalize softmax(sink = sink[h])",
+    "normalize softmax(sink = 0.1 * i)",
+    "weight 0.5 + sigmoid(sin(i - j))",
+    "weight cos(i - j); normalize none",
+    "align start",
+    "align at(7)",
+    "input pos: int[B]; align at(pos[b] - 40)",
+]
+
+
+@pytest.mark.parametrize("statements", STATEMENTS)
+def test_scores_and_normalizers(statements):
+    run("all three", statements, batch=2 if "pos" in statements else 1, queries=40, keys=50)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("statements", STATEMENTS)
+@pytest.mark.parametrize("name", [name for name in SOME if name != "all three"])
+def test_scores_and_normalizers_of_other_plans(name, statements):
+    run(name, statements, batch=2)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [("causal and (i - j) % 4 == 0 and doc[b, i] == doc[b, j]", residue(4))],
+        [
+            ("causal and i - j < 8 and j < size[b]", PLAIN),
+            ("causal and i - j >= 8 and (i - j) % 8 == 0 and j < size[b] and keep[b, j // 16]", residue(8)),
+        ],
+        [("i % 16 == 3 and doc[b, i] == doc[b, j]", QUERY_RUNS), ("i % 16 != 3 and abs(i - j) < 10 + h", PLAIN)],
+        [("(i - j) % 4 == 0 and abs(i - j) < 8 + 12 * h", residue(4))],
+        [("j % 16 >= 12 and doc[b, i] == doc[b, j] and j // 16 <= i // 16 + h", KEY_RUNS)],
+    ],
+)
+def test_inputs_and_heads_in_masks(parts):
+    statements = "input doc: int[B, M] sorted; input size: int[B]; input keep: bool[B, (M + 15) // 16]"
+    used = [line for line in statements.split("; ") if re.search(rf"\b{line.split()[1][:-1]}\[", str(parts))]
+    plan = split_plan(parts, "; ".join(used))
+    query, key, value = tensors(2, 4, 2, 90, 100, 16)
+    check_kernel(plan, query, key, value, sample_inputs(plan.attention, query, key))
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_half_precision_grouped_heads_strides(name):
+    plan = split_plan(PLANS[name])
+    query, key, value = tensors(2, 4, 2, 70, 80, 24, 40, dtype=torch.float16)
+    query = query.transpose(1, 2).contiguous().transpose(1, 2)
+    key = torch.cat([key, key], 3)[..., ::2] if name == "fixed" else torch.cat([key, key], 3)[..., :24]
+    value = value.flip(2).flip(2).transpose(2, 3).contiguous().transpose(2, 3)
+    check_kernel(plan, query, key, value)
+
+
+def test_several_kernels_round_once():
+    """A result in half precision is as exact as that of one kernel."""
+    parts = PLANS["all three"]
+    plan = split_plan(parts)
+    query, key, value = tensors(1, 1, 1, 130, 130, 16, dtype=torch.float16)
+    plain = with_passes(plan, [(plan.attention.mask, PLAIN)])
+    exact, _ = run_kernel(load_kernel(plain), plain, *(one.float() for one in (query, key, value)))
+    errors = []
+    for one in (plan, plain):
+        out, _ = run_kernel(load_kernel(one), one, query, key, value)
+        errors.append((out.float() - exact).abs().mean().item())
+    assert errors[0] <= 1.05 * errors[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "statements"),
+    [(name, "") for name in SOME] + [("all three", "normalize none"), ("rows", "normalize rows")],
+)
+def test_masked_values_that_are_not_finite(name, statements):
+    plan = split_plan(PLANS[name], statements)
+    query, key, value = tensors(1, 1, 1, 70, 70, 16)
+    value[:, :, 5, 3] = float("nan")
+    value[:, :, 17, 4] = float("inf")
+    value[:, :, 40:50, 5] = float("-inf")
+    check_kernel(plan, query, key, value)
+
+
+def test_infinite_value_of_an_earlier_kernel_is_kept():
+    plan = split_plan(PLANS["rows and window"])
+    query, key, value = tensors(1, 1, 1, 70, 70, 16)
+    value[:, :, 60, 3] = float("inf")
+    key[:, :, 60] = -40.0 * query[:, :, 3]
+    value[:, :, 50, 3] = float("nan")
+    whole = split_plan([("j % 2 == 0 and i % 16 == 3", QUERY_RUNS), ("j % 2 == 1 and j < 50", PLAIN)])
+    for one in (plan, whole):
+        check_kernel(one, query, key, value)
+
+
+def test_without_log_sum_exp():
+    for name in ("strided", "rows", "fixed"):
+        plan = split_plan(PLANS[name])
+        query, key, value = tensors(1, 1, 1, 70, 70, 16)
+        module = load_kernel(plan)
+        out, lse = run_kernel(module, plan, query, key, value, lse=False)
+        assert lse is None
+        torch.testing.assert_close(out, run_kernel(module, plan, query, key, value)[0], equal_nan=True)
+
+
+@pytest.mark.parametrize("tiles", [Tiles(16, 16, 4, 1), Tiles(32, 128, 4, 1), Tiles(128, 32, 4, 1)], ids=str)
+@pytest.mark.parametrize("name", ["strided", "fixed"])
+def test_tile_shapes(name, tiles):
+    with assume_target("sm_90", tiles):
+        run(name, queries=110, keys=120, heads=1)
+
+
+def test_large_positions_do_not_leave_32_bits():
+    """Numbers past the last key of a class stand for key M, however long the period is."""
+    parts = [("(i - j) % 1048576 == 0 and table[j // 4194304] < 9", residue(1048576))]
+    plan = split_plan(parts, "input table: int[256]")
+    query, key, value = tensors(1, 1, 1, 20, 30, 16)
+    check_kernel(plan, query, key, value, sample_inputs(plan.attention, query, key))
+
+
+def test_passes_with_one_order_of_queries_share_a_kernel():
+    assert len(launch_view(split_plan(PLANS["fixed"])).kernels) == 1
+    assert len(launch_view(split_plan(PLANS["two classes"])).kernels) == 1
+    assert [kernel.function for kernel in launch_view(split_plan(PLANS["all three"])).kernels] == [
+        "_foo_rows_kernel",
+        "_foo_residue_4_kernel",
+        "_foo_kernel",
+    ]
+    text = render_kernel(split_plan(PLANS["fixed"]))
+    assert "kept_" not in text
+    assert text.count("q = load_tile(") == 1
+
+
+def test_last_kernel_sees_every_row():
+    for name in PLANS:
+        sweeps = sweeps_of(split_plan(PLANS[name]))
+        assert [sweep.is_last for sweep in sweeps] == [False] * (len(sweeps) - 1) + [True]
+    assert [sweep.query for sweep in sweeps_of(split_plan(PLANS["rows"]))] == [QUERY_RUNS.query, IDENTITY]
+
+
+def test_full_loops_of_classes_test_nothing():
+    text = render_kernel(split_plan(PLANS["residue"]))
+    loop = text[text.index("# full: all pairs") : text.index("# diagonal: some pairs")]
+    assert "kv_idx" not in loop
+    assert "load_tile(class_keys, kv_lo, key_step, key_count, BLOCK_N, BLOCK_D, HEAD_SIZE, False)" in loop
+
+
+def test_layouts_that_no_kernel_can_count_are_refused():
+    plan = split_plan(PLANS["residue"])
+    for layout in (residue(2**30), Layout(IDENTITY, residue(4).key), Layout(residue(4, 1).key, IDENTITY)):
+        passes = (replace(plan.passes[0], layout=layout),)
+        with pytest.raises(InternalError):
+            launch_view(replace(plan, passes=passes))

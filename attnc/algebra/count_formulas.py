@@ -16,7 +16,7 @@ from functools import reduce
 import islpy as isl
 
 from attnc.algebra.domains import new_translator
-from attnc.algebra.index_sets import OutOfBudgetError, budget, new_context
+from attnc.algebra.index_sets import OutOfBudgetError, allowance, budget, new_context
 from attnc.algebra.layers import MOST_LAYERS, Layers, Shape, guessed_shape, shape_of
 from attnc.algebra.quasi_polynomials import FEW_CLASSES, Quadratic, QuasiPolynomial, at, through, write
 from attnc.ir.evaluate import Environment, evaluate
@@ -109,11 +109,12 @@ def pairs_formula(
     }
     context = new_context()
     try:
-        with budget(context, SET_OPERATIONS):
-            sets = _sets_of_heads(attention, context, sizes)
-        if sets is None:
-            return NoFormula("the mask is not affine, and its pairs have no such formula")
-        return _formula(sets, length)
+        with allowance(context):
+            with budget(context, SET_OPERATIONS):
+                sets = _sets_of_heads(attention, context, sizes)
+            if sets is None:
+                return NoFormula("the mask is not affine, and its pairs have no such formula")
+            return _formula(sets, length)
     except OutOfBudgetError:
         return NoFormula(TOO_MANY_STEPS)
 
@@ -146,15 +147,23 @@ def _by_layers(layers: Layers, shape: Shape, length: int) -> PairsFormula | NoFo
         lengths = range(first, first + 3 * period, period)
         forms.append(through([(start + one, totals[one]) for one in lengths]))
     quasi = QuasiPolynomial(tuple(forms))
-    fresh = start + 3 * period + 1
     agrees = all(quasi.at(start + past) == total for past, total in enumerate(totals))
-    if not agrees or (fresh <= LONGEST_CHECK and quasi.at(fresh) != layers.up_to(fresh)):
+    if not agrees or not _agrees(layers, quasi, start + 3 * period + 1):
         return NoFormula("no formula agrees with the counts")
     least, total = start, totals[0]
     with contextlib.suppress(OutOfBudgetError):
         while least > 1 and quasi.at(least - 1) == total - layers.at(least - 1):
             least, total = least - 1, total - layers.at(least - 1)
     return _written(quasi, layers, least, length, derived=True)
+
+
+def _agrees(layers: Layers, quasi: QuasiPolynomial, length: int) -> bool:
+    """Hold a formula made of layers against a count of all pairs, where that is not too much work."""
+    if length > LONGEST_CHECK:
+        return True
+    with contextlib.suppress(OutOfBudgetError), budget(layers.sets[0].get_ctx(), COUNT_OPERATIONS):
+        return quasi.at(length) == layers.up_to(length)
+    return True
 
 
 def _by_counts(layers: Layers, shape: Shape, length: int, *, derived: bool) -> PairsFormula | NoFormula:

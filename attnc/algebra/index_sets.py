@@ -22,7 +22,7 @@ MOST_FAILURES = 3
 
 _most: ContextVar[int] = ContextVar("most", default=DEFAULT_OPERATIONS)
 
-_failures: ContextVar[list[int]] = ContextVar("failures", default=[0])  # noqa: B039
+_failures: ContextVar[list[int] | None] = ContextVar("failures", default=None)
 
 T = TypeVar("T")
 
@@ -42,12 +42,14 @@ def budget(context: isl.Context, operations: int = DEFAULT_OPERATIONS) -> Iterat
     failures = _failures.get()
     context.reset_operations()
     operations = operations if operations > DEFAULT_OPERATIONS else min(operations, _most.get())
-    context.set_max_operations(operations if failures[0] < MOST_FAILURES else operations // 20)
+    hard = failures is not None and failures[0] >= MOST_FAILURES
+    context.set_max_operations(operations // 20 if hard else operations)
     try:
         yield
     except isl.Error:
         # near the limit isl fails in many words (`syntax error` among them), so any error counts as exhaustion
-        failures[0] += 1
+        if failures is not None:
+            failures[0] += 1
         raise OutOfBudgetError from None
     finally:
         context.set_max_operations(outer)

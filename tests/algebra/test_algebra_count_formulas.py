@@ -79,6 +79,7 @@ FORMULAS = [
         None,
         "for every N",
     ),
+    ("mask causal and i - j < 100000", "100000 N - 4999950000", "for N >= 99999"),
     ("mask (i - j) % 4096 == 0", "N^2 / 4096", "for every N with N % 4096 == 0"),
 ]  # fmt: skip
 
@@ -91,6 +92,7 @@ def test_formulas(text, formula, lengths):
     assert formula is None or written == formula
     assert found.range_text() == lengths
     sample = [1, 2, 3, 7, 64, 100, 127, 128, 129, 250, 777, 1022, 1023, 1024, 1025, 1027, 1500, 2049, 4096, 5000]
+    sample += [found.least, found.least + 1] if found.residue is None else [4096, 8192]
     assert check(found, lambda length: count_pairs(example, length, length), sample)
 
 

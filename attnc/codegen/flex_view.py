@@ -234,6 +234,8 @@ def _operation(
 ) -> Bracket:
     name = attention.name
     in_mask = tuple(dict.fromkeys((*tables(attention.mask), *tables(attention.align.shift))))
+    bounds = [bound for one in tiles.intervals for bound in (one.start, one.stop, one.tile_test) if bound is not None]
+    in_bounds = tuple(dict.fromkeys(table for bound in (*bounds, attention.align.shift) for table in tables(bound)))
     in_score = tuple(dict.fromkeys((*score.needed, *tables(attention.align.shift))))
     shift = formulas.name("shift", attention.align.shift)
     make_mask = f"_{name}_make_mask_mod"
@@ -257,6 +259,7 @@ def _operation(
         ("scale", f"_{name}_scale" if host_scale else "None"),
         ("masked", str(attention.mask != TRUE)),
         ("scales_in_score", str(score.has_scale)),
+        ("bound_tables", sequence([quoted(table) for table in in_bounds])),
         ("mask_tables", sequence([quoted(table) for table in in_mask])),
         ("score_tables", sequence([quoted(table) for table in in_score])),
     )

@@ -28,6 +28,7 @@ class Signature:
 
     name: str
     tensors: tuple[TensorArgument, ...]
+    bound_tables: tuple[str, ...]
     normalize: str = "softmax"
     has_lse: bool = True
 
@@ -43,6 +44,7 @@ class FlexOperation:
         score_mod: the same for the score, and for a scale that the call gives; None where the score stays as it is.
         scale: the factor on the dot product; None for `1 / sqrt(D)`, 1 where the function of the score has it.
         masked: whether some pair may be masked.
+        bound_tables: tables that the bounds of the mask's blocks and the alignment read.
         mask_tables: tables that the mask and the alignment read.
         score_tables: tables that the score and the alignment read.
     """
@@ -55,6 +57,7 @@ class FlexOperation:
     scale: Callable[[Sizes], float] | None
     masked: bool
     scales_in_score: bool
+    bound_tables: tuple[str, ...]
     mask_tables: tuple[str, ...]
     score_tables: tuple[str, ...]
 
@@ -150,7 +153,9 @@ class FlexOperation:
 
     def _signature(self, tensors: tuple[TensorArgument, ...]) -> Program:
         # the checks of a call look at nothing else of a program
-        return cast("Program", Signature(self.name, tensors))
+        names = {argument.name for argument in tensors}
+        bounds = tuple(name for name in self.bound_tables if name in names)
+        return cast("Program", Signature(self.name, tensors, bounds))
 
     def _on_device(self, tables: dict[str, Tensor], device: torch.device) -> Tables:
         """Return the tables with scalars beside the others."""

@@ -54,7 +54,7 @@ UNROLLED_SUM = 64
 """Bounded sums up to this count are written out."""
 
 MOST_BASIC_SETS = 40
-"""A set or a number of more pieces than this counts as not affine."""
+"""A set or a number of more pieces than this counts as not affine, where nothing else is said."""
 
 FLOAT32_INTEGERS = 2**24
 """Up to here every integer is a float32, so that a comparison of a float with such a number means what it says."""
@@ -74,6 +74,7 @@ class Translator:
         runs: bounds of the runs that were met, as parameters.
         opaques: the expression of each opaque parameter, an int (or the 0 or 1 of a bool).
         reasons: why `must` and `may` differ somewhere, in the order of discovery: `data-dependent: doc`.
+        most_pieces: a set or a number of more pieces counts as not affine.
     """
 
     context: isl.Context
@@ -83,6 +84,7 @@ class Translator:
     runs: list[tuple[isl.PwAff, isl.PwAff, isl.PwAff, isl.PwAff]] = field(default_factory=list)
     opaques: dict[str, Expr] = field(default_factory=dict)
     reasons: dict[str, None] = field(default_factory=dict)
+    most_pieces: int = MOST_BASIC_SETS
     _truths: dict[Expr, Truth] = field(default_factory=dict)
 
     def truth(self, expr: Expr) -> Truth:
@@ -93,7 +95,7 @@ class Translator:
 
     def _limited(self, truth: Truth) -> Truth:
         """Give up on a condition of very many pieces: what is made of it would take for ever."""
-        if max(truth.must.n_basic_set(), truth.may.n_basic_set()) <= MOST_BASIC_SETS:
+        if max(truth.must.n_basic_set(), truth.may.n_basic_set()) <= self.most_pieces:
             return truth
         self.reasons.setdefault("too many pieces: the mask is tested where its hull reaches")
         hull = isl.Set.from_basic_set(truth.may.simple_hull())
@@ -104,7 +106,7 @@ class Translator:
         if expr.type is not Type.INT:
             return None
         value = self._number(expr)
-        if value is not None and value.n_piece() > MOST_BASIC_SETS:
+        if value is not None and value.n_piece() > self.most_pieces:
             value = None
         if value is None and is_uniform(expr):
             return self._opaque(expr)

@@ -27,8 +27,11 @@ from attnc.ir.program import AlignKind, Attention, Tensor
 from attnc.ir.types import Type
 from attnc.ir.walk import children, tables, transform
 
-COMPARE_OPERATIONS = 2_000_000
+COMPARE_OPERATIONS = 1_500_000
 """isl operations that one question of a comparison may take."""
+
+MOST_PIECES = 200
+"""Pieces that a mask may have: more than where kernels are derived, since it is looked at once."""
 
 ONLY_LEFT: Claim = (True, False)
 ONLY_RIGHT: Claim = (False, True)
@@ -116,7 +119,7 @@ class _Question:
         self.ends = AlignKind.END in kinds
         self.by_row = len(kinds) > 1 or AlignKind.AT in kinds
         kind = AlignKind.START if self.by_row else sides.left.align.kind
-        self.translator = Translator(new_context(), kind)
+        self.translator = Translator(new_context(), kind, most_pieces=MOST_PIECES)
         self.stand_ins = StandIns(self.translator, sides.tensors)
         self.truths: tuple[Truth, Truth] | None = None
         self.domain: isl.Set | None = None
@@ -164,20 +167,27 @@ class _Question:
         if self.truths is None or self.domain is None:
             return Finding(None)
         possible = self._attempt(lambda: self._possible(claim))
-        if possible is None:
-            return Finding(None)
-        if self._attempt(lambda: bool(possible.is_empty())):
-            return Finding(True)
-        return self._refuted(claim, possible)
+        if possible is None or possible.is_empty():
+            return Finding(None if possible is None else True)
+        found = self._refuted(claim, possible)
+        if found.none is not None or not self.stand_ins.known:
+            return found
+        tied = self._attempt(lambda: self._tied(possible))
+        if tied is None or tied.is_empty():
+            return Finding(None if tied is None else True)
+        return self._refuted(claim, tied)
 
     def _possible(self, claim: Claim) -> isl.Set:
-        """Return pairs for which the claim may be so; each fact about stand-ins can only take some away."""
+        """Return pairs for which the claim may be so."""
         assert self.truths is not None
         assert self.domain is not None
-        sought = [
-            truth.may if wanted else truth.must.complement() for truth, wanted in zip(self.truths, claim, strict=True)
-        ]
-        points = self.domain.intersect(sought[0]).intersect(sought[1]).coalesce()
+        points = self.domain
+        for truth, wanted in zip(self.truths, claim, strict=True):
+            points = points.intersect(truth.may if wanted else truth.must.complement())
+        return points.coalesce()
+
+    def _tied(self, points: isl.Set) -> isl.Set:
+        """Take away what contradicts a fact about stand-ins."""
         for tie in self.stand_ins.ties():
             if points.is_empty():
                 break

@@ -13,7 +13,7 @@ from itertools import combinations, islice, permutations
 
 import islpy as isl
 
-from attnc.algebra.affine import Translator, free_bounds
+from attnc.algebra.affine import Translator, free_bounds, instance
 from attnc.ir.nodes import (
     And,
     Binary,
@@ -27,6 +27,7 @@ from attnc.ir.nodes import (
     IndexName,
     Or,
     Quantifier,
+    QuantifierKind,
     Read,
     Unary,
     UnaryOp,
@@ -37,7 +38,10 @@ from attnc.ir.show import show
 from attnc.ir.types import Type
 from attnc.ir.walk import children, substitute, tables, with_children
 
-MOST_TIES = 40
+UNROLLED = 8
+"""Quantifiers up to this count are written out where they are not affine."""
+
+MOST_TIES = 24
 """So many facts that tie stand-ins together are used; each makes a set finer, and none is needed for soundness."""
 
 
@@ -56,7 +60,11 @@ class StandIns:
 
     def replace_in(self, expr: Expr) -> Expr:
         """Return the expression with stand-ins, so that every bool and int in it is affine."""
-        expr = _renamed(expr) if isinstance(expr, Quantifier) else expr
+        if isinstance(expr, Quantifier):
+            expr = _renamed(expr)
+            if _is_short(expr) and not free_bounds(expr) and not self.translator.truth(expr).exact:
+                instances = tuple(instance(expr, value) for value in range(expr.count))
+                return self.replace_in(Or(instances) if expr.kind is QuantifierKind.ANY else And(instances))
         node = _ordered(with_children(expr, tuple(self.replace_in(child) for child in children(expr))))
         if isinstance(node, Binary) and node.op.is_comparison:
             comparison, negated = _positive(node)
@@ -256,6 +264,10 @@ def _renamed(node: Quantifier) -> Quantifier:
     if name == node.variable or name in free_bounds(node.body):
         return node
     return replace(node, variable=name, body=substitute(node.body, {Bound(node.variable): Bound(name)}))
+
+
+def _is_short(expr: Quantifier) -> bool:
+    return expr.kind is not QuantifierKind.SUM and 1 < expr.count <= UNROLLED
 
 
 def _height(expr: Expr) -> int:

@@ -14,6 +14,7 @@ import islpy as isl
 from attnc.algebra.affine import Translator
 from attnc.algebra.bounds import Bound, BoundsWriter, chosen
 from attnc.algebra.coordinates import KEYS, PLAIN, Layout
+from attnc.algebra.data_tests import TileLimits, data_test
 from attnc.algebra.domains import RowDomain, new_translator, row_domain
 from attnc.algebra.index_sets import (
     DEFAULT_OPERATIONS,
@@ -35,6 +36,7 @@ from attnc.algebra.truths import Truth, exactly
 from attnc.ir.nodes import (
     FALSE,
     TRUE,
+    And,
     Binary,
     BinaryOp,
     Call,
@@ -250,7 +252,7 @@ class _Derivation:
                 exact = exact and sharp
                 if not sharp:
                     notes.append("some visited tiles hold no allowed pair")
-            intervals.append(interval)
+            intervals.append(self._with_data_test(interval))
             kept.append(piece)
         return tuple(intervals), exact, list(dict.fromkeys(notes))
 
@@ -274,6 +276,15 @@ class _Derivation:
         return tile_test(
             self.translator, self.writer, first.intersect(last).intersect(self.domain.known), self.truth.may
         )
+
+    def _with_data_test(self, interval: KeyInterval) -> KeyInterval:
+        """Skip tiles that block tables exclude."""
+        if not self.translator.layout.is_plain:
+            return interval
+        test = data_test(interval.residual, TileLimits(self.query_tile, self.key_tile))
+        if test is None:
+            return interval
+        return replace(interval, tile_test=test if interval.tile_test is None else And((interval.tile_test, test)))
 
     def _interval(self, piece: _Range, visited: isl.Set) -> KeyInterval | None:
         if piece.coverage is Coverage.FULL:

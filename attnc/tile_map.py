@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import torch
 
+from attnc.algebra.coordinates import KEYS, LOCAL_KEY, LOCAL_QUERY, PLAIN, Layout
+from attnc.algebra.counting import bounds_read
 from attnc.algebra.key_intervals import Coverage, KeyInterval, TileSets
+from attnc.algebra.summaries import summary_source
 from attnc.blockwise import BLOCK_PAIRS, Inputs, mask_blocks, reads_data
-from attnc.ir.nodes import Expr, IndexName, SizeName
+from attnc.ir.nodes import Binary, BinaryOp, Expr, Index, IndexName, Size, SizeName
 from attnc.ir.program import Attention
+from attnc.ir.types import Type
 from attnc.reference import TensorEnvironment, evaluate_tensor, pair_environment
+from attnc.runtime.summaries import summarize
 
 GRID_CELLS = 1 << 22
 """Tiles that are classified at once."""
@@ -35,6 +40,74 @@ class TileCounts:
     empty: int
 
 
+@dataclass(frozen=True, slots=True)
+class TileRows:
+    """Some query tiles of a pass, for one batch entry and head.
+
+    Attributes:
+        env: what bounds are evaluated at: first and last row, class and shift, each a column or a single number.
+        keys: how many keys each tile's class has, a column.
+    """
+
+    env: TensorEnvironment
+    keys: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+def planned_rows(
+    attention: Attention,
+    tiles: TileSets,
+    sizes: Mapping[SizeName, int],
+    inputs: Inputs | None = None,
+    *,
+    query_tile: int,
+    key_tile: int,
+    layout: Layout = PLAIN,
+    batch: int = 0,
+    head: int = 0,
+) -> Iterator[tuple[TileRows, torch.Tensor]]:
+    """Classify the tiles that a pass visits, from its interval list.
+
+    Yields query tiles, class after class, with a uint8 grid of them by all key tiles of a class; where a class has
+    fewer keys than another one, the cells past its end are empty. A tile at the end is full where all its real pairs
+    are allowed, although a kernel has to test it.
+
+    Bounds hold for tiles of any size, so a coarser grid than the kernel's is as exact.
+
+    Args:
+        attention: whose alignment and inputs count, with the mask of the pass.
+        tiles: its interval list.
+        sizes: all that bounds use.
+        inputs: values of the inputs that bounds, tile tests and alignment read.
+        query_tile: rows of a query tile.
+        key_tile: keys of a key tile.
+        layout: of the interval list.
+        batch: the batch entry.
+        head: the query head.
+    """
+    most = -(-sizes[SizeName.KEYS] // layout.key.period) if layout.classes > 1 else sizes[SizeName.KEYS]
+    at_once = max(1, GRID_CELLS // max(1, -(-most // key_tile)))
+    known = bool(inputs) or not reads_data(attention)
+    for rows in _row_tiles(attention, sizes, inputs, layout, query_tile, (batch, head), at_once, bounds_read(tiles)):
+        key_low = torch.arange(0, max(1, int(rows.keys.max())), key_tile)
+        key_high = torch.minimum(key_low + key_tile, rows.keys) - 1
+        here = replace(rows.env, indices={**rows.env.indices, IndexName.KEY_LOW: key_low, IndexName.KEY_HIGH: key_high})
+        kinds = torch.zeros(len(rows), len(key_low), dtype=torch.uint8)
+        numbers = torch.arange(len(key_low))
+        for interval, begin, end in _walk(tiles, here, key_tile):
+            visited = (numbers >= begin) & (numbers < end)
+            if interval.tile_test is not None:
+                visited &= evaluate_tensor(interval.tile_test, here)
+            kinds[visited] = TileKind.FULL if interval.coverage is Coverage.FULL else TileKind.PARTIAL
+        if known:
+            whole = _whole_ends(attention, rows, layout, query_tile, key_tile)
+            last = (rows.keys[whole] - 1).div(key_tile, rounding_mode="floor")
+            kinds[whole] = kinds[whole].scatter(1, last, int(TileKind.FULL))
+        yield rows, kinds
+
+
 def planned_grid(
     attention: Attention,
     tiles: TileSets,
@@ -46,41 +119,10 @@ def planned_grid(
     batch: int = 0,
     head: int = 0,
 ) -> Iterator[torch.Tensor]:
-    """Classify the tiles that a program visits, from its interval list.
-
-    Yields uint8 blocks of query tiles, each by all key tiles. A tile at the end is full where all its real pairs are
-    allowed, although a kernel has to test it.
-
-    Bounds hold for tiles of any size, so a coarser grid than the kernel's is as exact.
-
-    Args:
-        attention: whose alignment and inputs count.
-        tiles: its interval list.
-        sizes: all that bounds use.
-        inputs: values of the inputs that bounds, tile tests and alignment read.
-        query_tile: rows of a query tile.
-        key_tile: keys of a key tile.
-        batch: the batch entry.
-        head: the query head.
-    """
-    key_low = torch.arange(0, sizes[SizeName.KEYS], key_tile)
-    place = (batch, head)
-    known = bool(inputs) or not reads_data(attention)
-    whole = _whole_ends(attention, sizes, inputs, query_tile, key_tile, place) if known else None
-    for env in _row_tiles(attention, sizes, inputs, query_tile, place, max(1, GRID_CELLS // len(key_low))):
-        key_high = (key_low + key_tile).clamp(max=sizes[SizeName.KEYS]) - 1
-        keys = {IndexName.KEY_LOW: key_low, IndexName.KEY_HIGH: key_high}
-        here = replace(env, indices={**env.indices, **keys})
-        kinds = torch.zeros(len(env.indices[IndexName.QUERY_LOW]), len(key_low), dtype=torch.uint8)
-        numbers = torch.arange(len(key_low))
-        for interval, begin, end in _walk(tiles, here, key_tile):
-            visited = (numbers >= begin) & (numbers < end)
-            if interval.tile_test is not None:
-                visited &= evaluate_tensor(interval.tile_test, here)
-            kinds[visited] = TileKind.FULL if interval.coverage is Coverage.FULL else TileKind.PARTIAL
-        if whole is not None:
-            rows = env.indices[IndexName.QUERY_LOW].flatten() - env.indices[IndexName.SHIFT].flatten()
-            kinds[:, -1].masked_fill_(whole[rows // query_tile], TileKind.FULL)
+    """Classify the tiles that a program visits in plain order; yields blocks of query tiles by all key tiles."""
+    for _, kinds in planned_rows(
+        attention, tiles, sizes, inputs, query_tile=query_tile, key_tile=key_tile, batch=batch, head=head
+    ):
         yield kinds
 
 
@@ -88,30 +130,55 @@ def count_planned(
     attention: Attention,
     tiles: TileSets,
     sizes: Mapping[SizeName, int],
+    inputs: Inputs | None = None,
     *,
     query_tile: int,
     key_tile: int,
+    layout: Layout = PLAIN,
+    batch: int = 0,
     head: int = 0,
 ) -> TileCounts:
-    """Count the tiles that a program visits in one head.
+    """Count the tiles that a pass visits in one batch entry and head; see `planned_rows` for the arguments.
 
     Without tile tests it takes time linear in the length; with them every tile is looked at.
     """
+    full = partial = total = 0
     if any(interval.tile_test is not None for interval in tiles.intervals):
-        return count_kinds(planned_grid(attention, tiles, sizes, query_tile=query_tile, key_tile=key_tile, head=head))
-    full = partial = 0
-    for env in _row_tiles(attention, sizes, None, query_tile, (0, head), GRID_CELLS):
-        for interval, begin, end in _walk(tiles, env, key_tile):
+        for rows, kinds in planned_rows(
+            attention,
+            tiles,
+            sizes,
+            inputs,
+            query_tile=query_tile,
+            key_tile=key_tile,
+            layout=layout,
+            batch=batch,
+            head=head,
+        ):
+            total += _key_tiles(rows, key_tile)
+            full += int((kinds == TileKind.FULL).sum())
+            partial += int((kinds == TileKind.PARTIAL).sum())
+        return TileCounts(full, partial, total - full - partial)
+    place, known = (batch, head), bool(inputs) or not reads_data(attention)
+    for rows in _row_tiles(attention, sizes, inputs, layout, query_tile, place, GRID_CELLS, bounds_read(tiles)):
+        total += _key_tiles(rows, key_tile)
+        for interval, begin, end in _walk(tiles, rows.env, key_tile):
             count = int((end - begin).sum())
             full += count if interval.coverage is Coverage.FULL else 0
             partial += count if interval.coverage is not Coverage.FULL else 0
-    total = -(-sizes[SizeName.QUERIES] // query_tile) * -(-sizes[SizeName.KEYS] // key_tile)
-    ends = count_whole_ends(attention, sizes, query_tile=query_tile, key_tile=key_tile, head=head)
-    return TileCounts(full + ends, partial - ends, total - full - partial)
+        ends = int(_whole_ends(attention, rows, layout, query_tile, key_tile).sum()) if known else 0
+        full, partial = full + ends, partial - ends
+    return TileCounts(full, partial, total - full - partial)
 
 
 def count_whole_ends(
-    attention: Attention, sizes: Mapping[SizeName, int], *, query_tile: int, key_tile: int, head: int = 0
+    attention: Attention,
+    sizes: Mapping[SizeName, int],
+    *,
+    query_tile: int,
+    key_tile: int,
+    layout: Layout = PLAIN,
+    head: int = 0,
 ) -> int:
     """Count the tiles at the end of the keys that are ragged, and allow all their real pairs.
 
@@ -120,61 +187,99 @@ def count_whole_ends(
     """
     if reads_data(attention):
         return 0
-    found = _whole_ends(attention, sizes, None, query_tile, key_tile, (0, head))
-    return 0 if found is None else int(found.sum())
+    blocks = _row_tiles(attention, sizes, None, layout, query_tile, (0, head), GRID_CELLS)
+    return sum(int(_whole_ends(attention, rows, layout, query_tile, key_tile).sum()) for rows in blocks)
 
 
-def _whole_ends(
-    attention: Attention,
-    sizes: Mapping[SizeName, int],
-    inputs: Inputs | None,
-    query_tile: int,
-    key_tile: int,
-    place: tuple[int, int],
-) -> torch.Tensor | None:
-    """Tell of each query tile whether all its real pairs in a ragged last key tile are allowed; None without one."""
-    length, queries = sizes[SizeName.KEYS], sizes[SizeName.QUERIES]
-    if length % key_tile == 0:
-        return None
-    numbers = torch.arange(-(-queries // query_tile))
-    keys = torch.arange(length - length % key_tile, length)
-    corners = torch.tensor([0, query_tile - 1]), keys[[0, -1]]
-    for offsets, columns in (corners, (torch.arange(query_tile), keys)):  # few tiles that are not full pass the first
-        copies = sizes[SizeName.BATCH] * sizes[SizeName.HEADS]
-        at_once = max(1, BLOCK_PAIRS // (len(offsets) * len(columns) * copies))
+def _key_tiles(rows: TileRows, key_tile: int) -> int:
+    return int((rows.keys + key_tile - 1).div(key_tile, rounding_mode="floor").sum())
+
+
+def _whole_ends(attention: Attention, rows: TileRows, layout: Layout, query_tile: int, key_tile: int) -> torch.Tensor:
+    """Tell of each query tile whether all its real pairs in a ragged last key tile of its class are allowed."""
+    found = torch.zeros(len(rows), dtype=torch.bool)
+    numbers = (rows.keys.flatten() % key_tile).nonzero().flatten()
+    for step in (query_tile - 1, 1):  # few tiles that are not full pass the test of their corners
+        offsets = torch.arange(0, query_tile, max(1, step))
+        columns = torch.arange(0, key_tile, max(1, key_tile - 1 if step > 1 else 1))
+        at_once = max(1, BLOCK_PAIRS // (len(offsets) * len(columns)))
         kept = [numbers[:0]]
-        for start in range(0, len(numbers), at_once):
-            some = numbers[start : start + at_once]
-            rows = (some.unsqueeze(1) * query_tile + offsets).clamp(max=queries - 1).flatten()
-            env = pair_environment(attention, sizes, inputs, rows=rows, keys=columns)
-            shape = (sizes[SizeName.BATCH], sizes[SizeName.HEADS], len(rows), len(columns))
-            chosen = evaluate_tensor(attention.mask, env).expand(shape)[place]
-            kept.append(some[chosen.all(1).view(-1, len(offsets)).all(1)])
+        for some in torch.split(numbers, at_once):
+            allowed = evaluate_tensor(attention.mask, _pairs_at(rows, some, layout, offsets, columns, key_tile))
+            kept.append(some[allowed.expand(len(some), len(offsets), len(columns)).flatten(1).all(1)])
         numbers = torch.cat(kept)
-    found = torch.zeros(-(-queries // query_tile), dtype=torch.bool)
     found[numbers] = True
     return found
+
+
+def _pairs_at(
+    rows: TileRows,
+    chosen: torch.Tensor,
+    layout: Layout,
+    offsets: torch.Tensor,
+    columns: torch.Tensor,
+    key_tile: int,
+) -> TensorEnvironment:
+    """Return chosen query tiles' pairs with the last key tile: `(tiles, offsets, columns)`, clipped to real pairs."""
+    indices = {name: value[chosen] if len(value.shape) > 1 else value for name, value in rows.env.indices.items()}
+    low, high, keys = indices[IndexName.QUERY_LOW], indices[IndexName.QUERY_HIGH], rows.keys[chosen]
+    last = keys - 1
+    local = {
+        IndexName.LOCAL_QUERY: torch.minimum(low + offsets, high).unsqueeze(2),
+        IndexName.LOCAL_KEY: torch.minimum(last - last % key_tile + columns, last).unsqueeze(1),
+    }
+    indices = {name: value.unsqueeze(2) if len(value.shape) > 1 else value for name, value in indices.items()} | local
+    env = replace(rows.env, indices=indices)
+    query = evaluate_tensor(layout.query.position(LOCAL_QUERY), env)
+    key = evaluate_tensor(layout.key.position(LOCAL_KEY), env)
+    pair = {IndexName.QUERY: query, IndexName.KEY: key, IndexName.ROW: query - indices[IndexName.SHIFT]}
+    return replace(env, indices={**indices, **pair})
 
 
 def _row_tiles(
     attention: Attention,
     sizes: Mapping[SizeName, int],
     inputs: Inputs | None,
+    layout: Layout,
     query_tile: int,
     place: tuple[int, int],
     at_once: int,
-) -> Iterator[TensorEnvironment]:
-    """Yield the environments of blocks of query tiles, their bounds as columns, for one batch entry and head."""
+    read: Sequence[str] = (),
+) -> Iterator[TileRows]:
+    """Yield blocks of query tiles, class after class, for one batch entry and head.
+
+    `read` names the inputs that bounds read; summaries among them are made from the inputs that they sum up.
+    """
     one = torch.zeros(1, dtype=torch.int64)
     chosen = {IndexName.BATCH: torch.tensor(place[0]), IndexName.HEAD: torch.tensor(place[1])}
     env = replace(pair_environment(attention, sizes, inputs, rows=one, keys=one), indices=chosen)
+    env = replace(env, tables={**env.tables, **_summaries(env, read)})
     shift = evaluate_tensor(attention.align.shift, env)
-    queries = sizes[SizeName.QUERIES]
-    for first in range(0, queries, query_tile * at_once):
-        low = torch.arange(first, min(queries, first + query_tile * at_once), query_tile).unsqueeze(1)
-        high = (low + query_tile).clamp(max=queries) - 1
-        bounds = {IndexName.SHIFT: shift, IndexName.QUERY_LOW: low + shift, IndexName.QUERY_HIGH: high + shift}
-        yield replace(env, indices={**chosen, **bounds})
+    rows = torch.arange(min(sizes[SizeName.QUERIES], layout.classes))
+    classes: torch.Tensor = ((rows + shift) % layout.classes).unique()  # type: ignore[no-untyped-call]
+    env = replace(env, indices={**chosen, IndexName.SHIFT: shift, IndexName.CLASS: classes})
+    past = Binary(BinaryOp.ADD, Index(IndexName.SHIFT), Size(SizeName.QUERIES), Type.INT)
+    start, stop = (
+        evaluate_tensor(layout.query.first_from(limit), env).expand(classes.shape)
+        for limit in (Index(IndexName.SHIFT), past)
+    )
+    keys = evaluate_tensor(layout.key.count_below(KEYS), env).expand(classes.shape)
+    counts = (stop - start + query_tile - 1).div(query_tile, rounding_mode="floor").clamp(min=0)
+    before = counts.cumsum(0) - counts
+    owner = torch.repeat_interleave(torch.arange(len(classes)), counts)
+    for part in torch.split(torch.arange(len(owner)), at_once):
+        mine = owner[part]
+        low = start[mine] + (part - before[mine]) * query_tile
+        high = torch.minimum(low + query_tile, stop[mine]) - 1
+        bounds = {IndexName.QUERY_LOW: low, IndexName.QUERY_HIGH: high, IndexName.CLASS: classes[mine]}
+        columns = {name: value.unsqueeze(1) for name, value in bounds.items()}
+        yield TileRows(replace(env, indices={**env.indices, **columns}), keys[mine].unsqueeze(1))
+
+
+def _summaries(env: TensorEnvironment, read: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Return the summaries among the tables that bounds read; those of unknown inputs stay unknown."""
+    wanted = [(name, source) for name in read if (source := summary_source(name)) is not None]
+    return {name: summarize(env.tables[table], kind) for name, (table, kind) in wanted if table in env.tables}
 
 
 def _walk(

@@ -28,7 +28,7 @@ ALLOWED = {
     "flex": {*BASE, "ir"},
     "reference": {*BASE, "ir"},
     "blockwise": {"ir", "reference"},
-    "tile_map": {"ir", "reference", "algebra", "blockwise"},
+    "tile_map": {"ir", "reference", "algebra", "blockwise", "runtime"},
     "explanation": {"ir", "algebra", "plan", "blockwise", "tile_map"},
     "explanation_text": {"ir", "algebra", "plan", "explanation"},
     "comparison": {*BASE, "syntax", "ir", "sema", "algebra"},

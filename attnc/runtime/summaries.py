@@ -40,3 +40,27 @@ def summarize(ids: Tensor, kind: str) -> Tensor:
 def with_summaries(inputs: Sequence[Tensor], summaries: Sequence[Summary]) -> tuple[Tensor, ...]:
     """Return the inputs and, after them, summaries of some of them. Nothing waits for the device."""
     return (*inputs, *(summarize(inputs[position], kind) for _, position, kind in summaries))
+
+
+def ids_from_cu_seqlens(cu_seqlens: Tensor, length: int) -> Tensor:
+    """Return the ids of packed sequences, as an input `doc: int[B, M] sorted` takes them.
+
+    Args:
+        cu_seqlens: where each sequence begins, and where the last one ends: integers `[sequences + 1]` that begin with
+            0 and never decrease, as variable-length interfaces take them.
+        length: number of packed positions. Those past the last sequence have an id of their own.
+
+    Returns:
+        int32 `[1, length]` on the device of `cu_seqlens`, without waiting for it.
+
+    Raises:
+        TypeError: `cu_seqlens` is no tensor of integers.
+        ValueError: it has another shape.
+    """
+    if not isinstance(cu_seqlens, Tensor) or cu_seqlens.dtype.is_floating_point or cu_seqlens.dtype is torch.bool:
+        found = cu_seqlens.dtype if isinstance(cu_seqlens, Tensor) else type(cu_seqlens).__name__
+        raise TypeError(f"cu_seqlens is {found}, expected a tensor of integers")
+    if cu_seqlens.dim() != 1 or not len(cu_seqlens):
+        raise ValueError(f"cu_seqlens has shape {tuple(cu_seqlens.shape)}, expected (sequences + 1,)")
+    positions = torch.arange(length, device=cu_seqlens.device, dtype=cu_seqlens.dtype)
+    return torch.searchsorted(cu_seqlens[1:].contiguous(), positions, right=True, out_int32=True)[None]

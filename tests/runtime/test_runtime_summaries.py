@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from attnc.algebra.summaries import SUMMARIES
 from attnc.algebra.summaries import summarize as summarize_list
-from attnc.runtime.summaries import summarize, with_summaries
+from attnc.runtime.summaries import ids_from_cu_seqlens, summarize, with_summaries
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.uint8])
@@ -36,3 +36,23 @@ def test_summaries_follow_the_inputs():
     found = with_summaries((scalar, ids), (("doc.start", 1, "start"),))
     assert found[:2] == (scalar, ids)
     assert found[2].tolist() == [[0, 0, 2]]
+
+
+def test_ids_of_packed_sequences():
+    found = ids_from_cu_seqlens(torch.tensor([0, 2, 2, 5]), 7)
+    assert found.tolist() == [[0, 0, 2, 2, 2, 3, 3]]
+    assert found.dtype is torch.int32
+    assert ids_from_cu_seqlens(torch.tensor([0, 3], dtype=torch.int32), 3).tolist() == [[0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "message"),
+    [
+        ([0, 1], TypeError, "cu_seqlens is list, expected a tensor of integers"),
+        (torch.zeros(2), TypeError, "cu_seqlens is torch.float32, expected a tensor of integers"),
+        (torch.zeros(1, 2, dtype=torch.int64), ValueError, r"cu_seqlens has shape \(1, 2\)"),
+    ],
+)
+def test_wrong_cu_seqlens(given, kind, message):
+    with pytest.raises(kind, match=message):
+        ids_from_cu_seqlens(given, 3)

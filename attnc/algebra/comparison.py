@@ -27,7 +27,7 @@ from attnc.ir.program import AlignKind, Attention, Tensor
 from attnc.ir.types import Type
 from attnc.ir.walk import children, tables, transform
 
-COMPARE_OPERATIONS = 1_500_000
+COMPARE_OPERATIONS = 1_000_000
 """isl operations that one question of a comparison may take."""
 
 MOST_PIECES = 200
@@ -166,16 +166,29 @@ class _Question:
     def _finding(self, claim: Claim) -> Finding:
         if self.truths is None or self.domain is None:
             return Finding(None)
+        if self._attempt(lambda: self._impossible(claim)):
+            return Finding(True)
         possible = self._attempt(lambda: self._possible(claim))
-        if possible is None or possible.is_empty():
-            return Finding(None if possible is None else True)
+        if possible is None:
+            return Finding(None)
         found = self._refuted(claim, possible)
         if found.none is not None or not self.stand_ins.known:
             return found
         tied = self._attempt(lambda: self._tied(possible))
-        if tied is None or tied.is_empty():
-            return Finding(None if tied is None else True)
-        return self._refuted(claim, tied)
+        if tied is None:
+            return Finding(None)
+        return Finding(True) if self._attempt(lambda: bool(tied.is_empty())) else self._refuted(claim, tied)
+
+    def _impossible(self, claim: Claim) -> bool:
+        """Tell whether one mask has nothing outside of the other, or nothing in it, without making the difference."""
+        assert self.truths is not None
+        assert self.domain is not None
+        left, right = self.truths
+        if claim == ONLY_LEFT:
+            return bool(left.may.intersect(self.domain).is_subset(right.must))
+        if claim == ONLY_RIGHT:
+            return bool(right.may.intersect(self.domain).is_subset(left.must))
+        return bool(left.may.intersect(self.domain).is_disjoint(right.may))
 
     def _possible(self, claim: Claim) -> isl.Set:
         """Return pairs for which the claim may be so."""

@@ -148,6 +148,7 @@ EQUAL = [
         "mask (i - j) % 2 == 0 or (i - j) % 3 == 0 or (i - j) % 5 == 0 or (i - j) % 7 == 0",
         "mask not (i % 2 != j % 2 and i % 3 != j % 3 and (i - j) % 5 != 0 and (j - i) % 7 != 0)",
     ),
+    ("mask " + " or ".join(f"i - j == {gap}" for gap in range(0, 300, 3)), "mask causal and i - j < 300 and (i - j) % 3 == 0"),
     ("mask any(t < 5, i - j == t)", "mask causal and i - j < 5"),
     ("mask grid_near(16, 2)", "mask all(t < 2, abs(where(t == 0, i // 16 - j // 16, i % 16 - j % 16)) < 3)"),
     ("mask false", "mask i > i + 1"),
@@ -192,6 +193,7 @@ INSIDE = [
     ("input n: int; mask j < n", "input n: int; mask j <= n"),
     ("input x: float[B, M]; mask x[b, j] > 0.5", "input x: float[B, M]; mask not x[b, j] <= 0.5"),
     ("mask random_blocks(16, 3, 7) and causal", "mask random_blocks(16, 3, 7)"),
+    ("mask random_blocks(16, 3, 7) or window(9)", "mask random_blocks(16, 4, 7) or window(9)"),
     ("mask hash(i, j) % 4 == 1", "mask hash(i, j) % 2 == 1"),
     ("mask i * j > 6", "mask i * j > 5"),
 ]

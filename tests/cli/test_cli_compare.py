@@ -1,6 +1,8 @@
 """`attnc compare`: what it prints, its exit codes, and which attentions and parameters it takes."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -225,6 +227,18 @@ def test_standard_input_and_names_with_colons():
     compare("-", "-", "--expect", "equal", input=FILES["window.attn"])
     Path("a:window").write_text(FILES["window.attn"])
     compare("a:window", "window.attn", "--expect", "equal")
+
+
+def test_comparing_needs_no_torch():
+    code = (
+        "import sys; from attnc import cli\n"
+        "try: cli.app(['compare', 'window.attn', 'streaming.attn'])\n"
+        "except SystemExit as leave: assert not leave.code\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("window.attn lies inside streaming.attn\n")
 
 
 def test_usage():

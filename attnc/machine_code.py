@@ -12,6 +12,8 @@ from attnc.diagnostics import CompileError, Diagnostic
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from attnc.runtime.aot import KernelReport
+
 DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -44,18 +46,24 @@ def machine_code_table(compiled: Compiled, gpu: str, head_size: int) -> Table:
     module = import_compiled(compiled)
     for plan in compiled.plans:
         for dtype in DTYPES:
-            table.add_row(*_row(module, plan.attention.name, gpu, dtype, head_size))
+            for row in _rows(module, plan.attention.name, gpu, dtype, head_size):
+                table.add_row(*row)
     return table
 
 
-def _row(module: object, name: str, gpu: str, dtype: str, head_size: int) -> tuple[str, ...]:
+def _rows(module: object, name: str, gpu: str, dtype: str, head_size: int) -> list[tuple[str, ...]]:
+    """Return a line for each kernel of an attention; further ones than its own are called after their rows."""
     import torch
 
-    from attnc.runtime.aot import compile_kernel
+    from attnc.runtime.aot import compile_kernels
 
-    report = compile_kernel(module, gpu, getattr(torch, dtype), head_size, name=name)  # type: ignore[arg-type]
+    reports = compile_kernels(module, gpu, getattr(torch, dtype), head_size, name=name)  # type: ignore[arg-type]
+    return [_row(report, dtype) for report in reports]
+
+
+def _row(report: KernelReport, dtype: str) -> tuple[str, ...]:
     return (
-        name,
+        report.kernel.removeprefix("_").removesuffix("_kernel"),
         dtype,
         str(report.registers),
         str(report.spills),

@@ -315,7 +315,9 @@ def _close(
     careful_order: KeyOrder | None,
 ) -> frozenset[str]:
     """Return all fixed names that the kernel mentions, those of the template's own statements included."""
-    used = {*writer.used, "N", "M", "H", "g"}
+    used = {*writer.used, "N", "H"}
+    if loops:
+        used |= {"M", "g", "value"}
     if careful is not None:
         used |= {"is_spoiled", "finite_part", "nonfinite_code", "nonfinite_sum"}
     if any(loop.order is None for loop in loops):
@@ -396,7 +398,9 @@ def _parameters(
     """Return the kernel's parameters and what the launcher passes for them, in order."""
     dot = "dot" in used
     softmax = attention.normalize.kind is NormalizeKind.SOFTMAX
-    tensors = {"query": "q", "key": "k", "value": "v"} if dot else {"value": "v"}
+    tensors = {"query": "q", "key": "k"} if dot else {}
+    if "value" in used:
+        tensors["value"] = "v"
     if sweep.is_last:
         tensors["out"] = "o"
     values = [Argument(f"{tensor}_ptr", f"call.{tensor}") for tensor in tensors]
@@ -410,7 +414,9 @@ def _parameters(
         for axis, suffix in enumerate("bhn"):
             values.append(Argument(f"{letter}_stride_{suffix}", f"call.{tensor}.stride({axis})"))
     values.extend(Argument(size, f"call.{size}", specialize=False) for size in "NMHgBD" if size in used)
-    constants = [("VALUE_SIZE", "value_size"), ("BLOCK_M", "tiles.query"), ("BLOCK_N", "tiles.key")]
+    constants = [("VALUE_SIZE", "value_size"), ("BLOCK_M", "tiles.query")]
+    if "value" in used:
+        constants.append(("BLOCK_N", "tiles.key"))
     constants.append(("BLOCK_V", "block_v"))
     if dot:
         values.append(Argument("qk_scale", "call.qk_scale", specialize=False))
@@ -419,7 +425,8 @@ def _parameters(
         constants.append(("SCALE_GIVEN", "scale_given"))
     if careful:
         constants.extend([("CHUNK_N", "chunk_n"), ("CHUNK_V", "chunk_v")])
-    constants.append(("PRECISION", "precision"))
+    if "value" in used:
+        constants.append(("PRECISION", "precision"))
     if "values" in used:
         constants.append(("DESCRIPTORS", "tiles.descriptors"))
     if "index_type" in used:

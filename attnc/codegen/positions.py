@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from attnc.algebra.coordinates import CoordinateMap, MapKind
 from attnc.codegen.expr_triton import Writer
-from attnc.codegen.kernel_text import SUM, Block
+from attnc.codegen.kernel_text import Block
 from attnc.ir.nodes import Binary, BinaryOp, Const, Expr, Index, IndexName, Size, SizeName
 from attnc.ir.types import Type
 from attnc.ir.walk import substitute
@@ -56,9 +56,9 @@ class RowOrder:
         most: the largest number of rows of a part, as text.
         values: names of the program's part and their text, where shift is not 0.
         before: statements that compute the texts below.
-        first: number of the first row in the order, as text.
-        count: number of rows of the program's part, as text.
-        row: the row with the number `local_row` among them, as text.
+        first: number of the part's first row in the order, as text; empty for 0.
+        end: runs: number past its last row, as text; classes: how many rows it has.
+        row: the row with the number `local_row`, as text; classes count from their own first row.
         launch: what the launcher is told.
     """
 
@@ -68,7 +68,7 @@ class RowOrder:
     values: tuple[tuple[str, str], ...]
     before: tuple[str, ...]
     first: str
-    count: str
+    end: str
     row: str
     launch: str
 
@@ -124,7 +124,7 @@ def _residue_rows(period: int, *, shifted: bool, last: str) -> RowOrder:
         values=(("residue", f"floor_mod{place}"), ("first_local", f"floor_div{place}")) if shifted else (),
         before=(),
         first="first_local" if shifted else "",
-        count=f"tl.cdiv(N - first_row, {period})",
+        end=f"tl.cdiv(N - first_row, {period})",
         row=f"first_row + local_row * {period}",
         launch=f"RowOrder({period})",
     )
@@ -135,17 +135,14 @@ def _write_runs(writer: Writer, order: CoordinateMap, *, shifted: bool, last: st
     bounds: list[Expr] = [order.first_from(_SHIFT), order.first_from(past)]
     if not shifted:
         bounds = [substitute(bound, {_SHIFT: Const(0, Type.INT)}) for bound in bounds]
-    first, end = (writer.root(bound, name) for bound, name in zip(bounds, ("first_local", "end_local"), strict=True))
+    first, end = (writer.root(bound, name).text for bound, name in zip(bounds, ("q_first", "q_end"), strict=True))
     block = writer.blocks[0]
     lines = tuple(block.lines)
     writer.blocks = [Block(written=block.written)]
-    plain_first = first.text != "0"
-    local = f"({first.text} + local_row)" if plain_first else "local_row"
-    divide, remain = "floor_div({}, {})", "floor_mod({}, {})"
     if order.length > 1:
         writer.use("floor_div")
         writer.use("floor_mod")
-    position = _run_position(order, local, divide, remain)
+    position = _run_position(order, "local_row", "floor_div({}, {})", "floor_mod({}, {})")
     period, length = order.period, order.length
     most = f"N // {period}" + (f" * {length}" if length > 1 else "")
     return RowOrder(
@@ -154,8 +151,8 @@ def _write_runs(writer: Writer, order: CoordinateMap, *, shifted: bool, last: st
         most=f"{most} + tl.minimum(N % {period}, {length})",
         values=(),
         before=lines,
-        first=first.text if plain_first else "",
-        count=f"{writer.text(end, end.shape, SUM)} - {first.text}" if plain_first else end.text,
+        first="" if first == "0" else first,
+        end=end,
         row=f"{position} - shift" if shifted else position,
         launch=f"RowOrder({period}, {length})",
     )
@@ -166,10 +163,10 @@ def _run_position(order: CoordinateMap, local: str, divide: str, remain: str) ->
     if order.length == 1:
         text = f"{local} * {order.period}"
         return f"{text} + {order.first}" if order.first else text
-    text = f"{divide.format(local.strip('()'), order.length)} * {order.period}"
+    text = f"{divide.format(local, order.length)} * {order.period}"
     if order.first:
         text += f" + {order.first}"
-    return f"{text} + {remain.format(local.strip('()'), order.length)}"
+    return f"{text} + {remain.format(local, order.length)}"
 
 
 def _runs(order: CoordinateMap) -> str:

@@ -1,14 +1,19 @@
 """Kernels of plans with several passes and orders of positions, against the dense reference in float64."""
 
+import ast
 import re
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
 from kernel_harness import (
     check_kernel,
     load_kernel,
-    plan_text,
     render_kernel,
     run_kernel,
     sample_inputs,
@@ -16,11 +21,19 @@ from kernel_harness import (
 )
 
 from attnc.algebra.coordinates import IDENTITY, PLAIN, Layout, residue, runs
+from attnc.algebra.proofs import prove_facts
+from attnc.algebra.scoring import derive_scoring
+from attnc.algebra.simplify import simplify_attention
+from attnc.algebra.table_proofs import mark_reads
 from attnc.codegen.launch_view import launch_view
 from attnc.codegen.sweeps import sweeps_of
 from attnc.diagnostics import InternalError
 from attnc.plan.choose import with_passes
+from attnc.plan.kernel_plan import Plan, Scoring
 from attnc.runtime.launch import Tiles, assume_target
+from attnc.sema.check import check_program
+from attnc.source import SourceFile
+from attnc.syntax.parse import parse_source
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 """The interpreter computes with numpy, which warns where the language is silent: 1 / 0, log 0."""
@@ -70,18 +83,33 @@ SIZES = [(1, 1), (1, 64), (63, 63), (64, 65), (65, 130), (100, 257), (130, 65), 
 
 def split_plan(parts, statements=""):
     """Return the plan of the passes' masks together, whose passes are these."""
-    masks = [plan_text(f"attention foo {{ {statements}; mask {mask} }}").attention.mask for mask, _ in parts]
+    masks = [simplified(f"{statements}; mask {mask}").mask for mask, _ in parts]
     whole = " or ".join(f"({mask})" for mask, _ in parts)
-    plan = plan_text(f"attention foo {{ {statements}; mask {whole} }}")
+    attention = simplified(f"{statements}; mask {whole}")
+    score, score_log2, dropped, _ = derive_scoring(attention)
+    plan = Plan(attention, Scoring(score, score_log2, dropped), (), prove_facts(attention))
     return with_passes(plan, [(mask, layout) for mask, (_, layout) in zip(masks, parts, strict=True)])
+
+
+def simplified(statements):
+    text = f"attention foo {{ {statements} }}"
+    program = check_program(parse_source(SourceFile("test.attn", text)), params={})
+    return mark_reads(simplify_attention(program.attentions[0])[0])[0]
+
+
+@cache
+def named_plan(name, statements=""):
+    plan = split_plan(PLANS[name], statements)
+    return plan, load_kernel(plan)
 
 
 def run(
     name, statements="", *, batch=1, heads=2, kv_heads=1, queries=70, keys=90, head_size=16, value_size=None, **more
 ):
-    plan = split_plan(PLANS[name], statements)
+    plan, module = named_plan(name, statements)
     query, key, value = tensors(batch, heads, kv_heads, queries, keys, head_size, value_size)
-    return check_kernel(plan, query, key, value, sample_inputs(plan.attention, query, key), **more)
+    inputs = sample_inputs(plan.attention, query, key)
+    return check_kernel(plan, query, key, value, inputs, module=module, **more)
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -158,7 +186,7 @@ def test_inputs_and_heads_in_masks(parts):
 
 @pytest.mark.parametrize("name", SOME)
 def test_half_precision_grouped_heads_strides(name):
-    plan = split_plan(PLANS[name])
+    plan = named_plan(name)[0]
     query, key, value = tensors(2, 4, 2, 70, 80, 24, 40, dtype=torch.float16)
     query = query.transpose(1, 2).contiguous().transpose(1, 2)
     key = torch.cat([key, key], 3)[..., ::2] if name == "fixed" else torch.cat([key, key], 3)[..., :24]
@@ -185,7 +213,7 @@ def test_several_kernels_round_once():
     [(name, "") for name in SOME] + [("all three", "normalize none"), ("rows", "normalize rows")],
 )
 def test_masked_values_that_are_not_finite(name, statements):
-    plan = split_plan(PLANS[name], statements)
+    plan = named_plan(name, statements)[0]
     query, key, value = tensors(1, 1, 1, 70, 70, 16)
     value[:, :, 5, 3] = float("nan")
     value[:, :, 17, 4] = float("inf")
@@ -206,9 +234,8 @@ def test_infinite_value_of_an_earlier_kernel_is_kept():
 
 def test_without_log_sum_exp():
     for name in ("strided", "rows", "fixed"):
-        plan = split_plan(PLANS[name])
+        plan, module = named_plan(name)
         query, key, value = tensors(1, 1, 1, 70, 70, 16)
-        module = load_kernel(plan)
         out, lse = run_kernel(module, plan, query, key, value, lse=False)
         assert lse is None
         torch.testing.assert_close(out, run_kernel(module, plan, query, key, value)[0], equal_nan=True)
@@ -230,35 +257,61 @@ def test_large_positions_do_not_leave_32_bits():
 
 
 def test_passes_with_one_order_of_queries_share_a_kernel():
-    assert len(launch_view(split_plan(PLANS["fixed"])).kernels) == 1
+    assert len(launch_view(named_plan("fixed")[0]).kernels) == 1
     assert len(launch_view(split_plan(PLANS["two classes"])).kernels) == 1
     assert [kernel.function for kernel in launch_view(split_plan(PLANS["all three"])).kernels] == [
         "_foo_rows_kernel",
         "_foo_residue_4_kernel",
         "_foo_kernel",
     ]
-    text = render_kernel(split_plan(PLANS["fixed"]))
+    text = render_kernel(named_plan("fixed")[0])
     assert "kept_" not in text
     assert text.count("q = load_tile(") == 1
 
 
 def test_last_kernel_sees_every_row():
     for name in PLANS:
-        sweeps = sweeps_of(split_plan(PLANS[name]))
+        sweeps = sweeps_of(named_plan(name)[0])
         assert [sweep.is_last for sweep in sweeps] == [False] * (len(sweeps) - 1) + [True]
-    assert [sweep.query for sweep in sweeps_of(split_plan(PLANS["rows"]))] == [QUERY_RUNS.query, IDENTITY]
+    assert [sweep.query for sweep in sweeps_of(named_plan("rows")[0])] == [QUERY_RUNS.query, IDENTITY]
 
 
 def test_full_loops_of_classes_test_nothing():
-    text = render_kernel(split_plan(PLANS["residue"]))
+    text = render_kernel(named_plan("residue")[0])
     loop = text[text.index("# full: all pairs") : text.index("# diagonal: some pairs")]
     assert "kv_idx" not in loop
     assert "load_tile(class_keys, kv_lo, key_step, key_count, BLOCK_N, BLOCK_D, HEAD_SIZE, False)" in loop
 
 
 def test_layouts_that_no_kernel_can_count_are_refused():
-    plan = split_plan(PLANS["residue"])
+    plan = named_plan("residue")[0]
     for layout in (residue(2**30), Layout(IDENTITY, residue(4).key), Layout(residue(4, 1).key, IDENTITY)):
         passes = (replace(plan.passes[0], layout=layout),)
         with pytest.raises(InternalError):
             launch_view(replace(plan, passes=passes))
+
+
+def names_in(function, context):
+    return {node.id for node in ast.walk(function) if isinstance(node, ast.Name) and isinstance(node.ctx, context)}
+
+
+@pytest.mark.parametrize("name", [name for name in PLANS if name != "nothing"])
+def test_no_dead_parameters_and_no_dead_values(name):
+    tree = ast.parse(render_kernel(named_plan(name)[0]))
+    kernels = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.endswith("_kernel")]
+    for function in kernels:
+        loaded = names_in(function, ast.Load)
+        assert not {argument.arg for argument in function.args.args} - loaded, function.name
+        assert not names_in(function, ast.Store) - loaded, function.name
+
+
+@pytest.mark.skipif(
+    shutil.which("ruff") is None and not Path(sys.executable).with_name("ruff").exists(), reason="no ruff"
+)
+def test_text_is_formatted(tmp_path):
+    ruff = shutil.which("ruff") or str(Path(sys.executable).with_name("ruff"))
+    for number, name in enumerate(PLANS):
+        (tmp_path / f"kernel_{number}.py").write_text(render_kernel(named_plan(name)[0]))
+    command = [ruff, "format", "--isolated", "--line-length", "120", "--diff", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout

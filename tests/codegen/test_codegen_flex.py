@@ -112,7 +112,7 @@ def test_block_masks_of_the_examples(file, tmp_path):
     compiled = plans_of(file)
     module = build(compiled, tmp_path)
     for plan in compiled.plans:
-        check_masks(module, plan.attention, [(129, 129), (129, 300)], [64, (64, 128)])
+        check_masks(module, plan.attention, [(129, 200)], [64, (64, 128)])
 
 
 @pytest.mark.slow
@@ -128,8 +128,16 @@ def test_block_masks_of_the_examples_at_every_size(file, tmp_path):
 def test_block_masks_of_all_that_a_mask_may_say(name, tmp_path):
     compiled = plans_of(MORE[name])
     module = build(compiled, tmp_path)
-    check_masks(module, compiled.plans[0].attention, SIZES[2:], BLOCKS[1:])
-    check_masks(module, compiled.plans[0].attention, [(1, 1), (70, 90)], [8, (16, 20), 384])
+    check_masks(module, compiled.plans[0].attention, [(129, 200), (200, 129)], [128])
+    check_masks(module, compiled.plans[0].attention, [(1, 1), (70, 90)], [(16, 20), 192])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MORE)
+def test_block_masks_of_all_that_a_mask_may_say_at_every_size(name, tmp_path):
+    compiled = plans_of(MORE[name])
+    module = build(compiled, tmp_path)
+    check_masks(module, compiled.plans[0].attention, SIZES, [8, *BLOCKS, 384])
 
 
 def test_rows_of_blocks_only_where_the_mask_depends_on_them(tmp_path):
@@ -264,10 +272,11 @@ def test_arguments_are_checked(tmp_path):
         module.a_block_mask(8, 8, ids=ids, block_size=(0, 4))
 
 
-@pytest.mark.parametrize("file", EXPRESSIBLE, ids=lambda file: f"{file.parent.name}-{file.stem}")
+@pytest.mark.parametrize("file", EXPRESSIBLE[::3], ids=lambda file: f"{file.parent.name}-{file.stem}")
 def test_the_text_is_the_same_every_time_and_formatted(file, tmp_path):
-    text = render(plans_of(file), target="flex")
-    assert text == render(plans_of(file), target="flex")
+    compiled = plans_of(file)
+    text = render(compiled, target="flex")
+    assert text == render(compiled, target="flex")
     path = tmp_path / "module.py"
     path.write_text(text)
     ruff = [sys.executable, "-m", "ruff"]

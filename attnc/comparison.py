@@ -204,7 +204,12 @@ class Compared:
         width = max(len(label) for label, _ in rows)
         found = [f"  {label:<{width}}  {self._finding(finding)}" for label, finding in rows]
         notes = [f"  {'undecided because':<{width}}  {reason}" for reason in one.reasons]
-        return (_sentence(one, left, right), *found, *notes, *(f"  {line}" for line in self.assumptions()))
+        return (
+            _sentence(one, left, right) + _emptiness(one, left, right),
+            *found,
+            *notes,
+            *(f"  {line}" for line in self.assumptions()),
+        )
 
     def assumptions(self) -> tuple[str, ...]:
         """Return over what the answer ranges, and what is taken for granted."""
@@ -287,6 +292,14 @@ def _sentence(one: Comparison, left: str, right: str) -> str:
             return f"{left} and {right} overlap"
         case _:
             return f"{left} and {right}: undecided{_partly(one, left, right)}"
+
+
+def _emptiness(one: Comparison, left: str, right: str) -> str:
+    """Say so where a mask allows nothing: it lies inside every other, and is disjoint from it."""
+    empty = [side for side, alone in ((left, one.only_left), (right, one.only_right)) if alone.none and one.both.none]
+    if len(empty) == 2:
+        return ": neither allows a pair"
+    return f": {empty[0]} allows no pair" if empty else ""
 
 
 def _partly(one: Comparison, left: str, right: str) -> str:

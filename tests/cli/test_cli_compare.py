@@ -229,6 +229,14 @@ def test_standard_input_and_names_with_colons():
     compare("a:window", "window.attn", "--expect", "equal")
 
 
+def test_empty_masks_are_told():
+    Path("empty.attn").write_text("attention empty { mask i < j and j < i }\n")
+    result = compare("empty.attn", "window.attn", "--expect", "disjoint")
+    assert result.stdout.startswith("empty.attn lies inside window.attn: empty.attn allows no pair\n")
+    result = compare("empty.attn", "empty.attn")
+    assert result.stdout.startswith("empty.attn:empty and empty.attn:empty are equal: neither allows a pair\n")
+
+
 def test_comparing_needs_no_torch():
     code = (
         "import sys; from attnc import cli\n"

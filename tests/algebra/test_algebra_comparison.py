@@ -14,8 +14,23 @@ from tile_checks import environment, holds
 from attnc.algebra.comparison import compare_masks
 from attnc.compiler import check_source
 from attnc.ir.evaluate import Environment, evaluate
-from attnc.ir.nodes import IndexName, SizeName
+from attnc.ir.nodes import (
+    And,
+    Binary,
+    BinaryOp,
+    Call,
+    Const,
+    Function,
+    IndexName,
+    Or,
+    SizeName,
+    Unary,
+    UnaryOp,
+    Where,
+)
 from attnc.ir.program import AlignKind
+from attnc.ir.types import Type
+from attnc.ir.walk import transform, walk
 from attnc.source import SourceFile
 
 ALIGNMENTS = st.sampled_from(["end", "end", "start", "at"])
@@ -123,16 +138,37 @@ def test_a_mask_and_its_parts(one):
 
 
 def _combined(op, left, right):
-    from attnc.ir.nodes import And, Or
-
     return (And if op == "and" else Or)((left, right))
 
 
 def _negated(mask):
-    from attnc.ir.nodes import Unary, UnaryOp
-    from attnc.ir.types import Type
-
     return Unary(UnaryOp.NOT, mask, Type.BOOL)
+
+
+def detour(node):
+    """Write a node in another way: `a < b` as `a + 1 <= b`, `x % n` with a division, `and` as not-or."""
+    match node:
+        case Binary(op=BinaryOp.LT, left=left, right=right) if left.type is Type.INT:
+            return Binary(BinaryOp.LE, Binary(BinaryOp.ADD, left, Const(1, Type.INT), Type.INT), right, Type.BOOL)
+        case Binary(op=BinaryOp.MOD, left=left, right=Const(value=value) as right) if value > 0 and _plain(left):
+            floor = Binary(BinaryOp.FLOORDIV, left, right, Type.INT)
+            return Binary(BinaryOp.SUB, left, Binary(BinaryOp.MUL, right, floor, Type.INT), Type.INT)
+        case And(operands=operands):
+            return _negated(Or(tuple(_negated(one) for one in reversed(operands))))
+        case Where(condition=condition, then=then, otherwise=otherwise) if node.type is Type.BOOL:
+            return Or((And((condition, then)), And((_negated(condition), otherwise))))
+        case _:
+            return node
+
+
+def _plain(expr):
+    return not any(isinstance(node, Call) and node.function is Function.HASH for node in walk(expr))
+
+
+@given(sides(ANY))
+@settings(max_examples=60)
+def test_masks_and_their_detours_are_equal(one):
+    assert compare_masks(one, replace(one, mask=transform(one.mask, detour))).relation == "equal"
 
 
 EQUAL = [

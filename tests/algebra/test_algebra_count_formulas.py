@@ -110,6 +110,24 @@ SMALL = {
 }
 
 
+EXAMPLES = {
+    "streaming": {"window": 5, "sink_tokens": 2},
+    "longformer": {"radius": 3, "cls": 2},
+    "neighborhood": {"width": 5, "radius": 2},
+    "sparse_transformer": {"stride": 5, "summary": 2},
+}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_with_small_parameters_at_every_length(name):
+    source = read_pattern(ROOT / "examples" / f"{name}.attn")
+    for example in check_source(source, EXAMPLES[name], complete=True).program.attentions:
+        found = pairs_formula(example, 40)
+        assert isinstance(found, PairsFormula)
+        counts = {length: brute_force(example, length, 1) for length in range(1, 45)}
+        assert check(found, counts.__getitem__, counts) == 45 - found.least
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_patterns_with_small_parameters_at_every_length(name):
     source = read_pattern(ROOT / "attnc" / "bench" / "patterns" / f"{name}.attn")

@@ -53,7 +53,12 @@ SHARED_MEMORY = {"sm_80": 163, "sm_86": 99, "sm_90": 227, "sm_100": 227, "gfx942
 """What one program may use, in KiB."""
 
 _DEFAULTS = {
-    ("sm_80", 2): {64: TileConfig(128, 64, 8, 2), 128: TileConfig(128, 32, 8, 3), 256: TileConfig(64, 32, 8, 2)},
+    ("sm_80", 2): {
+        32: TileConfig(128, 64, 8, 2, chunk=16),
+        64: TileConfig(128, 64, 8, 2),
+        128: TileConfig(128, 32, 8, 3),
+        256: TileConfig(64, 32, 8, 2),
+    },
     ("sm_86", 2): {64: TileConfig(128, 64, 8, 2), 128: TileConfig(64, 64, 8, 2), 256: TileConfig(64, 32, 8, 2)},
     ("sm_90", 2): {64: TileConfig(128, 64, 8, 3), 128: TileConfig(128, 64, 8, 3), 256: TileConfig(64, 32, 8, 2)},
     ("sm_100", 2): {64: TileConfig(128, 64, 8, 2), 128: TileConfig(128, 32, 8, 2), 256: TileConfig(64, 32, 8, 2)},
@@ -67,7 +72,11 @@ _DEFAULTS = {
 
 
 _HEAVY = {
-    ("sm_80", 2): {64: TileConfig(128, 64, 8, 2), 128: TileConfig(64, 64, 8, 2), 256: TileConfig(64, 16, 8, 2)},
+    ("sm_80", 2): {
+        64: TileConfig(128, 64, 8, 2),
+        128: TileConfig(64, 64, 8, 2),
+        256: TileConfig(64, 16, 8, 2, chunk=16),
+    },
     ("sm_86", 2): {64: TileConfig(128, 64, 8, 2), 128: TileConfig(64, 64, 8, 2), 256: TileConfig(64, 32, 8, 2)},
     ("sm_90", 2): {64: TileConfig(128, 64, 8, 3), 128: TileConfig(128, 32, 8, 3), 256: TileConfig(64, 16, 8, 2)},
     ("sm_100", 2): {64: TileConfig(128, 64, 8, 2), 128: TileConfig(128, 32, 8, 2), 256: TileConfig(64, 32, 8, 2)},

@@ -10,6 +10,7 @@ from attnc.algebra.key_intervals import Coverage, TileSets
 from attnc.codegen.expr_flex import Scope, flex_body, flex_text, host_text, laid_out
 from attnc.codegen.expr_torch import comments, quoted
 from attnc.codegen.layout import LINE, Bracket, call, lay_out, sequence
+from attnc.codegen.tile_text import tile_body
 from attnc.codegen.view import (
     ArgumentView,
     Formulas,
@@ -277,6 +278,9 @@ def _sets(attention: Attention, tiles: TileSets, formulas: Formulas, shift: str)
         elif interval.tile_test is not None:
             fields.append(("test", formulas.name(f"test_{number}", interval.tile_test)))
         ranges.append(call("KeyRange", *fields))
+    body = None if tiles.exact else tile_body(attention.mask)
+    if body is not None:
+        formulas.written.append(FormulaView(f"_{attention.name}_may_hold", "at: Pairs", body.indented()))
     depends = (attention.mask, attention.align.shift) if _names_position(attention.mask) else (attention.mask,)
     return call(
         "BlockSets",
@@ -287,4 +291,5 @@ def _sets(attention: Attention, tiles: TileSets, formulas: Formulas, shift: str)
         ("key_tile", str(tiles.key_tile)),
         ("by_batch", str(any(depends_on(expr, IndexName.BATCH) for expr in depends))),
         ("by_head", str(any(depends_on(expr, IndexName.HEAD) for expr in depends))),
+        ("may_hold", "None" if body is None else f"_{attention.name}_may_hold"),
     )

@@ -49,6 +49,8 @@ class BlockSets:
     Attributes:
         shift: position of the first query row.
         ranges: keys that a tile of query rows visits.
+        may_hold: whether a tile may hold an allowed pair, by what tables hold along its rows and keys; None where that
+            does not help.
         exact: the ranges and their tests leave no tile in doubt.
         query_tile, key_tile: the largest tile for which that holds.
         by_batch, by_head: whether the mask depends on the batch entry, on the head.
@@ -61,6 +63,7 @@ class BlockSets:
     key_tile: int
     by_batch: bool
     by_head: bool
+    may_hold: Formula | None = None
 
 
 def build_block_mask(
@@ -127,6 +130,8 @@ def _tiles(
             visited |= here & span.test(at)
         else:
             visited |= here
+    if sets.may_hold is not None:
+        visited &= sets.may_hold(at)
     complete = _complete(sizes, tile, shape, device)
     visited, full = visited | (full & ~complete), full & complete
     settled = sets.exact and small and min(tile) >= SMALLEST_EXACT and not bool((at.i_lo < 0).any())
@@ -170,6 +175,34 @@ def _evaluated(
         touched[where] = pairs.any(1)
         full[where] = pairs.all(1)
     return touched, full
+
+
+def extent(at: Pairs, name: str, axis: int, low: Tensor, high: Tensor, *places: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the least and the greatest element of a table on positions `low .. high`; 0 stands outside of the table.
+
+    Args:
+        at: has the tables.
+        name: of the table.
+        axis: its dimension along which positions go.
+        low: first position of each tile.
+        high: last position of each tile.
+        places: indices of the other dimensions, in order.
+    """
+    table = at.tables[name]
+    reach = int((high - low).max()) + 1
+    along = torch.minimum(low.unsqueeze(-1) + torch.arange(reach, device=at.device), high.unsqueeze(-1))
+    index = [place.unsqueeze(-1) for place in places]
+    index.insert(axis, along)
+    inside = at.as_bool(True)
+    for size, place in zip(table.shape, index, strict=True):
+        inside = inside & (place >= 0) & (place < size)
+    if table.numel() == 0:
+        values = torch.zeros_like(inside, dtype=torch.int64)
+    else:
+        clamped = [place.clamp(0, size - 1) for size, place in zip(table.shape, index, strict=True)]
+        values = torch.where(inside, table[tuple(clamped)].to(torch.int64), 0)
+    least, greatest = torch.aminmax(values, dim=-1)
+    return least, greatest
 
 
 def _merged(tiles: Tensor, block: tuple[int, int], tile: tuple[int, int], sizes: Sizes) -> Tensor:

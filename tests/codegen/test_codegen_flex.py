@@ -1,5 +1,6 @@
 """Modules for FlexAttention: block masks equal to `create_block_mask`'s, masks and outputs equal to the reference."""
 
+import dataclasses
 import importlib.util
 import subprocess
 import sys
@@ -47,6 +48,11 @@ MORE = {
     "divisions": "attention a { input n: int; mask (i - j) // n == j % n or i // max(1, N - M) == max(i, j) }",
     "sizes": "attention a { mask where(N > 100, j < M // 2, j >= i) and (N != 7 or M < 9) }",
     "negative_place": "attention a { input ids: int[M]; mask ids[i - 40] == ids[j] or ids[clamp(j - i, 0, 3)] == 2 }",
+    "data": "attention a { input ids: int[B, M]; input len: int[N]; mask (ids[b, i] == ids[b, j] or "
+    "not (ids[b, j] < len[r] - 3)) and abs(i - j) < max(len[r], 40) }",
+    "more_data": "attention a { input ids: int[M]; mask where(ids[j] % 2 == 1, ids[j] // 2 >= ids[i] * 2 - 1, "
+    "i - ids[i] < 3 * ids[j] + 9) and min(ids[i], 3) != -ids[j] and ids[j] > 0 }",
+    "sorted_data": "attention a { input ids: int[M] sorted; mask not (ids[i] != ids[j] or ids[j] == 2) }",
     "names": "attention a { input q_idx: int[M]; input shift: int; mask q_idx[j] >= shift }",
     "parts": "attention a { mask " + " or ".join(f"(i - j == {9 * n} and j % 9 < {n})" for n in range(1, 12)) + " }",
 }  # fmt: skip
@@ -155,6 +161,27 @@ def test_no_pair_is_looked_at_where_the_bounds_say_it_all(text, tmp_path, monkey
     monkeypatch.setattr(module, "a_mask_mod", lambda *at, shift=0: asked.append(at))
     module.a_block_mask(2048, 4096, device="cpu")
     assert not asked
+
+
+def test_documents_apart_are_not_looked_at(tmp_path, monkeypatch):
+    module = build(plans_of("attention a { input ids: int[B, M]; mask causal and same(ids) }"), tmp_path)
+    ids = (torch.arange(4096) // 256).expand(2, -1)
+    pairs = []
+
+    def counted(size, tables):
+        made = module._a_make_mask_mod(size, tables)
+
+        def mask_mod(b, h, q_idx, kv_idx):
+            allowed = made(b, h, q_idx, kv_idx)
+            pairs.append(allowed.numel())
+            return allowed
+
+        return mask_mod
+
+    monkeypatch.setattr(module, "_a", dataclasses.replace(module._a, mask_mod=counted))
+    made = module.a_block_mask(4096, 4096, B=2, ids=ids)
+    assert sum(pairs) == 2 * 16 * 3 * 128 * 128  # three blocks of each document, in each batch entry
+    assert int(made.kv_num_blocks.sum() + made.full_kv_num_blocks.sum()) == 2 * 16 * 3
 
 
 OUTPUTS = {

@@ -9,8 +9,11 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import expressions
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from kernel_harness import (
     check_kernel,
     load_kernel,
@@ -28,6 +31,8 @@ from attnc.algebra.table_proofs import mark_reads
 from attnc.codegen.launch_view import launch_view
 from attnc.codegen.sweeps import sweeps_of
 from attnc.diagnostics import InternalError
+from attnc.ir.nodes import TRUE, And, Binary, BinaryOp, Const, Index, IndexName, Unary, UnaryOp
+from attnc.ir.types import Type
 from attnc.plan.choose import with_passes
 from attnc.plan.kernel_plan import Plan, Scoring
 from attnc.runtime.launch import Tiles, assume_target
@@ -315,3 +320,48 @@ def test_text_is_formatted(tmp_path):
     command = [ruff, "format", "--isolated", "--line-length", "120", "--diff", str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout
+
+
+def congruent(period, ahead):
+    apart = Binary(BinaryOp.SUB, Index(IndexName.KEY), Index(IndexName.QUERY), Type.INT)
+    return within(apart, period, ahead, 1)
+
+
+def within(index, period, first, length):
+    over = Binary(BinaryOp.MOD, index, Const(period, Type.INT), Type.INT)
+    bounds = (BinaryOp.GE, first), (BinaryOp.LT, first + length)
+    return And(tuple(Binary(op, over, Const(bound, Type.INT), Type.BOOL) for op, bound in bounds))
+
+
+@st.composite
+def layouts(draw):
+    """Return a layout and the condition that all of its pairs meet."""
+    period = draw(st.integers(2, 9))
+    if draw(st.booleans()):
+        ahead = draw(st.integers(0, period - 1))
+        return residue(period, ahead), congruent(period, ahead)
+    maps, conditions = [], []
+    for index in (Index(IndexName.QUERY), Index(IndexName.KEY)):
+        length = draw(st.integers(1, period - 1))
+        first = draw(st.integers(0, period - length))
+        chosen = draw(st.booleans())
+        maps.append(runs(period, first, length) if chosen else IDENTITY)
+        conditions.extend([within(index, period, first, length)] if chosen else [])
+    return Layout(*maps), And(tuple(conditions)) if conditions else TRUE
+
+
+@settings(max_examples=25)
+@given(expressions.attentions(), st.lists(layouts(), min_size=1, max_size=3), st.integers(0, 1000))
+def test_random_attentions_in_random_layouts(attention, chosen, seed):
+    """Parts that lie in a layout are computed there, each pair by the first that holds it, the rest in plain order."""
+    attention = mark_reads(simplify_attention(attention)[0])[0]
+    score, score_log2, dropped, _ = derive_scoring(attention)
+    plan = Plan(attention, Scoring(score, score_log2, dropped), (), prove_facts(attention))
+    parts, rest = [], attention.mask
+    for layout, condition in chosen:
+        parts.append((And((rest, condition)), layout))
+        rest = And((rest, Unary(UnaryOp.NOT, condition, Type.BOOL)))
+    plan = with_passes(plan, [*parts, (rest, PLAIN)])
+    query, key, value = tensors(2, 2, 1, 13, 21, 8, seed=seed)
+    tables = {name: torch.tensor(table) for name, table in expressions.tables_for(2, 2, 21, seed).items()}
+    check_kernel(plan, query, key, value, tables)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from attnc.algebra.key_intervals import Coverage, KeyInterval
 from attnc.explanation import ELEMENT_SIZE, MACHINES, Explanation
+from attnc.explanation_plan import numbering
+from attnc.explanation_plan_text import plain_table, plan_lines
 from attnc.ir.show import show, show_attention
 from attnc.plan.kernel_plan import Library, Pass, Plan
 
@@ -50,12 +52,17 @@ def lay_out(explanation: Explanation) -> Iterator[RenderableType]:
     yield _section("Proofs, for every length")
     yield _proofs(plan)
     yield ""
+    yield _section("Plan")
+    yield from plan_lines(explanation)
+    yield ""
     for number, one in enumerate(plan.passes, start=1):
         which = f"Pass {number}: what" if len(plan.passes) > 1 else "What"
         yield _section(f"{which} the queries i_lo .. i_hi of one tile visit")
         if one.library is not None:
             yield f"  Nothing of the kind: the pattern is one call of {CALLS[one.library]}."
             yield "  Where that does not fit the call, these tiles:"
+        if numbers := numbering(one.layout):
+            yield f"  {numbers} What is tested is about positions."
         yield _intervals(one)
         yield ""
     yield _section(f"Cost at {explanation.length:,} positions, {explanation.heads} heads of {explanation.head_size}")
@@ -83,20 +90,11 @@ def _section(text: str) -> RenderableType:
     return Text(text, style="bold")
 
 
-def _plain_table(*headings: str) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, padding=(0, 2), pad_edge=True, show_header=any(headings), header_style="dim")
-    for heading in headings:
-        table.add_column(heading, overflow="fold")
-    return table
-
-
 def _derivation(plan: Plan) -> Iterator[RenderableType]:
     if not plan.derivation:
         yield "  none: the pattern is in normal form as it stands"
         return
-    table = _plain_table("", "rule", "before", "after")
+    table = plain_table("", "rule", "before", "after")
     for number, step in enumerate(plan.derivation[:STEPS_SHOWN], start=1):
         table.add_row(str(number), step.rule, show(step.before), show(step.after))
     yield table
@@ -109,7 +107,7 @@ def _proofs(plan: Plan) -> Table:
     from rich.text import Text
 
     words = {True: Text("yes", "green"), False: Text("no", "red"), None: Text("undecided", "yellow")}
-    table = _plain_table("", "", "")
+    table = plain_table("", "", "")
     for name, meaning in CLAIMS:
         table.add_row(name, words[getattr(plan.facts, name)], meaning)
     return table
@@ -118,7 +116,7 @@ def _proofs(plan: Plan) -> Table:
 def _intervals(one: Pass) -> Table:
     from rich.text import Text
 
-    table = _plain_table("keys from", "up to, without", "in them", "")
+    table = plain_table("keys from", "up to, without", "in them", "")
     for interval in one.tiles.intervals:
         full = interval.coverage is Coverage.FULL
         work = Text("no test", "green") if full else Text(_test(interval))
@@ -141,17 +139,19 @@ def _test(interval: KeyInterval) -> str:
 
 def _cost(explanation: Explanation) -> Table:
     tiles = explanation.tiles
-    table = _plain_table("", "", "")
+    table = plain_table("", "", "")
+    several = len(explanation.passes) > 1
     table.add_row("allowed pairs", _count(explanation.pairs), "one head, exact; the mean where heads differ")
     table.add_row("density", "?" if explanation.density is None else f"{explanation.density:.4g}", "of all pairs")
     table.add_row(
         f"tiles of {tiles.query} x {tiles.key}",
         f"{_count(tiles.full)} full, {_count(tiles.partial)} partial",
-        f"{_count(tiles.empty)} empty ones are never visited",
+        f"{_count(tiles.empty)} empty ones are never visited" + ("; all passes together" if several else ""),
     )
-    for number, one in enumerate(explanation.passes, start=1):
-        name = "pairs computed" if len(explanation.passes) == 1 else f"pairs computed, pass {number}"
-        table.add_row(name, _count(one.pairs_computed), f"form {one.form}, layout {one.layout}")
+    for place, one in enumerate(explanation.passes, start=1):
+        name = f"pairs computed, pass {place}" if several else "pairs computed"
+        allowed = f", for {_count(one.pairs)} allowed" if several and one.pairs is not None else ""
+        table.add_row(name, _count(one.pairs_computed), f"form {one.form}, layout {one.layout}{allowed}")
     waste = explanation.waste
     table.add_row("waste", "?" if waste is None else f"{waste:.3f}", "pairs computed for each allowed one")
     table.add_row("useful FLOPs", _count(explanation.flops), "forward, all heads, one batch entry: 4 D for each pair")

@@ -35,21 +35,22 @@ def test_streaming_at_8192():
 def test_schema_of_every_example(path):
     for one in explain(path, "-n", 300):
         assert set(one) == {
-            "name", "facts", "pairs", "pairs_formula", "density", "tiles", "passes", "rules", "flops", "bytes",
+            "name", "facts", "pairs", "pairs_formula", "density", "tiles", "passes", "plan", "prepasses", "rules",
+            "flops", "bytes",
         }  # fmt: skip
         assert set(one["facts"]) == FACTS
         assert all(value in (True, False, None) for value in one["facts"].values())
         assert set(one["tiles"]) == {"query", "key", "full", "partial", "empty"}
         assert one["passes"]
         for sweep in one["passes"]:
-            assert set(sweep) == {"layout", "form", "pairs_computed"}
-            assert sweep["layout"] == "identity"
+            assert set(sweep) == {"layout", "form", "pairs_computed", "mask", "pairs", "tiles"}
             assert sweep["form"] in ("softmax", "linear", "chunked", "library")
+        assert set(one["plan"]) == {"weighed_at", "proven_disjoint", "choices"}
         if one["pairs"] is None:
             assert one["density"] is None
             assert one["flops"] is None
-        elif one["passes"][0]["pairs_computed"] is not None:
-            assert one["passes"][0]["pairs_computed"] >= one["pairs"]
+        elif all(sweep["pairs_computed"] is not None for sweep in one["passes"]):
+            assert sum(sweep["pairs_computed"] for sweep in one["passes"]) >= one["pairs"]
         assert all(isinstance(rule, str) for rule in one["rules"])
 
 

@@ -1,0 +1,131 @@
+"""How a plan came about, for people: coordinates, split, costs, what was rejected, what is computed beforehand."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from attnc.explanation import Explanation
+from attnc.explanation_plan import Costs, Prepass, Weighed, layout_reason
+from attnc.ir.program import NormalizeKind
+from attnc.plan.choose import DENSE, LENGTH
+from attnc.plan.cost import TILE
+from attnc.plan.kernel_plan import Plan
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+WIDTH = 110
+"""Columns of a wrapped sentence."""
+
+UNITS = (
+    "Costs are expected times in pairs of one head: 1 for a pair in a full tile, more where the mask is tested; rows,"
+    " tile tests, further launches and merges are counted in."
+)
+
+SUMMARIES = {
+    "start": "the first key that a tile touches, by its first row",
+    "stop": "the key after the last one that it touches, by its last row",
+    "full_start": "the first key whose id is that of every row, by the last row",
+    "full_stop": "the key after the last such one, by the first row",
+}
+
+
+def plain_table(*headings: str) -> Table:
+    """Return a table without lines."""
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2), pad_edge=True, show_header=any(headings), header_style="dim")
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    return table
+
+
+def plan_lines(explanation: Explanation) -> Iterator[RenderableType]:
+    """Yield the derivation of a plan from the normal form."""
+    plan = explanation.plan
+    yield from _wrapped(_passes_sentence(plan))
+    if len(plan.passes) > 1 or not plan.passes[0].layout.is_plain:
+        for place, (one, cost) in enumerate(zip(plan.passes, explanation.passes, strict=True), start=1):
+            yield from _wrapped(f"pass {place}, {cost.layout}: {cost.mask}", indent=4)
+            yield from _wrapped(f"{layout_reason(one.layout)}.", indent=8)
+    for prepass in explanation.prepasses:
+        yield from _prepass(prepass)
+    if explanation.costs is not None:
+        yield from _weighing(explanation.choices, explanation.costs, plan)
+
+
+def _passes_sentence(plan: Plan) -> str:
+    if plan.passes[0].library is not None:
+        return "One pass: the pattern is a library call, and nothing else is weighed."
+    if len(plan.passes) == 1:
+        layout = plan.passes[0].layout
+        return "One pass in plain order." if layout.is_plain else f"One pass in the coordinates {layout}."
+    merged = "log-sum-exp" if plan.attention.normalize.kind is NormalizeKind.SOFTMAX else "adding up"
+    proof = (
+        "sets prove that no pair is in two of them and none in neither, for every length"
+        if plan.proven_disjoint
+        else "disjoint by construction: each part is written as what earlier parts leave over"
+    )
+    count = len(plan.passes)
+    return f"{count} passes over parts of the mask, merged by {merged}; {proof}."
+
+
+def _weighing(choices: tuple[Weighed, ...], costs: Costs, plan: Plan) -> Iterator[RenderableType]:
+    if len(choices) == 1:
+        yield from _wrapped(_alone(costs, plan))
+        return
+    yield from _wrapped(f"Weighed at {LENGTH:,} positions. {UNITS}")
+    table = plain_table("", "cost", "", "")
+    parts = [f"pass {place} {_millions(cost)}" for place, cost in enumerate(costs.passes, start=1)]
+    if len(parts) > 1:
+        parts.append(f"launches and merges {_millions(costs.between)}" if costs.between else "in one launch")
+    chosen = ", ".join(parts) if len(parts) > 1 else choices[0].passes[0][0]
+    table.add_row("chosen", _millions(choices[0].cost), "", chosen)
+    for choice in choices[1:]:
+        table.add_row("rejected", _millions(choice.cost), f"{choice.relative:.2f} x", _named(choice))
+    yield table
+
+
+def _alone(costs: Costs, plan: Plan) -> str:
+    """Say why nothing else was weighed."""
+    if plan.attention.decompose is not None:
+        return "Nothing else was weighed: the pattern's `decompose` statement asks for this."
+    cost = f"Expected cost at {LENGTH:,} positions: {_millions(sum(costs.passes))} pairs of one head."
+    if costs.is_dense:
+        return (
+            f"{cost} Nothing else was weighed: tiles of {TILE} x {TILE} compute {costs.density:.2f} pairs for each"
+            f" allowed one, and up to {DENSE} is dense enough."
+        )
+    return (
+        f"{cost} Nothing else was weighed: no congruence of `i - j`, of `i` or of `j` was proven for all pairs of the"
+        " mask or of a part of it that could be computed apart."
+    )
+
+
+def _named(choice: Weighed) -> str:
+    if len(choice.passes) == 1:
+        layout = choice.passes[0][0]
+        return "plain order" if layout == "identity" else f"{layout}, one pass"
+    return "\n".join(f"{layout}: {mask}" for layout, mask in choice.passes)
+
+
+def _prepass(prepass: Prepass) -> Iterator[str]:
+    size = "" if prepass.bytes is None else f", {prepass.bytes:,} bytes for one batch entry"
+    yield from _wrapped(
+        f"Before the passes, on the device and without waiting for it: {len(prepass.kinds)} int32 tables from one pass"
+        f" over `{prepass.table}`, O(M log M){size}. Ids that are not sorted cost speed and never correctness."
+    )
+    for kind in prepass.kinds:
+        yield from _wrapped(f"`{prepass.table}.{kind}`: {SUMMARIES[kind]}", indent=4)
+
+
+def _millions(cost: float) -> str:
+    return f"{cost / 1e6:.2f} M"
+
+
+def _wrapped(text: str, indent: int = 2) -> Iterator[str]:
+    room = " " * indent
+    yield from textwrap.wrap(text, WIDTH, initial_indent=room, subsequent_indent=room, break_long_words=False)

@@ -67,12 +67,13 @@ def flash_forward(call: Call) -> tuple[Tensor, Tensor]:
         for part in cut_section(section, by_tiles=False):
             if fresh and not part.schedule.covered:
                 part.of_rows(taken[0]).zero_()
-            for whole in part.schedule.bands:
-                for piece, band in _pieces(part, replace(whole, first=whole.first and fresh)):
+            whole = part.of_rows(taken[0]), part.of_rows(taken[1])
+            for all_blocks in part.schedule.bands:
+                for piece, band in _pieces(part, all_blocks):
                     mask, empty = _additive_mask(piece, band)
-                    target = piece.of_rows(taken[0]), piece.of_rows(taken[1])
+                    target = whole if piece is part else (piece.of_rows(taken[0]), piece.of_rows(taken[1]))
                     for one in _calls(piece, band, mask, empty):
-                        _forward_call(one, target, scale)
+                        _forward_call(one, target, scale, merges=not (fresh and band.first))
         section.put_rows(out, taken[0])
         section.put_rows(lse, taken[1])
     return out[..., : call.sizes.value_size], lse
@@ -122,6 +123,9 @@ def _pieces(part: Part, band: Band) -> Iterator[tuple[Part, Band]]:
         some = min(some, max(1, _RESULT_ELEMENTS // each))
     else:
         count = min(count, max(1, _RESULT_ELEMENTS // each))
+    if some >= entries and count >= band.count:
+        yield part, band
+        return
     for first in range(0, entries, some):
         piece = part.narrow(first, min(entries, first + some), 0, groups)
         for start in range(0, band.count, count):
@@ -212,28 +216,30 @@ def _calls(part: Part, band: Band, mask: Tensor | None, empty: Tensor | None) ->
     entries, _, members = part.query.shape[:3]
     by_blocks = _is_by_blocks(entries, band)
     for number in range(band.count if by_blocks else entries):
-        own = band.part(number, 1, 0, band.width) if by_blocks and band.count > 1 else band
+        own, own_mask, own_empty = band, mask, empty
+        if by_blocks and band.count > 1:
+            own, own_mask, own_empty = band.part(number, 1, 0, band.width), _block(mask, number), _block(empty, number)
         for member in range(members):
             call = _FlashCall(part, own, None if by_blocks else number, member)
-            if mask is not None:
-                call.mask = call.pairs(_block(mask, number) if by_blocks else mask)
-            if empty is not None:
-                call.empty = call.pairs((_block(empty, number) if by_blocks else empty).unsqueeze(-1)).squeeze(-1)
+            if own_mask is not None:
+                call.mask = call.pairs(own_mask)
+            if own_empty is not None:
+                call.empty = call.pairs(own_empty.unsqueeze(-1)).squeeze(-1)
             yield call
 
 
-def _block(pairs: Tensor, number: int) -> Tensor:
+def _block(pairs: Tensor | None, number: int) -> Tensor | None:
     """Return one of the blocks of `[X, G, S, ...]`; one that stands for all is all."""
-    return pairs.narrow(2, min(number, pairs.shape[2] - 1), 1)
+    return None if pairs is None else pairs.narrow(2, min(number, pairs.shape[2] - 1), 1)
 
 
-def _forward_call(call: _FlashCall, target: tuple[Tensor, Tensor], scale: float) -> None:
-    """Compute a call and put or merge it into the output and log-sum-exp of its part."""
+def _forward_call(call: _FlashCall, target: tuple[Tensor, Tensor], scale: float, merges: bool) -> None:
+    """Compute a call, and put it into the output and log-sum-exp of its part or merge it with what is there."""
     found, found_lse = _attend(call.query, call.key, call.value, 0.0, False, attn_mask=call.mask, scale=scale)
     rows, numbers = call.rows(target[0]), call.row_numbers(target[1])
     if call.empty is not None:
         found_lse = torch.where(call.empty, -torch.inf, found_lse)
-    if call.band.first:
+    if not merges:
         rows.copy_(found)
         numbers.copy_(found_lse)
         return

@@ -131,7 +131,7 @@ def _formula(sets: list[isl.Set], length: int) -> PairsFormula | NoFormula:
     if 3 * shape.period * len(sets) <= MOST_LAYERS:
         with contextlib.suppress(OutOfBudgetError), budget(context, COUNT_OPERATIONS):
             return _by_layers(Layers(sets), shape, length)
-    with budget(context, COUNT_OPERATIONS):
+    with budget(context, 2 * COUNT_OPERATIONS):
         return _by_counts(Layers(sets), shape, length, derived=True)
 
 
@@ -169,31 +169,33 @@ def _agrees(layers: Layers, quasi: QuasiPolynomial, length: int) -> bool:
 def _by_counts(layers: Layers, shape: Shape, length: int, *, derived: bool) -> PairsFormula | NoFormula:
     """Fit the residue class of a length to counts, or few classes, and confirm them at further lengths."""
     period = shape.period
+    block = period if derived else 0
     residues = range(period) if period <= FEW_CLASSES else (length % period,)
     forms: list[Quadratic | None] = [None] * period
     least = 1
     for residue in residues:
         first = shape.start + (residue - shape.start) % period
-        counts = [(one, layers.up_to(one)) for one in range(first, first + 3 * period, period)]
+        counts = [(one, layers.up_to(one, block)) for one in range(first, first + 3 * period, period)]
         form = through(counts)
-        further = [first + steps * period for steps in (3, 4, 5 + 3 * first // period)]
-        if any(at(form, one) != layers.up_to(one) for one in further):
+        further = [first + steps * period for steps in ((3,) if derived else (3, 4, 5 + 3 * first // period))]
+        if any(at(form, one) != layers.up_to(one, block) for one in further):
             return NoFormula("no formula agrees with the counts")
         forms[residue] = form
-        least = max(least, _least_in_class(layers, form, first, period))
+        reached = _least_in_class(layers, form, first, period, block)
+        least = max(least, reached if len(residues) == 1 else reached - period + 1)
     return _written(QuasiPolynomial(tuple(forms)), layers, least, length, derived=derived)
 
 
-def _least_in_class(layers: Layers, form: Quadratic, first: int, period: int) -> int:
-    """Go back length by length while the formula holds; return from where on it does."""
+def _least_in_class(layers: Layers, form: Quadratic, first: int, period: int, block: int) -> int:
+    """Go back length by length while the formula holds; return the last that was reached, or 1 for all."""
     least = first
     for _ in range(MOST_STEPS_BACK):
         if least - period < 1:
             return 1
-        if at(form, least - period) != layers.up_to(least - period):
+        if at(form, least - period) != layers.up_to(least - period, block):
             break
         least -= period
-    return least - period + 1
+    return least
 
 
 def _written(

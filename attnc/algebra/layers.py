@@ -8,7 +8,7 @@ are linear in `n` there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import combinations
@@ -21,6 +21,12 @@ from attnc.algebra.linear import Floor, Linear, NoClosedFormError, linear_form
 
 MOST_LAYERS = 8_000
 """Layers that are counted, of all heads together."""
+
+LONGEST_WHOLE = 4_000
+"""All pairs of a longer length are counted block by block."""
+
+MOST_IN_BLOCK = 600
+"""Layers that are counted of a block; where that does not do, its pairs are."""
 
 COORDINATES = ("i", "j", "N")
 
@@ -49,6 +55,11 @@ class Shape:
     def start(self) -> int:
         """From here on layers are regular for good."""
         return self.zones[-1][1] + 1
+
+    def effort(self, first: int, end: int) -> int:
+        """Return how many layers are looked at to add up those of `first .. end - 1`."""
+        irregular = sum(max(0, min(high + 1, end) - max(low, first)) for low, high in self.zones)
+        return irregular + 3 * self.period * (len(self.zones) + 1)
 
     def joined(self, other: Shape) -> Shape:
         """Return where the sums of two kinds of layers are regular."""
@@ -142,6 +153,7 @@ class Layers:
         self.sets = sets
         self.sides = [side for pairs in sets for side in _sides(pairs)]
         self.known: dict[int, int] = {}
+        self.blocks: dict[tuple[int, int], int] = {}
 
     def at(self, number: int) -> int:
         """Return the pairs that position `number` adds.
@@ -161,33 +173,70 @@ class Layers:
         Raises:
             OutOfBudgetError: as above, or the layers are not regular where they should be.
         """
-        total = position = 0
-        for first, last in shape.zones:
-            total += self._regular(position, first, shape.period)
-            total += sum(self.at(number) for number in range(first, last + 1))
-            position = last + 1
-        return total
+        return add_up(self.at, 0, shape.start, shape)
 
-    def _regular(self, first: int, end: int, period: int) -> int:
-        """Add the layers of `first .. end - 1`, which are an arithmetic progression in each residue class."""
-        if end - first <= 3 * period:
-            return sum(self.at(number) for number in range(first, end))
-        total = 0
-        for number in range(first, first + period):
-            terms = (end - 1 - number) // period + 1
-            value, step = self.at(number), self.at(number + period) - self.at(number)
-            if self.at(number + (terms - 1) * period) != value + (terms - 1) * step:
-                raise OutOfBudgetError
-            total += terms * value + step * (terms * (terms - 1) // 2)
-        return total
-
-    def up_to(self, length: int) -> int:
-        """Return the pairs of a length.
+    def up_to(self, length: int, block: int = 0) -> int:
+        """Return the pairs of a length; long ones block by block, if `block` is given.
 
         Raises:
             OutOfBudgetError: as above.
         """
-        return sum(count_square(pairs, length) for pairs in self.sets)
+        if length <= LONGEST_WHOLE or not block:
+            return sum(count_square(pairs, length) for pairs in self.sets)
+        return sum(self._block(first, min(first + block, length)) for first in range(0, length, block))
+
+    def _block(self, first: int, end: int) -> int:
+        """Add the layers `first .. end - 1`."""
+        if (first, end) not in self.blocks:
+            self.blocks[first, end] = sum(_block_of(pairs, first, end) for pairs in self.sets)
+        return self.blocks[first, end]
+
+
+def add_up(at: Callable[[int], int], first: int, end: int, shape: Shape) -> int:
+    """Add layers `first .. end - 1`: those of zones one by one, the rest as arithmetic progressions.
+
+    Raises:
+        OutOfBudgetError: they are not regular where they should be.
+    """
+    total, position = 0, first
+    for low, high in shape.zones:
+        if high >= position and low < end:
+            total += _regular(at, position, max(position, low), shape.period)
+            total += sum(at(number) for number in range(max(position, low), min(high + 1, end)))
+            position = min(high + 1, end)
+    return total + _regular(at, position, end, shape.period)
+
+
+def _regular(at: Callable[[int], int], first: int, end: int, period: int) -> int:
+    if end - first <= 3 * period:
+        return sum(at(number) for number in range(first, end))
+    total = 0
+    for number in range(first, first + period):
+        terms = (end - 1 - number) // period + 1
+        value, step = at(number), at(number + period) - at(number)
+        if at(number + (terms - 1) * period) != value + (terms - 1) * step:
+            raise OutOfBudgetError
+        total += terms * value + step * (terms * (terms - 1) // 2)
+    return total
+
+
+def _block_of(pairs: isl.Set, first: int, end: int) -> int:
+    """Count the pairs whose larger position lies in a block, where divisions by its length are often constant."""
+    context, total = pairs.get_ctx(), 0
+    for inside, layer, position in (
+        (f"{first} <= i < {end} and 0 <= j <= i", "i = n", 0),
+        (f"{first} <= j < {end} and 0 <= i < j", "j = n", 1),
+    ):
+        box = isl.Set.read_from_str(context, f"{{ [i, j] : {inside} }}")
+        within = pairs.gist(box).coalesce()
+        shape = shape_of(within)
+        if shape is None or shape.effort(first, end) > MOST_IN_BLOCK:
+            total += _count(pairs.intersect(box))
+            continue
+        rows = isl.Set.read_from_str(context, f"[n] -> {{ [i, j] : {layer} and {inside} }}")
+        side = within.intersect(rows).project_out(isl.dim_type.set, position, 1).coalesce()
+        total += add_up(lambda number, side=side: _count(_fixed(side, number)), first, end, shape)  # type: ignore[misc]
+    return total
 
 
 def _sides(pairs: isl.Set) -> list[isl.Set]:

@@ -96,6 +96,24 @@ def test_formulas(text, formula, lengths):
     assert check(found, lambda length: count_pairs(example, length, length), sample)
 
 
+LARGE = [
+    ("mask chunk_causal(8192)", 8192, "(N^2 + 8192 N) / 2", "for every N with N % 8192 == 0"),
+    ("mask chunk_causal(8192)", 10000, "(N^2 + 8192 N - 11542272) / 2", "for every N with N % 8192 == 1808"),
+    ("mask chunk(8192)", 5000, "8192 N - 15960000", "for every N with N % 8192 == 5000"),
+    ("mask causal and (i - j) % 8192 == 0", 8192, "(N^2 + 8192 N) / 16384", "for every N with N % 8192 == 0"),
+    ("mask grid_near(4096, 2)", 8192, "(51185 N - 251584512) / 2048", "for N >= 8192 with N % 4096 == 0"),
+]
+
+
+@pytest.mark.parametrize(("text", "length", "formula", "lengths"), LARGE)
+def test_large_periods_are_written_for_the_class_of_the_length(text, length, formula, lengths):
+    example = pattern(text)
+    found = pairs_formula(example, length)
+    assert (found.text, found.where, found.range_text()) == (formula, "", lengths)
+    sample = [length, length + found.period, length + 3 * found.period]
+    assert check(found, lambda one: count_pairs(example, one, one), sample) == 3
+
+
 SMALL = {
     "dilated": {"taps": 3, "gap": 2},
     "dilated_wide": {"taps": 3, "gap": 5},

@@ -235,6 +235,7 @@ def explain(
     epilog=examples(
         "attnc show streaming.attn -D window=256 -o streaming.png",
         "attnc show longformer.attn -n 100000 -o longformer.png",
+        "attnc show sparse_transformer.attn -n 8192 --layout",
     )
 )
 @guarded
@@ -247,11 +248,14 @@ def show(
     length: Length = 1024,
     heads: Heads = 8,
     head: Annotated[int, typer.Option("--head", min=0, help="Which head, where they differ.")] = 0,
+    layout: Annotated[
+        bool, typer.Option("--layout", help="Draw each pass with queries and keys in the order that it walks them in.")
+    ] = False,
 ) -> None:
     """Draw a pattern's mask and its tiles."""
     from attnc import commands
 
-    commands.show(file, parse_parameters(define), length, heads, head, out)
+    commands.show(file, parse_parameters(define), length, heads, head, out, layout=layout)
 
 
 class Relation(StrEnum):

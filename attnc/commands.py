@@ -131,8 +131,10 @@ def compare(sides: Sequence[str], parameters: Sequence[Parameters], expected: st
     return not failures
 
 
-def show(file: Path, parameters: Parameters, length: int, heads: int, head: int, out: Path | None) -> None:
-    """Draw every attention of a file into one picture."""
+def show(
+    file: Path, parameters: Parameters, length: int, heads: int, head: int, out: Path | None, *, layout: bool
+) -> None:
+    """Draw every attention of a file, or every pass of each, into one picture."""
     from attnc.show import draw
 
     target = default_output(file, ".png") if out is None else out
@@ -141,7 +143,7 @@ def show(file: Path, parameters: Parameters, length: int, heads: int, head: int,
     if head >= heads:
         raise MalformedParameterError(f"head {head} is not one of the {heads} heads, which count from 0")
     compiled = _planned(file, parameters)
-    picture = draw(compiled.plans, length, heads=heads, head=head)
+    picture = draw(compiled.plans, length, heads=heads, head=head, layout=layout)
     if str(target) == STANDARD:
         sys.stdout.buffer.write(picture)
         return

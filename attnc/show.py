@@ -15,6 +15,7 @@ from attnc.ir.nodes import IndexName
 from attnc.ir.program import Attention
 from attnc.ir.types import Type
 from attnc.ir.walk import tables
+from attnc.layout_pictures import PAIRS_SHOWN, LayoutPanel, make_layout_panels
 from attnc.pictures import figure_class
 from attnc.plan.kernel_plan import Plan
 from attnc.tile_map import TileKind, evaluated_grid, planned_grid
@@ -23,14 +24,14 @@ EMPTY_COLOUR, PARTIAL_COLOUR, FULL_COLOUR = (0.955, 0.955, 0.955), (0.99, 0.80, 
 PAIR_COLOURS = ((0.955, 0.955, 0.955), (0.80, 0.40, 0.05), (0.13, 0.40, 0.65))
 """Colours of an allowed pair in an empty (never), a partial and a full tile."""
 
-PAIRS_SHOWN = 2048
-"""Longest sequence whose single pairs are drawn."""
-
 EVALUATED = 16384
 """Longest sequence whose tiles are found by evaluating a mask that depends on data."""
 
 TILES_ACROSS = 800
 """Most tiles that are drawn side by side; longer sequences are drawn in coarser tiles."""
+
+MOST_STRETCHED = 3
+"""Panels whose sides differ by more are stretched to a square."""
 
 GRID_LINES = 40
 """Most tiles across for which tile borders are drawn."""
@@ -54,27 +55,36 @@ class Panel:
     pairs: torch.Tensor | None
 
 
-def draw(plans: Sequence[Plan], length: int, *, heads: int = 8, head: int = 0) -> bytes:
-    """Draw one panel for each attention; a PNG.
+def draw(plans: Sequence[Plan], length: int, *, heads: int = 8, head: int = 0, layout: bool = False) -> bytes:
+    """Draw one panel for each attention, or one for each of its passes; a PNG.
 
     Args:
         plans: of the attentions.
         length: queries and keys.
         heads: how many heads there are, for patterns that depend on it.
         head: the head that is drawn.
+        layout: whether queries and keys are drawn in the order in which each pass walks them, not in plain order.
 
     Raises:
         CompileError: matplotlib is missing.
     """
     made = figure_class()
-    panels = [make_panel(plan, length, heads=heads, head=head) for plan in plans]
+    panels: list[Panel | LayoutPanel] = []
+    for plan in plans:
+        if layout:
+            panels += make_layout_panels(plan, length, heads=heads, head=head)
+        else:
+            panels.append(make_panel(plan, length, heads=heads, head=head))
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     figure = made(figsize=(6.2 * columns, 6.9 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     for position, place in enumerate(axes.flat):
-        if position < len(panels):
-            _draw_panel(place, panels[position])
+        panel = panels[position] if position < len(panels) else None
+        if isinstance(panel, Panel):
+            _draw_panel(place, panel)
+        elif panel is not None:
+            _draw_layout_panel(place, panel)
         else:
             place.set_axis_off()
     _legend(figure, any(panel.pairs is not None for panel in panels))
@@ -148,7 +158,37 @@ def _draw_panel(place: Any, panel: Panel) -> None:
             place.axvline(number * panel.tile, color="white", linewidth=0.5)
     place.set_xlabel("key position j")
     place.set_ylabel("query position i")
-    _heading(place, panel.title, panel.subtitle + "\n" + _share(panel))
+    counts = torch.bincount(panel.kinds.flatten(), minlength=3).tolist()
+    _heading(place, panel.title, panel.subtitle + "\n" + _share(counts))
+
+
+def _draw_layout_panel(place: Any, panel: LayoutPanel) -> None:
+    height, width = panel.queries, panel.keys
+    palette, pair_colours = torch.tensor([EMPTY_COLOUR, PARTIAL_COLOUR, FULL_COLOUR]), torch.tensor(PAIR_COLOURS)
+    kinds = panel.kinds.long()
+    colours = palette[kinds]
+    if panel.pairs is not None:
+        colours = torch.where(panel.pairs.unsqueeze(-1), pair_colours[kinds], colours)
+    alike = 1 / MOST_STRETCHED <= (height or 1) / (width or 1) <= MOST_STRETCHED
+    place.imshow(
+        colours.numpy(), extent=(0, width, height, 0), interpolation="nearest", aspect="equal" if alike else "auto"
+    )
+    place.set_xlim(-0.006 * width, 1.006 * width or 1)
+    place.set_ylim(1.006 * height or 1, -0.006 * height)
+    place.spines[:].set_visible(False)
+    for edges, draw_line, size in (
+        (panel.query_edges, place.axhline, height),
+        (panel.key_edges, place.axvline, width),
+    ):
+        if len(edges) > 1:
+            lines = edges[1:] if len(edges) <= GRID_LINES else ()
+        else:
+            lines = tuple(range(panel.tile, size, panel.tile)) if size <= GRID_LINES * panel.tile else ()
+        for line in lines:
+            draw_line(line, color="0.6" if len(edges) > 1 else "white", linewidth=0.5)
+    place.set_xlabel(panel.key_axis)
+    place.set_ylabel(panel.query_axis)
+    _heading(place, panel.title, panel.subtitle + "\n" + _share(list(panel.counts)))
 
 
 def _heading(place: Any, title: str, lines: str, size: int = 8) -> None:
@@ -179,8 +219,7 @@ def _pixels(panel: Panel) -> Any:
     return colours.numpy()
 
 
-def _share(panel: Panel) -> str:
-    counts = torch.bincount(panel.kinds.flatten(), minlength=3).tolist()
+def _share(counts: list[int]) -> str:
     total = max(1, sum(counts))
     names = {TileKind.FULL: "full", TileKind.PARTIAL: "partial", TileKind.EMPTY: "empty"}
     return ", ".join(f"{counts[kind]:,} {name} ({counts[kind] / total:.1%})" for kind, name in names.items()) + " tiles"

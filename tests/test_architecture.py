@@ -42,7 +42,8 @@ ALLOWED = {
     "parameters": set(),
     "terminal": {"diagnostics"},
     "bench": {"diagnostics", "ir", "plan", "reference", "blockwise", "compiler", "files", "pictures", "terminal"},
-    "show": {"ir", "plan", "blockwise", "tile_map", "bench", "pictures"},
+    "show": {"ir", "plan", "blockwise", "tile_map", "bench", "pictures", "layout_pictures"},
+    "layout_pictures": {"ir", "algebra", "plan", "reference", "blockwise", "tile_map", "bench"},
     "verify": {*BASE, "ir", "algebra", "plan", "reference", "compiler", "bench"},
     # the commands
     "commands": {
@@ -64,7 +65,18 @@ OWNERS = {
     "matplotlib": {"show", "pictures", "bench"},
     "platformdirs": {"runtime"},
     "rich": {"terminal", "explanation_text", "explanation_plan_text", "machine_code", "bench", "verify"},
-    "torch": {"runtime", "reference", "flex", "blockwise", "tile_map", "machine_code", "bench", "show", "verify"},
+    "torch": {
+        "runtime",
+        "reference",
+        "flex",
+        "blockwise",
+        "tile_map",
+        "machine_code",
+        "bench",
+        "show",
+        "layout_pictures",
+        "verify",
+    },
     "triton": {"runtime"},
 }
 """Third-party libraries: no other stage imports them."""

@@ -2,6 +2,8 @@
 
 import io
 import sys
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,11 @@ from typer.testing import CliRunner
 
 from attnc import cli
 from attnc.algebra.counting import count_tiles
+from attnc.bench.cases import square
+from attnc.blockwise import mask_blocks
 from attnc.compiler import plan_source
+from attnc.layout_pictures import make_layout_panels
+from attnc.plan.choose import plan_attention
 from attnc.show import draw, make_panel
 from attnc.source import SourceFile
 from attnc.tile_map import TileKind, count_kinds, count_planned, count_whole_ends, evaluated_grid, planned_grid
@@ -108,3 +114,86 @@ def test_tiles_are_counted_the_same_by_walking_and_by_tensors(text, length):
     )  # which a walk tests, and so calls partial
     assert counted.full * 8 + ends == sum(one.full for one in by_head)
     assert counted.partial * 8 - ends == sum(one.partial for one in by_head)
+
+
+def layout_plan(text):
+    return plan_attention(plans(text)[0].attention, layouts=True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "attention a { mask causal and (i - j < 100 or (i - j) % 100 == 0) }",
+        "attention a { mask causal and (i // 128 == j // 128 or j % 128 >= 120) }",
+        "attention a { mask abs(i - j) < 300 and (i - j) % 7 == 3 }",
+        "attention a { align start\n mask i % 64 < 4 and j <= i }",
+        "attention a { mask abs(i - j) < 50 * (h + 1) and (i - j) % 8 == 0 }",
+    ],
+)
+@pytest.mark.parametrize("length", [1, 700, 2048])
+def test_passes_are_drawn_in_their_own_order(text, length):
+    plan = layout_plan(text)
+    panels = make_layout_panels(plan, length, heads=4, head=2)
+    assert len(panels) == len(plan.passes)
+    for one, panel in zip(plan.passes, panels, strict=True):
+        queries, keys = walked(one.layout, length)
+        if len(queries) > 16:
+            queries, keys = queries[:4], keys[:4]
+            assert "4 of 100 classes drawn" in panel.subtitle or length < 100
+        i, j = (torch.tensor(list(chain(*order)), dtype=torch.long) for order in (queries, keys))
+        assert (panel.queries, panel.keys) == (len(i), len(j))
+        assert panel.pairs is not None
+        pairs = replace(plan.attention, mask=one.mask)
+        allowed = next(iter(mask_blocks(pairs, square(length, heads=4).sizes(), rows_at_once=length))).allowed
+        assert torch.equal(panel.pairs, allowed[0, min(2, allowed.shape[1] - 1)][i][:, j])
+        assert not bool((panel.pairs & (panel.kinds == TileKind.EMPTY)).any())
+        top = 0
+        for rows, columns in zip(queries, keys, strict=True):
+            left = sum(map(len, keys[: keys.index(columns)]))
+            block = panel.pairs[top : top + len(rows), left : left + len(columns)]
+            colours = panel.kinds[top : top + len(rows), left : left + len(columns)]
+            for some, drawn in zip(block.split(128), colours.split(128), strict=True):
+                for pairs_, kinds in zip(some.split(128, 1), drawn.split(128, 1), strict=True):
+                    right = int(pairs_.any()) + int(pairs_.all()) if pairs_.numel() else 0
+                    assert bool((kinds == right).all())
+            top += len(rows)
+
+
+def walked(layout, length):
+    """Return the positions of queries and of keys, class after class."""
+    orders = []
+    for one in (layout.query, layout.key):
+        classes = range(layout.classes) if one.kind.value == "residue" else (0,)
+        keep = {
+            "identity": lambda p, c: True,
+            "residue": lambda p, c, one=one: p % one.period == (c + one.first) % one.period,
+            "runs": lambda p, c, one=one: one.first <= p % one.period < one.first + one.length,
+        }[one.kind.value]
+        orders.append([[p for p in range(length) if keep(p, c)] for c in classes])
+    queries, keys = orders
+    there = [number for number, order in enumerate(queries) if order]
+    return [queries[number] for number in there], [keys[number] for number in there]
+
+
+def test_long_passes_are_drawn_in_tiles(tmp_path):
+    from matplotlib.image import imread
+
+    plan = layout_plan("attention a { mask causal and (i - j < 128 or (i - j) % 128 == 0) }")
+    plain, strided = make_layout_panels(plan, 1_000_000)
+    assert plain.pairs is None
+    assert max(plain.kinds.shape) <= 2048
+    assert bool((plain.kinds.diagonal() == TileKind.PARTIAL).all())
+    assert (strided.queries, strided.keys) == (4 * 7813, 4 * 7813)
+    counts = torch.bincount(strided.kinds.flatten(), minlength=3).tolist()
+    assert counts[TileKind.FULL] > 0.1 * strided.kinds.numel()
+    picture = imread(io.BytesIO(draw([plan], 8192, layout=True)))
+    assert picture.shape[1] > 1.5 * picture.shape[0]
+
+
+def test_show_draws_layouts_on_request(tmp_path):
+    target = tmp_path / "p.png"
+    result = CliRunner().invoke(
+        cli.app, ["show", str(EXAMPLES / "dilated.attn"), "-n", "512", "--layout", "-o", str(target)]
+    )
+    assert result.exit_code == 0, result.output
+    assert target.read_bytes().startswith(b"\x89PNG")

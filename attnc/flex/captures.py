@@ -54,18 +54,20 @@ def _parts(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         case Mapping():
             yield from ((str(key), item) for key, item in value.items())
         case torch.nn.Module():
-            yield from value._parameters.items()
-            yield from value._buffers.items()
-            yield from value.__dict__.items()
-            yield from value._modules.items()
+            for members in (value._parameters, value._buffers, value.__dict__, value._modules):
+                yield from _members(name, members)
             yield "", type(value).forward
         case _ if type(value).__module__.partition(".")[0] in ("torch", "builtins", "numpy"):
             return
         case _:
-            yield from getattr(value, "__dict__", {}).items()
+            yield from _members(name, getattr(value, "__dict__", {}))
             call = type(value).__dict__.get("__call__")
             if isinstance(call, FunctionType):
                 yield "", call
+
+
+def _members(name: str, members: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    yield from ((f"{name}_{member}" if name else member, value) for member, value in members.items())
 
 
 def function_variables(function: FunctionType) -> Iterator[tuple[str, Any]]:

@@ -22,6 +22,7 @@ from attnc.ir.nodes import (
     Function,
     Index,
     IndexName,
+    Parameter,
     Quantifier,
     Read,
     Size,
@@ -41,34 +42,44 @@ _SIZES = {
     IndexName.KEY: SizeName.KEYS,
 }
 
-Lengths = Mapping[SizeName, int]
-"""Sizes of the call that the captured tensors are for, as far as they are known."""
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of the calls that captured tensors are for.
+
+    Attributes:
+        lengths: sizes of the call, as far as they are given.
+        numbers: value of each parameter.
+    """
+
+    lengths: Mapping[SizeName, int]
+    numbers: Mapping[str, int | float]
 
 
-def declare(tensors: Mapping[str, Tensor], expressions: Iterable[Expr], lengths: Lengths) -> tuple[Declaration, ...]:
+def declare(tensors: Mapping[str, Tensor], expressions: Iterable[Expr], known: Known) -> tuple[Declaration, ...]:
     """Declare the inputs that expressions read.
 
     A dimension that is indexed by `b`, `h`, `q_idx` or `kv_idx` is as long as there are batch entries, heads, queries
     or keys; by both `q_idx` and `kv_idx`, as the longer of the two; by `q_idx // c`, as there are blocks of `c`
     queries (and so for keys). Any other dimension keeps the length that it has. So does one whose length contradicts
-    `lengths`.
+    what is known.
     """
     reads: dict[str, list[Read]] = {name: [] for name in tensors}
     for expr in expressions:
         for node in nodes(expr):
             if isinstance(node, Read):
                 reads[node.table].append(node)
-    return tuple(_declaration(name, tensor, reads[name], lengths) for name, tensor in tensors.items())
+    return tuple(_declaration(name, tensor, reads[name], known) for name, tensor in tensors.items())
 
 
-def _declaration(name: str, tensor: Tensor, reads: list[Read], lengths: Lengths) -> Declaration:
+def _declaration(name: str, tensor: Tensor, reads: list[Read], known: Known) -> Declaration:
     dims = []
     for at, size in enumerate(tensor.shape):
-        dims.append(_length(size, [read.index[at] for read in reads], lengths))
+        dims.append(_length(size, [read.index[at] for read in reads], known))
     return Declaration(name, TensorKind.INPUT, type_of(tensor.dtype), tuple(dims))
 
 
-def _length(size: int, places: list[Expr], lengths: Lengths) -> Expr:
+def _length(size: int, places: list[Expr], known: Known) -> Expr:
     found = list(dict.fromkeys(one for place in places if (one := _length_for(place)) is not None))
     plain = [one for one in found if isinstance(one, Size)]
     chosen: list[Expr] = [*plain] or found
@@ -83,7 +94,7 @@ def _length(size: int, places: list[Expr], lengths: Lengths) -> Expr:
     else:
         return own
     broadcasts = size == 1 and length in (Size(SizeName.BATCH), Size(SizeName.HEADS))
-    return length if broadcasts or _known(length, lengths) in (None, size) else own
+    return length if broadcasts or _known(length, known) in (None, size) else own
 
 
 def _length_for(place: Expr) -> Expr | None:
@@ -94,25 +105,33 @@ def _length_for(place: Expr) -> Expr | None:
         case Binary(op=BinaryOp.FLOORDIV, left=Index(name=IndexName.QUERY | IndexName.KEY as name), right=Const() as c):
             rounded = Binary(BinaryOp.ADD, Size(_SIZES[name]), Const(int(c.value) - 1, Type.INT), Type.INT)
             return Binary(BinaryOp.FLOORDIV, rounded, c, Type.INT)
+        case Binary(
+            op=BinaryOp.FLOORDIV, left=Index(name=IndexName.QUERY | IndexName.KEY as name), right=Parameter() as c
+        ):
+            more = Binary(BinaryOp.ADD, Size(_SIZES[name]), c, Type.INT)
+            rounded = Binary(BinaryOp.SUB, more, Const(1, Type.INT), Type.INT)
+            return Binary(BinaryOp.FLOORDIV, rounded, c, Type.INT)
         case _:
             return None
 
 
-def _known(length: Expr, lengths: Lengths) -> int | None:
+def _known(length: Expr, known: Known) -> int | None:
     match length:
         case Size(name=name):
-            return lengths.get(name)
+            return known.lengths.get(name)
+        case Parameter(name=name):
+            return int(known.numbers[name])
         case Const(value=value):
             return int(value)
         case Binary(op=op, left=left, right=right):
-            one, two = _known(left, lengths), _known(right, lengths)
+            one, two = _known(left, known), _known(right, known)
             if one is None or two is None:
                 return None
-            return one + two if op is BinaryOp.ADD else one // two
+            return one + two if op is BinaryOp.ADD else one - two if op is BinaryOp.SUB else one // two
         case Call(args=args):
-            values = [_known(arg, lengths) for arg in args]
-            known = [value for value in values if value is not None]
-            return max(known) if len(known) == len(values) else None
+            values = [_known(arg, known) for arg in args]
+            given = [value for value in values if value is not None]
+            return max(given) if len(given) == len(values) else None
         case _:
             return None
 
@@ -124,10 +143,12 @@ class Wrapping:
     Attributes:
         declarations: of all inputs, by name.
         tensors: the captured tensors by name; integers that index must be known not to be negative.
+        numbers: value of each parameter.
     """
 
     declarations: Mapping[str, Declaration]
     tensors: Mapping[str, Tensor]
+    numbers: Mapping[str, int | float]
 
     def rewrite(self, expr: Expr) -> Expr:
         """Return the expression with every read mended; shared parts stay shared."""
@@ -167,6 +188,8 @@ class Wrapping:
         match expr:
             case Const(value=value):
                 return value, value
+            case Parameter(name=name):
+                return self.numbers[name], self.numbers[name]
             case Index() | Size() | Bound():
                 return 0, math.inf
             case Read(table=table):

@@ -15,9 +15,10 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from attnc.diagnostics import CompileError, Diagnostic
 from attnc.flex.captures import captured_tensors
-from attnc.flex.declare import Lengths, Wrapping, declare, nodes
+from attnc.flex.declare import Known, Wrapping, declare, nodes
 from attnc.flex.errors import NotTraceableError, as_compile_error
-from attnc.flex.forms import conjunction, convert, opposite
+from attnc.flex.forms import conjunction, constant, convert, opposite
+from attnc.flex.numbers import Variable, changed, name_numbers, variables
 from attnc.flex.sharing import intern, score_lines, share
 from attnc.flex.trace import Tables, Traced, scalar_expression, trace
 from attnc.ir.nodes import (
@@ -81,9 +82,10 @@ def from_flex(
 ) -> FlexPattern:
     """Return a pattern that means what FlexAttention's functions mean.
 
-    The functions are called once, with positions and a score that hold no value but remember what is done with them.
-    Python numbers that they close over become constants. Captured tensors become inputs, named after the variable or
-    attribute that holds them; those that require a gradient too (inputs of floats receive gradients). What is computed
+    The functions are called with positions and a score that hold no value but remember what is done with them. Python
+    numbers that they close over become constants; one in a closure that stands as it is, or negated, wherever it
+    matters becomes a parameter of its name. Captured tensors become inputs, named after the variable or attribute that
+    holds them; those that require a gradient too (inputs of floats receive gradients). What is computed
     from captured tensors alone is computed now. Query rows count from the first key on, as FlexAttention's do: `align
     start`. A score that is minus infinity under a condition becomes a mask.
 
@@ -120,18 +122,30 @@ def from_flex(
     _check_name(name)
     naming = _Naming({name})
     tables = Tables(captured_tensors(mask_mod, score_mod), naming.take)
-    masks: list[Expr] = []
-    score: Expr = Score()
-    if mask_mod is not None:
-        masks.append(_traced_mask(mask_mod, tables))
-    if score_mod is not None:
-        score, hidden = _without_infinity(_traced_score(score_mod, tables))
-        masks.extend(hidden)
+    functions = (mask_mod, score_mod)
+    traced = _traced(functions, tables)
+
+    def again(variable: Variable, number: int | float) -> tuple[Expr, Expr]:
+        others = tuple(changed(function, variable.cell, number) for function in functions)
+        met = Tables(tables.known, _Naming({name}).take)
+        other = _traced(others, met)
+        if not all(one.equal(two) for one, two in zip(tables.used.values(), met.used.values(), strict=True)):
+            raise ValueError("a table was computed from the number")
+        return other
+
+    (mask, score), numbers = name_numbers(traced, variables(*functions), again, naming.take_number)
+    score, hidden = _without_infinity(score)
     try:
-        text = _write(name, conjunction(*masks), score, tables, naming, lengths, (mask_mod, score_mod))
+        text = _write(name, conjunction(mask, *hidden), score, tables, naming, Known(lengths, numbers), functions)
     except NotTraceableError as error:
         raise as_compile_error(error, _call_it(score_mod or mask_mod, "pattern of")) from None
     return FlexPattern(text, tables.used)
+
+
+def _traced(functions: tuple[Mod | None, Mod | None], tables: Tables) -> tuple[Expr, Expr]:
+    mask_mod, score_mod = functions
+    mask = TRUE if mask_mod is None else _traced_mask(mask_mod, tables)
+    return mask, Score() if score_mod is None else _traced_score(score_mod, tables)
 
 
 def _traced_mask(function: Mod, tables: Tables) -> Expr:
@@ -203,11 +217,18 @@ class _Naming:
     taken: set[str] = field(default_factory=set)
 
     def take(self, hint: str) -> str:
-        """Return a name as close to `hint` as possible."""
+        """Return a name for a tensor, as close to `hint` as possible."""
+        return self._free(hint, "table")
+
+    def take_number(self, hint: str) -> str:
+        """Return a name for a number."""
+        return self._free(hint, "value")
+
+    def _free(self, hint: str, kind: str) -> str:
         plain = "".join(c if c.isascii() and (c.isalnum() or c == "_") else "_" for c in hint).strip("_")
-        plain = f"table_{plain}" if not plain or plain[0].isdigit() else plain
+        plain = f"{kind}_{plain}" if not plain or plain[0].isdigit() else plain
         if plain in _RESERVED or keyword.iskeyword(plain):
-            plain += "_table"
+            plain += f"_{kind}"
         name, number = plain, 1
         while name in self.taken:
             number += 1
@@ -242,24 +263,30 @@ def _write(
     score: Expr,
     tables: Tables,
     naming: _Naming,
-    lengths: Lengths,
+    known: Known,
     functions: tuple[Mod | None, Mod | None],
 ) -> str:
-    declarations = declare(tables.used, (mask, score), lengths)
-    wrapping = Wrapping({one.name: one for one in declarations}, tables.used)
-    known: dict[object, Expr] = {}
+    declarations = declare(tables.used, (mask, score), known)
+    wrapping = Wrapping({one.name: one for one in declarations}, tables.used, known.numbers)
+    parts: dict[object, Expr] = {}
     bound = _Bounds(naming)
-    mask, score = (intern(bound.rename(wrapping.rewrite(expr)), known) for expr in (mask, score))
+    mask, score = (intern(bound.rename(wrapping.rewrite(expr)), parts) for expr in (mask, score))
     masks = list(mask.operands) if isinstance(mask, And) else [] if mask == TRUE else [mask]
     scores = [] if isinstance(score, Score) else score_lines(score)
     lets, written = share([*masks, *scores], naming.take)
-    lines = [f"# {_title(functions)}", f"attention {name} {{"]
+    lines = [f"# {_title(functions)}", f"attention {name}{_parameters(known)} {{"]
     lines += [f"    {_input(one, tables)}" for one in declarations]
     lines.append("    align start")
     lines += [f"    let {part} = {show(expr)}" for part, expr in lets]
     lines += [f"    mask {show(expr)}" for expr in written[: len(masks)]]
     lines += [f"    score {show(expr)}" for expr in written[len(masks) :]]
     return "\n".join([*lines, "}", ""])
+
+
+def _parameters(known: Known) -> str:
+    constants = {name: constant(value) for name, value in known.numbers.items()}
+    given = [f"{name}: {value.type.value} = {show(value)}" for name, value in constants.items()]
+    return f"({', '.join(given)})" if given else ""
 
 
 def _title(functions: tuple[Mod | None, Mod | None]) -> str:

@@ -9,6 +9,8 @@ import torch
 from torch.nn.attention.flex_attention import and_masks, create_block_mask, create_mask, flex_attention, or_masks
 
 import attnc
+from attnc.compiler import plan_source, render
+from attnc.source import SourceFile
 
 SIZES = [(1, 1), (40, 40), (33, 40), (40, 17)]
 TABLE = torch.tensor([0, 0, 1, 1, 1, 2, 2, 5, 5, 5, 5, 7, 7, 7, 9, 9, 9, 9, 9, 9, 11, 12, 12, 12, 12, 14, 14, 14, 15,
@@ -216,6 +218,89 @@ def test_the_text_says_what_was_captured():
         "    score s + SLOPES[h] * (j - i)\n"
         "}\n"
     )
+
+
+def test_numbers_in_closures_become_parameters():
+    def make(window, cap, block, scale):
+        size = block * 2
+
+        def mask_mod(b, h, q_idx, kv_idx):
+            near = (q_idx - kv_idx <= window) & (kv_idx - q_idx >= -window)
+            return near | (q_idx // size == kv_idx // size)
+
+        def score_mod(score, b, h, q_idx, kv_idx):
+            return torch.tanh(score / cap) * cap + (q_idx + block // 2) * scale
+
+        return mask_mod, score_mod
+
+    text = attnc.from_flex(*make(5, 20, 3, 0.25))
+    assert text == (
+        "# Traced from the mask_mod `mask_mod` and the score_mod `score_mod` of FlexAttention.\n"
+        "attention traced(size: int = 6, window: int = 5, cap: int = 20, scale_value: float = 0.25) {\n"
+        "    align start\n"
+        "    mask i - j <= window and j - i >= -window or i // size == j // size\n"
+        "    score tanh(s / cap) * cap + (i + 1) * scale_value\n"
+        "}\n"
+    )
+    wider = attnc.loads(text, window=9, size=12).traced_mask(40, 40)
+    assert torch.equal(wider, create_mask(make(9, 20, 6, 0.25)[0], 1, 1, 40, 40, "cpu"))
+
+
+def test_a_number_that_python_computes_with_stays_a_constant():
+    def make(width):
+        def mask_mod(b, h, q_idx, kv_idx):
+            if width > 3:
+                return (q_idx - kv_idx < width) & (q_idx - kv_idx > -(width // 2))
+            return q_idx >= kv_idx
+
+        return mask_mod
+
+    assert "attention traced {" in attnc.from_flex(make(7))
+    assert "mask i - j > -3" in attnc.from_flex(make(7))
+
+
+def test_a_number_that_a_table_is_computed_from_stays_a_constant():
+    def make(width):
+        return lambda b, h, q_idx, kv_idx: (torch.arange(40) % width)[q_idx] + width > kv_idx
+
+    assert "attention traced {" in attnc.from_flex(make(7))
+
+
+def test_numbers_and_tables_together():
+    def make(block, keep):
+        return lambda b, h, q_idx, kv_idx: keep[q_idx // block, kv_idx // block]
+
+    mod = make(4, KEEP)
+    text = attnc.from_flex(mod)
+    assert "attention traced(block: int = 4) {" in text
+    assert "input keep: bool[(N + block - 1) // block, (M + block - 1) // block]" in text
+    assert torch.equal(mask_of(text, 1, 1, 40, 40), create_mask(mod, 1, 1, 40, 40, "cpu"))
+
+
+def test_members_are_named_after_their_owner():
+    class Bias(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = torch.nn.Embedding(79, 2)
+
+        def forward(self, score, b, h, q_idx, kv_idx):
+            return score + self.inner.weight[q_idx - kv_idx + 39, h]
+
+    module = Bias()
+    text = attnc.from_flex(None, module.forward)
+    assert text.inputs["inner_weight"] is module.inner.weight
+    assert "input inner_weight: float[79, H]" in text
+
+
+def test_a_compiled_pattern_comes_back():
+    source = "attention a(w: int = 9) { input ids: int[M]; align start; mask causal and (i - j < w or ids[j] == 2) }"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plan = plan_source(SourceFile("<test>", source))
+        scope = {}
+        exec(render(plan, target="flex"), scope)  # the module's text, as it is
+        text = attnc.from_flex(scope["a_mask_mod"](40, 40, ids=TABLE))
+    assert torch.equal(mask_of(text, 1, 1, 40, 40), attnc.loads(source).a_mask(40, 40, ids=TABLE))
 
 
 def test_a_block_mask_tells_its_lengths():

@@ -2,13 +2,11 @@
 
 from dataclasses import dataclass
 from functools import cache
-from unittest import mock
 
 import torch
 from patterns import attention_of, module_of_plans, outputs_and_gradients, tensors
 
 from attnc.algebra.coordinates import IDENTITY, PLAIN, Layout, residue, runs
-from attnc.codegen.kernel_view import kernel_view
 from attnc.plan.choose import plan_attention, with_passes
 from attnc.reference.dense import reference
 
@@ -54,12 +52,7 @@ def plan_of(split: Split):
 @cache
 def function_of_split(split: Split):
     """Return the compiled function."""
-    with mock.patch("attnc.codegen.render.kernel_view", side_effect=_kernel_of_one_pass, create=True):
-        return module_of_plans((plan_of(split),), split.whole).split
-
-
-def _kernel_of_one_pass(plan):
-    return kernel_view(with_passes(plan, [(plan.attention.mask, PLAIN)]))
+    return module_of_plans((plan_of(split),), split.whole).split
 
 
 def compare(split, tolerance=1e-10, grad=True, **sizes):

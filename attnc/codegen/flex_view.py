@@ -99,7 +99,7 @@ def _problems(attention: Attention) -> list[Diagnostic]:
     found: list[tuple[str, Span | None]] = []
     normalize = attention.normalize
     if normalize.kind is not NormalizeKind.SOFTMAX:
-        found.append((f"`normalize {normalize.kind.value}`, its weights are those of a softmax", normalize.span))
+        found.append((f"`normalize {normalize.kind.value}`: its weights are those of a softmax", normalize.span))
     if normalize.sink is not None:
         found.append(("sink in the denominator of its softmax", normalize.span))
     if attention.weight is not None:

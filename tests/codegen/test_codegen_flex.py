@@ -335,3 +335,16 @@ def test_compile_takes_the_target(tmp_path, monkeypatch):
     assert "def streaming_block_mask(" in path.read_text()
     with pytest.raises(ValueError, match="target is 'cuda', expected 'triton' or 'flex'"):
         attnc.compile(ROOT / "examples" / "streaming.attn", "out.py", target="cuda")
+
+
+def test_the_command_takes_the_target(tmp_path):
+    command = [sys.executable, "-m", "attnc", "compile", "--target", "flex"]
+    run = {"cwd": tmp_path, "capture_output": True, "text": True, "check": False}
+    done = subprocess.run([*command, ROOT / "examples" / "packed.attn", "-o", "out.py"], **run)
+    assert done.returncode == 0, done.stderr
+    assert "def packed_block_mask(" in (tmp_path / "out.py").read_text()
+    failed = subprocess.run([*command, ROOT / "examples" / "sigmoid.attn", "-o", "none.py"], **run)
+    assert failed.returncode == 1
+    assert "error[flex-not-expressible]: FlexAttention has no `normalize sigmoid`" in failed.stderr
+    assert "sigmoid.attn:4:" in failed.stderr
+    assert not (tmp_path / "none.py").exists()

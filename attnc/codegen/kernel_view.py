@@ -18,6 +18,7 @@ import math
 from dataclasses import dataclass, replace
 
 from attnc.algebra.coordinates import IDENTITY, CoordinateMap, MapKind
+from attnc.algebra.summaries import summary_tensor
 from attnc.codegen.expr_triton import UNROLLED, Writer
 from attnc.codegen.functions_triton import fold
 from attnc.codegen.kernel_text import INDENT, MATH_FUNCTIONS, Block, Names, Shape, place, places
@@ -137,7 +138,8 @@ def kernel_view(plan: Plan, sweep: Sweep | None = None) -> KernelView:
     attention = plan.attention
     softmax = attention.normalize.kind is NormalizeKind.SOFTMAX
     names = Names()
-    tables = Tables(names, attention.tensors)
+    summaries = (summary_tensor(attention, name) for name in plan.summaries)
+    tables = Tables(names, (*attention.tensors, *summaries))
     writer = Writer(names, tables, _aliases(attention, sweep))
     before_shift, shift, clamped = _write_shift(writer, attention)
     reverse = bool(plan.facts.causal)
@@ -152,7 +154,8 @@ def kernel_view(plan: Plan, sweep: Sweep | None = None) -> KernelView:
     careful_order = orders.get(walked.pop()) if len(walked) == 1 else None
     careful = _write_careful(writer, sweep, weighing)
     used = _close(writer, loops, careful, rows, careful_order)
-    defaults = tile_rows(sweep.query_tile, sweep.key_tile, heavy=_is_heavy(sweep, weighing))
+    heavy, gathered = _is_heavy(sweep, weighing), any(loop.order is not None for loop in loops)
+    defaults = tile_rows(sweep.query_tile, sweep.key_tile, heavy=heavy, gathered=gathered)
     values = _parameters(attention, used, tables, sweep, careful=careful is not None)
     stem = "_".join(part for part in (attention.name, sweep.label) if part)
     return KernelView(
@@ -180,7 +183,7 @@ def kernel_view(plan: Plan, sweep: Sweep | None = None) -> KernelView:
         unspecialized=tuple(value.name for value in values if not value.specialize),
         call=tuple((value.name, value.value) for value in values),
         inputs=tuple(_input_view(table) for table in tables.all),
-        tiles=tuple(line for row in defaults for line in _tile_lines(row, described="values" in used or not loops)),
+        tiles=tuple(line for row in defaults for line in _tile_lines(row)),
     )
 
 
@@ -380,10 +383,9 @@ def _input_view(table: Table) -> InputView:
     return InputView(table.local, table.position, text, table.used)
 
 
-def _tile_lines(row: TileRow, *, described: bool) -> list[str]:
-    """Write the tiles of one target, those with descriptors only for kernels that can use them."""
+def _tile_lines(row: TileRow) -> list[str]:
     key = f'("{row.target}", {row.element_size}, {row.head_size})'
-    tiles = [_tiles_text(config) for config in row.configs if described or not config.descriptors]
+    tiles = [_tiles_text(config) for config in row.configs]
     return [f"{key}: ({tiles[0]},),"] if len(tiles) == 1 else [f"{key}: (", *(f"{INDENT}{one}," for one in tiles), "),"]
 
 

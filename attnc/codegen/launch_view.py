@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from attnc.algebra.summaries import summary_source
 from attnc.codegen.kernel_view import InputView, KernelView, kept_sums, kernel_view
 from attnc.codegen.sweeps import sweeps_of
 from attnc.plan.kernel_plan import Plan
@@ -24,6 +25,7 @@ class LaunchView:
     """The kernels of a plan, in the order in which they run, and their launcher.
 
     Attributes:
+        summaries: name, position of the ids and kind of each summary that is made before the first kernel, as text.
         kept: numbers that a row has besides its output while kernels hand it on; -1 where there is one kernel.
         tables: names and lines of the tables of tiles, each once.
     """
@@ -32,6 +34,7 @@ class LaunchView:
     normalize: str
     kernels: tuple[KernelView, ...]
     inputs: tuple[InputView, ...]
+    summaries: tuple[str, ...]
     kept: int
     tables: tuple[tuple[str, tuple[str, ...]], ...]
 
@@ -43,6 +46,19 @@ def launch_view(plan: Plan) -> LaunchView:
         replace(versions[0], used=any(one.used for one in versions))
         for versions in zip(*(kernel.inputs for kernel in kernels), strict=True)
     )
-    tables = tuple((kernel.table, kernel.tiles) for kernel in kernels)
+    tables = {kernel.tiles: kernel.table for kernel in reversed(kernels)}
+    kernels = tuple(replace(kernel, table=tables[kernel.tiles]) for kernel in kernels)
     kept = len(kept_sums(plan.attention)) if len(kernels) > 1 else -1
-    return LaunchView(plan.attention.name, kernels[-1].normalize, kernels, inputs, kept, tables)
+    named = tuple((name, lines) for lines, name in reversed(tables.items()))
+    return LaunchView(plan.attention.name, kernels[-1].normalize, kernels, inputs, summaries_text(plan), kept, named)
+
+
+def summaries_text(plan: Plan) -> tuple[str, ...]:
+    """Return the summaries that a plan's bounds read, each as the tuple that the runtime takes."""
+    positions = {tensor.name: position for position, tensor in enumerate(plan.attention.tensors)}
+    found = []
+    for name in plan.summaries:
+        source = summary_source(name)
+        assert source is not None
+        found.append(f'("{name}", {positions[source[0]]}, "{source[1]}")')
+    return tuple(found)

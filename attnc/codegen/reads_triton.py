@@ -62,7 +62,7 @@ class Tables:
     def __init__(self, names: Names, tensors: tuple[Tensor, ...]) -> None:
         self._names = names
         self._tables = {
-            tensor.name: Table(tensor, position, names.fresh(tensor.name), tensor.name[:14])
+            tensor.name: Table(tensor, position, names.fresh(_identifier(tensor.name)), _identifier(tensor.name)[:14])
             for position, tensor in enumerate(tensors)
         }
 
@@ -90,6 +90,11 @@ class Tables:
             name = stem if kind == "number" else self._names.fresh(stem)
             table.arguments[key] = Argument(name, value, specialize)
         return table.arguments[key].name
+
+
+def _identifier(name: str) -> str:
+    """Return a name of a kernel's for a tensor; summaries have a point in theirs."""
+    return name.replace(".", "_")
 
 
 def read_table(writer: Writer, expr: Read) -> Fragment:

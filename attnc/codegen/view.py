@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from attnc.algebra.coordinates import CoordinateMap, MapKind
 from attnc.algebra.key_intervals import Coverage
 from attnc.codegen.expr_torch import length_text, printable, quoted, torch_body
+from attnc.codegen.launch_view import summaries_text
 from attnc.codegen.layout import Bracket, call, lay_out, sequence
 from attnc.codegen.names import class_name
 from attnc.codegen.period import far_form, shift_period
@@ -301,6 +302,8 @@ def _pass_fields(plan: Plan, formulas: Formulas) -> list[Field]:
     names = tuple(dict.fromkeys(name for expr in read for name in tables(expr)))
     if names:
         fields.append(("bound_tables", sequence([quoted(name) for name in names])))
+    if plan.summaries:
+        fields.append(("summaries", sequence(list(summaries_text(plan)))))
     return fields
 
 

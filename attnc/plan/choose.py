@@ -65,7 +65,9 @@ def plan_attention(attention: Attention, *, length: int = LENGTH, layouts: bool 
     asked = None if simplified.decompose is None else simplified.decompose.form
     if asked in (None, "none") and (library is not None or not layouts):
         form = Form.SOFTMAX if library is None else Form.LIBRARY
-        return replace(plan, passes=(Pass(form, simplified.mask, derive_tiles(simplified), library=library),))
+        return replace(
+            plan, passes=(Pass(form, simplified.mask, derive_tiles(simplified, summaries=True), library=library),)
+        )
     choices = choose_passes(simplified, length)
     return _with_proof(replace(plan, passes=_refined(simplified, choices[0].passes), choices=choices))
 
@@ -123,7 +125,7 @@ def make_passes(
         Pass(
             Form.SOFTMAX,
             mask,
-            derive_tiles(replace(attention, mask=mask), layout=layout, operations=operations),
+            derive_tiles(replace(attention, mask=mask), layout=layout, operations=operations, summaries=True),
             layout,
         )
         for mask, layout in parts

@@ -113,16 +113,24 @@ _DESCRIBED_HEAVY = {
 """The same for patterns with much arithmetic for each pair."""
 
 
-def tile_rows(query_limit: int, key_limit: int, *, heavy: bool = False) -> tuple[TileRow, ...]:
+_GATHERED = {(target, 2): {256: TileConfig(64, 16, 8, 2, chunk=16)} for target in ("sm_80", "sm_86", "sm_90")}
+"""For kernels that read keys out of plain order, by pointers then, whose addresses take registers."""
+
+
+def tile_rows(query_limit: int, key_limit: int, *, heavy: bool = False, gathered: bool = False) -> tuple[TileRow, ...]:
     """Return the defaults, none of them larger than the tiles that a plan's residuals hold for.
 
     Args:
         query_limit: most rows of a query tile.
         key_limit: most keys of a key tile.
         heavy: whether the pattern computes much for each pair.
+        gathered: whether keys are read out of plain order, so that there are no descriptors.
     """
     defaults = _DEFAULTS | _HEAVY if heavy else _DEFAULTS
     described = _DESCRIBED | _DESCRIBED_HEAVY if heavy else _DESCRIBED
+    if gathered:
+        defaults = {place: by_head | _GATHERED.get(place, {}) for place, by_head in defaults.items()}
+        described = {}
     rows = []
     for (target, size), by_head in defaults.items():
         for head_size, config in by_head.items():

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from enum import Enum
 
 from attnc.algebra.coordinates import PLAIN, Layout
+from attnc.algebra.counting import bounds_read
 from attnc.algebra.derivation import Step
 from attnc.algebra.facts import Facts
 from attnc.algebra.key_intervals import TileSets
+from attnc.algebra.summaries import summary_source
 from attnc.ir.nodes import Expr
 from attnc.ir.program import Attention
 
@@ -97,3 +99,9 @@ class Plan:
     derivation: tuple[Step, ...] = ()
     choices: tuple[Choice, ...] = ()
     proven_disjoint: bool = False
+
+    @property
+    def summaries(self) -> tuple[str, ...]:
+        """Names of the summaries of ids that bounds read, each once: they are made before the passes run."""
+        names = (name for one in self.passes for name in bounds_read(one.tiles))
+        return tuple(dict.fromkeys(name for name in names if summary_source(name) is not None))

@@ -211,7 +211,7 @@ def _cut_grid(table: TileTable, tensors: tuple[Tensor, Tensor, Tensor], order: R
     if order != PLAIN_ROWS and _TILES.get() is None and padded(rows) < chosen.query and width <= 128:
         # A class or a few runs may have far fewer rows than a tile. Of large heads, kernels with fewer rows spill.
         few = padded(rows) * width <= 32 * 64
-        chosen = replace(chosen, query=padded(rows), warps=4 if few else chosen.warps)
+        chosen = replace(chosen, query=padded(rows), warps=4 if few else chosen.warps, chunk=16)
     programs = order.classes(queries) * -(-rows // chosen.query) * heads * batch
     if programs > MOST_PROGRAMS:
         raise ValueError(f"a launch has up to {MOST_PROGRAMS} programs, this one needs {programs}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from attnc.runtime.pairs import Pairs, Sizes
+from attnc.runtime.summaries import Summary
 
 Formula = Callable[[Pairs], Tensor]
 """An expression of the pattern over the coordinates of a block of pairs."""
@@ -135,7 +136,8 @@ class Program:
         scale: None is `1 / sqrt(D)`.
         passes: what computes the mask's pairs.
         bias_period: as the `period` of a pass, of the bias.
-        bound_tables: tables that the bounds of intervals or the shift read.
+        bound_tables: tables that the bounds of intervals or the shift read, summaries among them.
+        summaries: what is summarised before the passes run.
         mask_tables: tables that the mask or the shift reads.
         pair_tables: float tables that the score, the sigmoid's bias or the weight of a pair reads.
         launch: runs the Triton kernel; None where triton is missing.
@@ -161,6 +163,7 @@ class Program:
     dropped: Formula | None = None
     bias_period: int = 0
     bound_tables: tuple[str, ...] = ()
+    summaries: tuple[Summary, ...] = ()
     mask_tables: tuple[str, ...] = ()
     pair_tables: tuple[str, ...] = ()
     launch: Callable[..., None] | None = field(default=None, compare=False)

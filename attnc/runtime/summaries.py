@@ -8,6 +8,7 @@ the only id of all these rows. Exact for ids that never decrease; for others rig
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ def summarize(ids: Tensor, kind: str) -> Tensor:
     return torch.searchsorted(among, wanted, right=right, out_int32=True)
 
 
-def with_summaries(inputs: Sequence[Tensor], summaries: Sequence[Summary]) -> tuple[Tensor, ...]:
+def with_summaries(inputs: Sequence[Any], summaries: Sequence[Summary]) -> tuple[Any, ...]:
     """Return the inputs and, after them, summaries of some of them. Nothing waits for the device."""
     return (*inputs, *(summarize(inputs[position], kind) for _, position, kind in summaries))
 

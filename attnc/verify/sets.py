@@ -9,6 +9,7 @@ import torch
 
 from attnc.algebra.counting import count_pairs
 from attnc.algebra.key_intervals import Coverage
+from attnc.algebra.summaries import summary_source
 from attnc.algebra.walking import passes_test, positions, row_tiles, walk_tiles
 from attnc.bench.cases import Data
 from attnc.ir.evaluate import Environment, evaluate
@@ -16,6 +17,7 @@ from attnc.ir.nodes import Expr, IndexName
 from attnc.ir.program import AlignKind, Attention
 from attnc.plan.kernel_plan import Pass, Plan
 from attnc.reference import evaluate_tensor, pair_environment
+from attnc.runtime.summaries import summarize
 from attnc.verify.outcome import Mismatch
 from attnc.verify.trials import Trial
 
@@ -31,7 +33,7 @@ def check_tiles(plan: Plan, trial: Trial) -> None:
     """
     data = trial.data(plan.attention)
     mask = _dense(plan.attention, plan.attention.mask, trial, data)
-    lists = _tables(plan.attention, trial, data)
+    lists = _tables(plan, trial, data)
     residuals = {
         interval.residual: _dense(plan.attention, interval.residual, trial, data)
         for one in plan.passes
@@ -147,7 +149,11 @@ def _dense(attention: Attention, expr: Expr, trial: Trial, data: Data) -> torch.
     return evaluate_tensor(expr, env).expand(shape.batch, shape.heads, shape.queries, shape.keys)
 
 
-def _tables(attention: Attention, trial: Trial, data: Data) -> dict[str, Any]:
-    """Return the data as nested lists, dimensions of size 1 that broadcast expanded."""
-    env = pair_environment(attention, trial.shape.sizes(), data)
-    return {name: table.tolist() for name, table in env.tables.items()}
+def _tables(plan: Plan, trial: Trial, data: Data) -> dict[str, Any]:
+    """Return the data as nested lists, dimensions of size 1 that broadcast expanded, and what is summarised of it."""
+    env = pair_environment(plan.attention, trial.shape.sizes(), data)
+    found = dict(env.tables)
+    for name in plan.summaries:
+        table, kind = summary_source(name) or (name, "")
+        found[name] = summarize(env.tables[table], kind)
+    return {name: table.tolist() for name, table in found.items()}

@@ -100,10 +100,15 @@ class StretchFinder:
         return self._with_full(replace(run, pairs=pairs))
 
     def whole(self, pairs: isl.Set) -> Run:
-        """Return the stretch of all keys: what is always right."""
+        """Return the stretch of all keys: what is always right.
+
+        Raises:
+            OutOfBudgetError: there is no budget left to write even that.
+        """
         low = isl.PwAff.read_from_str(self.context, "{ [0] }")
-        bounds = [self.writer.bound(low), self.writer.bound(self.last_key)]
-        first, last = (bound for bound in bounds if bound is not None)
+        first, last = self.writer.bound(low), self.writer.bound(self.last_key)
+        if first is None or last is None:
+            raise OutOfBudgetError
         return Run(pairs, first, last, self.domain.known, contiguous=False)
 
     def without(self, run: Run, others: list[isl.Set]) -> Run | None:

@@ -113,7 +113,12 @@ _DESCRIBED_HEAVY = {
 """The same for patterns with much arithmetic for each pair."""
 
 
-_GATHERED = {(target, 2): {256: TileConfig(64, 16, 8, 2, chunk=16)} for target in ("sm_80", "sm_86", "sm_90")}
+_GATHERED = {
+    ("sm_80", 2): {256: TileConfig(64, 16, 8, 2, chunk=16)},
+    ("sm_86", 2): {256: TileConfig(64, 16, 8, 2, chunk=16)},
+    ("sm_90", 2): {256: TileConfig(64, 16, 8, 2, chunk=16)},
+    ("gfx942", 2): {256: TileConfig(64, 16, 4, 1, chunk=16)},
+}
 """For kernels that read keys out of plain order, by pointers then, whose addresses take registers."""
 
 

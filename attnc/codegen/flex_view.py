@@ -10,6 +10,7 @@ from attnc.algebra.key_intervals import Coverage, TileSets
 from attnc.codegen.expr_flex import Scope, flex_body, flex_text, host_text, laid_out
 from attnc.codegen.expr_torch import comments, quoted
 from attnc.codegen.layout import LINE, Bracket, call, lay_out, sequence
+from attnc.codegen.period import shift_period
 from attnc.codegen.tile_text import tile_body
 from attnc.codegen.view import (
     ArgumentView,
@@ -292,4 +293,5 @@ def _sets(attention: Attention, tiles: TileSets, formulas: Formulas, shift: str)
         ("by_batch", str(any(depends_on(expr, IndexName.BATCH) for expr in depends))),
         ("by_head", str(any(depends_on(expr, IndexName.HEAD) for expr in depends))),
         ("may_hold", "None" if body is None else f"_{attention.name}_may_hold"),
+        ("period", str(shift_period(attention.mask))),
     )

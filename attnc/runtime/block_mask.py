@@ -53,6 +53,7 @@ class BlockSets:
             does not help.
         exact: the ranges and their tests leave no tile in doubt.
         query_tile, key_tile: the largest tile for which that holds.
+        period: the mask does not change when query and key move by so many positions together; 0 if it may.
         by_batch, by_head: whether the mask depends on the batch entry, on the head.
     """
 
@@ -64,6 +65,7 @@ class BlockSets:
     by_batch: bool
     by_head: bool
     may_hold: Formula | None = None
+    period: int = 0
 
 
 def build_block_mask(
@@ -136,7 +138,7 @@ def _tiles(
     visited, full = visited | (full & ~complete), full & complete
     settled = sets.exact and small and min(tile) >= SMALLEST_EXACT and not bool((at.i_lo < 0).any())
     doubtful = visited if not settled else visited & ~complete
-    return _evaluated(mask_mod, sizes, tile, visited, full, doubtful)
+    return _evaluated(mask_mod, sizes, tile, visited, full, _Doubt.of(doubtful, complete, tile, sets.period))
 
 
 def _tile_bounds(sets: BlockSets, sizes: Sizes, tables: Mapping[str, Tensor], device: torch.device, rows: int) -> Pairs:
@@ -157,23 +159,57 @@ def _complete(sizes: Sizes, tile: tuple[int, int], shape: tuple[int, ...], devic
     return rows & (torch.arange(1, shape[3] + 1, device=device) * tile[1] <= sizes.M)
 
 
+@dataclass(frozen=True, slots=True)
+class _Doubt:
+    """Tiles in doubt, and those among them that are evaluated.
+
+    Attributes:
+        places: `[tiles, 4]`: batch entry, head, row of tiles, column of tiles.
+        chosen: numbers of the tiles that are evaluated.
+        like: for each tile, the number among the chosen ones of the tile that it is like.
+    """
+
+    places: Tensor
+    chosen: Tensor
+    like: Tensor
+
+    @classmethod
+    def of(cls, doubtful: Tensor, complete: Tensor, tile: tuple[int, int], period: int) -> _Doubt:
+        """Choose one of the tiles that a mask with a period makes equal, but each where they end at the last pair."""
+        places = doubtful.nonzero()
+        numbers = torch.arange(len(places), device=places.device)
+        if not period or not len(places):
+            return cls(places, numbers, numbers)
+        b, h, row, column = places.unbind(1)
+        first = row * tile[0]
+        ragged = ~complete.expand(doubtful.shape)[tuple(places.unbind(1))]
+        alone = torch.where(ragged, numbers + 1, 0)
+        signs = torch.stack([b, h, first - column * tile[1], first % period, alone], 1)
+        kinds, like = torch.unique(signs, dim=0, return_inverse=True)
+        chosen = numbers.new_zeros(len(kinds)).scatter_(0, like, numbers)
+        return cls(places, chosen, like)
+
+
 def _evaluated(
-    mask_mod: MaskMod, sizes: Sizes, tile: tuple[int, int], touched: Tensor, full: Tensor, doubtful: Tensor
+    mask_mod: MaskMod, sizes: Sizes, tile: tuple[int, int], touched: Tensor, full: Tensor, doubt: _Doubt
 ) -> tuple[Tensor, Tensor]:
-    """Settle the tiles in doubt by evaluating the mask at their pairs."""
-    places = doubtful.nonzero()
+    """Settle the tiles in doubt by evaluating the mask at the pairs of the chosen ones."""
     touched = touched | full
-    rows, keys = (torch.arange(size, device=places.device) for size in tile)
-    most = max(1, PAIRS_AT_ONCE // (tile[0] * tile[1]))
-    for chunk in torch.split(places, most) if len(places) else ():
+    if not len(doubt.places):
+        return touched, full
+    rows, keys = (torch.arange(size, device=touched.device) for size in tile)
+    some, every = [], []
+    for chunk in torch.split(doubt.places[doubt.chosen], max(1, PAIRS_AT_ONCE // (tile[0] * tile[1]))):
         b, h, query, key = (place.view(-1, 1, 1) for place in chunk.unbind(1))
         query, key = query * tile[0] + rows.view(-1, 1), key * tile[1] + keys
         real = (query < sizes.N) & (key < sizes.M)
         allowed = mask_mod(b, h, query.clamp(max=sizes.N - 1), key.clamp(max=sizes.M - 1)) & real
         pairs = allowed.expand(len(chunk), *tile).flatten(1)
-        where = chunk.unbind(1)
-        touched[where] = pairs.any(1)
-        full[where] = pairs.all(1)
+        some.append(pairs.any(1))
+        every.append(pairs.all(1))
+    where = doubt.places.unbind(1)
+    touched[where] = torch.cat(some)[doubt.like]
+    full[where] = torch.cat(every)[doubt.like]
     return touched, full
 
 

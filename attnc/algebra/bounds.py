@@ -36,6 +36,9 @@ MOST_CONDITIONS = 12
 MOST_CASES = 4
 """A bound with more cases than this is not worth writing out."""
 
+MOST_COALESCED = 12
+"""A value of more pieces than this is left as it is: finding those that agree takes longer than it saves."""
+
 MOST_DIVIDED = 8
 """A bound with more pieces than this is not divided by cases of heads and inputs."""
 
@@ -216,7 +219,8 @@ class BoundsWriter:
 
 def chosen(condition: isl.Set, then: isl.PwAff, otherwise: isl.PwAff) -> isl.PwAff:
     """Return the value that is `then` where a condition holds and `otherwise` elsewhere."""
-    return then.intersect_domain(condition).union_add(otherwise.subtract_domain(condition)).coalesce()
+    value = then.intersect_domain(condition).union_add(otherwise.subtract_domain(condition))
+    return value.coalesce() if value.n_piece() <= MOST_COALESCED else value
 
 
 def _without(points: isl.Set, names: tuple[str, ...]) -> isl.Set:

@@ -117,6 +117,10 @@ def derive_tiles(
         with allowance(translator.context, operations):
             return _Derivation.of(attention, translator, query_tile, key_tile).tiles()
     except OutOfBudgetError:
+        if summaries:
+            return derive_tiles(
+                attention, query_tile=query_tile, key_tile=key_tile, layout=layout, operations=operations
+            )
         return everywhere(attention, query_tile, key_tile, layout)
 
 
@@ -182,7 +186,9 @@ class _Derivation:
         low, stop = run.low, _plus_one(run.high)
         full = self._full_bounds(run, stop)
         bounds = [low, stop] if full is None else [low, *full, stop]
-        guarded = self._guarded(bounds, run, moves=bool(later))
+        guarded = attempt(self.translator.context, lambda: self._guarded(bounds, run, moves=bool(later)))
+        if guarded is None and not later:
+            guarded = [self._real(bound) for bound in bounds]  # where the run is absent, tiles are visited for nothing
         if guarded is None:
             everything = Bound(_ZERO, _constant(self.translator, 0))
             guarded = [everything, self._all_keys()]
@@ -196,6 +202,13 @@ class _Derivation:
             _Range(_Place.RIGHT, full_stop, last, run),
         ]
         return ranges[1:] if self._never_positive(full_start) else ranges
+
+    def _real(self, bound: Bound) -> Bound:
+        """Keep a bound from passing the last key."""
+        keys = self._all_keys()
+        if included(self.domain.known, bound.value.le_set(keys.value)):
+            return bound
+        return Bound(Call(Function.MIN, (bound.expr, keys.expr), Type.INT), bound.value.min(keys.value))
 
     def _all_keys(self) -> Bound:
         count = _shifted(self.translator.last_key(), 1)

@@ -20,6 +20,7 @@ from attnc.ir.types import Type
 
 DOC = Tensor("doc", TensorKind.INPUT, Type.INT, (Size(SizeName.BATCH), Size(SizeName.KEYS)), sorted=True)
 LEVELS = replace(DOC, name="level")
+CUT = Tensor("cut", TensorKind.INPUT, Type.INT)
 SAME = "doc[b, i] == doc[b, j]"
 PATTERNS = {
     SAME: PLAIN,
@@ -30,6 +31,9 @@ PATTERNS = {
     f"{SAME} and level[b, i] == level[b, j]": PLAIN,
     f"j <= i and (i - j) % 4 == 0 and {SAME}": residue(4),
     "doc[b, j] == doc[b, i] and h == 1": PLAIN,
+    f"j <= i and i - j < cut and {SAME}": PLAIN,
+    f"{SAME} and j < cut": PLAIN,
+    f"(j <= i and {SAME} and i - j < cut) or j < 2": PLAIN,
 }
 
 
@@ -66,7 +70,7 @@ def tables_of(kind, batch, keys):
     for name in ("doc", "level"):
         for one in SUMMARIES:
             tables[summary_name(name, one)] = [summarize(ids)[one] for ids in tables[name]]
-    return tables
+    return {**tables, "cut": draw.randint(-2, 9)}
 
 
 @pytest.mark.parametrize(
@@ -75,7 +79,7 @@ def tables_of(kind, batch, keys):
 @pytest.mark.parametrize("mask", PATTERNS)
 def test_tiles_by_ids(mask, align, kind):
     layout = PATTERNS[mask]
-    example = attention(mask, align=align, shift="3", tensors=(DOC, LEVELS))
+    example = attention(mask, align=align, shift="3", tensors=(DOC, LEVELS, CUT))
     tiles = derive_tiles(example, query_tile=16, key_tile=16, layout=layout, summaries=True)
     for case, (queries, keys) in enumerate(((1, 1), (19, 19), (9, 20), (20, 9))):
         env = environment(example, queries, keys, head=1, batch=case % 2, tables=tables_of(kind, 2, keys))

@@ -1,5 +1,6 @@
 # make run    compile an example, run it and compare it with its peers
 # make test   the tests (quick ones); `make check` adds the slow ones, `make lint` the linters
+# make bench  the sparsity suite against its peers, for at most BUDGET seconds; again goes on where it stopped
 # Each sets up its own virtual environment in .venv first, and does nothing there when nothing changed.
 
 SHELL := /bin/bash
@@ -8,11 +9,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= auto
 
-.PHONY: run test check lint format wheel gpu-bundle clean setup
+BUDGET ?= 3600
+
+.PHONY: run bench test check lint format wheel gpu-bundle clean setup
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '1,3s/^# //p' Makefile
+	@sed -n '1,4s/^# //p' Makefile
 
 setup: $(READY)
 
@@ -24,6 +27,11 @@ run: $(READY)
 	@mkdir -p build
 	$(BIN)/attnc compile examples/streaming.attn -o build/streaming.py
 	$(BIN)/attnc bench examples/streaming.attn -n 8192
+
+bench: $(READY)
+	@mkdir -p build/bench
+	$(BIN)/attnc bench --suite sparsity --budget $(BUDGET) --json build/bench/sparsity.json \
+		--markdown build/bench/sparsity.md
 
 test: $(READY)
 	@$(BIN)/python -m pytest -m "not slow" -n $(WORKERS)

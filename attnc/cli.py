@@ -313,11 +313,18 @@ def verify(
         raise typer.Exit(USER_MISTAKE)
 
 
+class Suite(StrEnum):
+    """Patterns that `bench --suite` measures."""
+
+    SPARSITY = "sparsity"
+
+
 @app.command(
     epilog=examples(
         "attnc bench streaming.attn -n 8192",
         "attnc bench streaming.attn longformer.attn -n 2048,4096,8192 --plot times.png --json times.json",
         "attnc bench gpt.attn --backward --peers sdpa --heads 16 --head-size 128",
+        "attnc bench --suite sparsity --json sparsity.json --markdown sparsity.md --budget 3600",
     )
 )
 @guarded
@@ -327,8 +334,11 @@ def bench(
     ] = None,
     define: Definitions = [],  # noqa: B006
     lengths: Annotated[
-        str, typer.Option("-n", "--length", metavar="LEN,...", help="Queries and keys; several lengths by commas.")
-    ] = "1024,4096",
+        str | None,
+        typer.Option(
+            "-n", "--length", metavar="LEN,...", help="Queries and keys: 1024,4096, or 2048,8192,32768 for a suite."
+        ),
+    ] = None,
     peers: Annotated[
         str, typer.Option("--peers", metavar="NAME,...", help="What to compare with: sdpa, flex, none.")
     ] = "sdpa,flex",
@@ -342,7 +352,22 @@ def bench(
     seconds: Annotated[
         float, typer.Option("--seconds", min=0.0, max=3600.0, help="Time to spend on each measurement.")
     ] = 2.0,
-    suite: Annotated[bool, typer.Option("--suite", help="Measure the patterns that come with attnc.")] = False,
+    suite: Annotated[
+        Suite | None, typer.Option("--suite", help="Measure patterns that come with attnc, one by one, and sum up.")
+    ] = None,
+    only: Annotated[
+        list[str], typer.Option("--only", metavar="NAME", help="Of the suite, this pattern; may be repeated.")
+    ] = [],  # noqa: B006
+    budget: Annotated[
+        float | None,
+        typer.Option("--budget", metavar="SECONDS", min=0.0, help="Begin no case of the suite after so long."),
+    ] = None,
+    redo: Annotated[
+        bool, typer.Option("--redo", help="Measure cases of the suite again that the JSON file has.")
+    ] = False,
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", metavar="OUT", help="Write the suite's report, case by case.")
+    ] = None,
     json: Annotated[
         Path | None, typer.Option("--json", metavar="OUT", allow_dash=True, help="Write JSON; `-` is standard output.")
     ] = None,
@@ -350,15 +375,20 @@ def bench(
 ) -> None:
     """Measure patterns against PyTorch's attention.
 
-    Every contender is first checked against a float64 reference; one that is wrong gets no time.
+    Every contender is first checked against a float64 reference; one that is wrong gets no time. A suite writes its
+    files after each case, and goes on where those of `--json` end.
     """
     from attnc import commands
 
     right = commands.bench(
         tuple(files or ()),
         parse_parameters(define),
-        suite=suite,
-        lengths=parse_lengths(lengths),
+        suite=None if suite is None else suite.value,
+        only=only,
+        budget=budget,
+        redo=redo,
+        markdown=markdown,
+        lengths=None if lengths is None else parse_lengths(lengths),
         peers=commands.parse_peers(peers),
         backward=backward,
         batch=batch,

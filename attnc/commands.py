@@ -7,6 +7,7 @@ import json as json_text
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -194,32 +195,61 @@ def parse_peers(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def bench(files: Sequence[Path], parameters: Parameters, *, suite: bool, **options: Any) -> bool:
+def bench(
+    files: Sequence[Path],
+    parameters: Parameters,
+    *,
+    suite: str | None,
+    budget: float | None,
+    only: Sequence[str],
+    redo: bool,
+    markdown: Path | None,
+    **options: Any,
+) -> bool:
     """Measure, print tables, write JSON and pictures; tell whether every attnc module computed the right thing.
 
-    `options` are the fields of `BenchRequest`.
+    `options` are the fields of `BenchRequest`; without lengths, those that suit.
     """
-    files = (*files, *(_suite() if suite else ()))
-    if not files:
-        raise MalformedParameterError("name a pattern, or say --suite")
+    shipped = _suite() if suite is not None else []
+    if not files and not shipped:
+        raise MalformedParameterError("name a pattern, or say --suite sparsity")
     if options["kv_heads"] is not None and options["heads"] % options["kv_heads"]:
         raise MalformedParameterError(f"{options['kv_heads']} key/value heads do not divide {options['heads']} heads")
-    for target in (options["json"], options["plot"]):
+    for_suites = {"--budget": budget is not None, "--only": only, "--redo": redo, "--markdown": markdown is not None}
+    wrong = [name for name, given in (for_suites if suite is None else {"--plot": options["plot"]}).items() if given]
+    if wrong:
+        raise MalformedParameterError(f"{wrong[0]} is {'for' if suite is None else 'not for'} suites")
+    for target in (options["json"], options["plot"], markdown):
         if target is not None and str(target) != STANDARD:
-            require_writable(target, *files)
+            require_writable(target, *files, *shipped)
     if options["plot"] is not None:
         from attnc.pictures import figure_class
 
         figure_class()  # fail before the measuring rather than after it
-    patterns = [_planned(file, parameters) for file in files]
     from attnc.bench.session import BenchRequest, run_bench
 
-    return run_bench(BenchRequest(**options), patterns)
+    if suite is None:
+        patterns = [_planned(file, parameters) for file in files]
+        return run_bench(BenchRequest(**{**options, "lengths": options["lengths"] or (1024, 4096)}), patterns)
+    from attnc.bench.suite import LENGTHS, Pattern, SuiteRequest, run_suite
+
+    request = BenchRequest(**{**options, "lengths": options["lengths"] or LENGTHS})
+    chosen = [
+        Pattern(file.stem, _first_comment(file), partial(_planned, file, parameters)) for file in (*shipped, *files)
+    ]
+    return run_suite(SuiteRequest(request, budget, tuple(only), redo, markdown), chosen)
 
 
 def _suite() -> list[Path]:
     """Return the patterns that come with the package."""
-    return sorted((Path(__file__).parent / "bench" / "patterns").glob("*.attn"))
+    return sorted((Path(__file__).parent / "bench" / "patterns").rglob("*.attn"))
+
+
+def _first_comment(file: Path) -> str:
+    """Return what the first line of a file says about it; nothing if it is no comment."""
+    with _located(file):
+        first = read_pattern(file).text.partition("\n")[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
 
 
 def _planned(file: Path, parameters: Parameters) -> Compiled:

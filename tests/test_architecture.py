@@ -41,10 +41,13 @@ ALLOWED = {
     "files": {*BASE, "syntax"},
     "parameters": set(),
     "terminal": {"diagnostics"},
-    "bench": {"diagnostics", "ir", "plan", "reference", "blockwise", "compiler", "files", "pictures", "terminal"},
+    "bench": {
+        "diagnostics", "ir", "algebra", "plan", "reference", "blockwise", "tile_map", "compiler", "files", "pictures",
+        "terminal",
+    },
     "show": {"ir", "plan", "blockwise", "tile_map", "bench", "pictures", "layout_pictures"},
     "layout_pictures": {"ir", "algebra", "plan", "reference", "blockwise", "tile_map", "bench"},
-    "verify": {*BASE, "ir", "algebra", "plan", "reference", "compiler", "bench"},
+    "verify": {*BASE, "ir", "algebra", "plan", "reference", "runtime", "compiler", "bench"},
     # the commands
     "commands": {
         *BASE, "compiler", "bench", "comparison", "explanation", "explanation_text", "files", "machine_code",

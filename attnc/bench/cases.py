@@ -13,7 +13,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from attnc.ir.evaluate import Environment, evaluate
-from attnc.ir.nodes import Binary, Bound, Call, Expr, Function, Index, IndexName, Read, SizeName
+from attnc.ir.nodes import Binary, BinaryOp, Bound, Call, Const, Expr, Function, Index, IndexName, Read, SizeName
 from attnc.ir.program import AlignKind, Attention, Tensor, TensorKind, expressions
 from attnc.ir.types import Type
 from attnc.ir.walk import tables, walk
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 TYPICAL_DOCUMENT = 512
 """Positions of one run of equal values in typical sorted data."""
+
+
+KEPT_BLOCKS = 0.125
+"""Share of true entries of a typical table of blocks."""
 
 
 class Style(Enum):
@@ -140,7 +144,7 @@ def _make_one(
     generator = torch.Generator().manual_seed(choose.getrandbits(60))
     match tensor.type:
         case Type.BOOL:
-            made = torch.rand(sizes, generator=generator) < 0.7
+            made = _bools(tensor, sizes, generator, wild)
         case Type.FLOAT:
             made = _floats(tensor, shape, sizes, generator, wild)
             made = made.to(dtype) if dtype is not None and tensor.dims else made
@@ -149,6 +153,32 @@ def _make_one(
     if not tensor.dims and tensor.kind is TensorKind.INPUT:
         return made.item()
     return made.to(device)
+
+
+def _bools(tensor: Tensor, sizes: list[int], generator: torch.Generator, wild: bool) -> torch.Tensor:
+    """Most are true; a typical table of blocks keeps few of them, and a typical square of fixed size is a tree."""
+    import torch
+
+    drawn = torch.rand(sizes, generator=generator)
+    if wild or len(sizes) < 2:
+        return drawn < 0.7
+    if isinstance(tensor.dims[-1], Const) and tensor.dims[-1] == tensor.dims[-2]:
+        return _ancestors(drawn)
+    by_blocks = any(isinstance(dim, Binary) and dim.op is BinaryOp.FLOORDIV for dim in tensor.dims)
+    return drawn < (KEPT_BLOCKS if by_blocks else 0.7)
+
+
+def _ancestors(drawn: torch.Tensor) -> torch.Tensor:
+    """Return which nodes of a random tree are ancestors of which: rows are nodes, each its own ancestor."""
+    import torch
+
+    count = drawn.shape[-1]
+    table = torch.zeros(drawn.shape, dtype=torch.bool).view(-1, count, count)
+    for tree, draws in zip(table, drawn.view(-1, count, count)[:, :, 0], strict=True):
+        for node in range(count):
+            tree[node] = tree[int(float(draws[node]) * node)]
+            tree[node, node] = True
+    return table.view(drawn.shape)
 
 
 def _broadcasts(dim: Expr | None) -> bool:

@@ -17,6 +17,10 @@ SHORTEST_SAMPLE = 2e-3
 """Seconds that one sample lasts at least; shorter work is repeated within it."""
 
 
+LONG = 1.0
+"""Seconds of a first call after which nobody asks how often to repeat it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Timing:
     """Seconds of one call.
@@ -54,8 +58,10 @@ def measure(
         seconds: time that one function's samples may take together, once there are `least` of them.
         progress: called after every round.
     """
-    repeats = {name: _repeats(_sample(one, 1, device)) for name, one in work.items()}  # the first call is the warm-up
-    repeats |= {name: _repeats(_sample(one, repeats[name], device)) for name, one in work.items()}
+    first = {name: _sample(one, 1, device) for name, one in work.items()}  # the first call is the warm-up
+    repeats = {name: _repeats(taken) for name, taken in first.items()}
+    quick = {name: one for name, one in work.items() if first[name] < LONG}
+    repeats |= {name: _repeats(_sample(one, repeats[name], device)) for name, one in quick.items()}
     samples: dict[str, list[float]] = {name: [] for name in work}
     for order in _orders(list(work)):
         unfinished = [name for name in order if not _enough(samples[name], repeats[name], seconds, least, most)]

@@ -8,6 +8,7 @@ from types import ModuleType
 
 import torch
 
+from attnc.algebra.counting import count_pairs as count_pairs_by_sets
 from attnc.bench.cases import Data, Shape, make_data, make_tensors
 from attnc.bench.checking import SMALL_LENGTH, Truth, Verdict, check_gradients, check_output, true_rows
 from attnc.bench.contender import Case, Contender, Unavailable, first_line
@@ -32,6 +33,8 @@ class Settings:
         seconds: time to spend on each contender's samples.
         peers: of `PEERS`.
         backward: time forward and backward together.
+        least: samples of each contender, at least.
+        memory: whether memory is measured as well.
     """
 
     device: torch.device
@@ -39,6 +42,8 @@ class Settings:
     peers: tuple[str, ...] = PEERS
     backward: bool = False
     seconds: float = 2.0
+    least: int = 5
+    memory: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +113,7 @@ def compare(
     attention = plan.attention
     case = make_case(attention, shape, settings)
     progress("counting pairs")
-    pairs = float(count_pairs(attention, shape.sizes(), case.data, device=settings.device))
+    pairs = _count(case)
     progress("computing the reference")
     truth = true_rows(case)
     accepted: dict[str, tuple[Contender, Verdict]] = {}
@@ -129,8 +134,9 @@ def compare(
     work = {name: _work(contender, case) for name, (contender, _) in accepted.items()}
     progress("measuring")
     with torch.set_grad_enabled(settings.backward):
-        timings = measure({**work, dense.name: _work(dense, case)}, settings.device, seconds=settings.seconds)
-        memory = {name: peak_memory(one, settings.device) for name, one in work.items()}
+        every = {**work, dense.name: _work(dense, case)}
+        timings = measure(every, settings.device, seconds=settings.seconds, least=settings.least)
+        memory = {name: peak_memory(one, settings.device) if settings.memory else None for name, one in work.items()}
     density = pairs / (shape.queries * shape.keys)
     flops = useful_flops(shape, pairs) * (BACKWARD_WORK if settings.backward else 1.0)
     floor = density * timings[dense.name].median
@@ -148,6 +154,17 @@ def compare(
         floor,
         settings.backward,
         (*results, *refused),
+    )
+
+
+def _count(case: Case) -> float:
+    """Count the allowed pairs of one head: by sets where they can, which long sequences need."""
+    shape = case.shape
+    counted = count_pairs_by_sets(
+        case.attention, shape.queries, shape.keys, shape.heads, group=shape.group, head_size=shape.head_size
+    )
+    return float(
+        count_pairs(case.attention, shape.sizes(), case.data, device=case.device) if counted is None else counted
     )
 
 

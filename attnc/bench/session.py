@@ -54,7 +54,7 @@ def run_bench(request: BenchRequest, patterns: Sequence[Compiled]) -> bool:
     Raises:
         CompileError: the device is not there, or a result cannot be written.
     """
-    device = _device(request.device)
+    device = pick(request.device)
     settings = Settings(device, getattr(torch, request.dtype), request.peers, request.backward, request.seconds)
     machine = describe(device)
     quiet = request.json is not None and str(request.json) == STANDARD
@@ -75,7 +75,12 @@ def run_bench(request: BenchRequest, patterns: Sequence[Compiled]) -> bool:
     return all(_is_right(comparison) for comparison in comparisons)
 
 
-def _device(name: str) -> torch.device:
+def pick(name: str) -> torch.device:
+    """Return the device of that name.
+
+    Raises:
+        CompileError: it is not there.
+    """
     try:
         device = pick_device(name)
         torch.zeros(1, device=device)

@@ -1,0 +1,147 @@
+"""The results of a suite: a line as each case is measured, a table at the end, and the same in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from attnc.bench.report import duration
+from attnc.bench.suite_row import SuiteRow
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+COLUMNS = (
+    "pairs", "density", "in 64 x 64", "waste", "computed", "waste", "attnc", "flex", "flex 64", "mask build", "sdpa",
+    "floor", "x floor", "flex / attnc", "best flex / attnc", "with build",
+)  # fmt: skip
+
+METHOD = """\
+Times are medians of interleaved samples, and only of contenders whose output agreed with float64 first. `pairs` are the
+allowed ones of one head; `in 64 x 64` those in visited tiles of that size, `computed` those in the rectangles that
+really ran ({tile}); each `waste` is pairs computed for each allowed one. `flex` is FlexAttention compiled, with blocks
+of 128 (its default) and of 64; `mask build` is the time of its default block mask, which `with build` counts and the
+other ratios do not. `sdpa` has the pattern as a dense mask, where that fits into memory. `floor` is the density times
+SDPA without a mask in the same run: what the arithmetic of the allowed pairs alone would take.
+"""
+
+
+def one_line(row: SuiteRow) -> str:
+    """Return a case in one line."""
+    what = f"{row.pattern} at {row.length}:"
+    if not row.right:
+        return f"{what} {row.problems.get('attnc', 'not measured')}"
+    parts = [
+        duration(row.seconds["attnc"]),
+        f"{_number(row.times_floor)} times the floor",
+        f"waste {_number(row.waste_in_tiles)} in tiles of 64 x 64, {_number(row.waste)} in all",
+    ]
+    if row.times_flex is not None:
+        parts.append(f"flex {_number(row.times_flex)} times as long")
+    return f"{what} {', '.join(parts)}"
+
+
+def summary(rows: Sequence[SuiteRow]) -> Table:
+    """Lay all cases out as a table."""
+    from rich.table import Table
+
+    made = Table()
+    for heading in (
+        "pattern",
+        "N",
+        "waste 64",
+        "waste",
+        "attnc",
+        "flex",
+        "build",
+        "sdpa",
+        "floor",
+        "x floor",
+        "flex x",
+    ):
+        left = heading == "pattern"
+        made.add_column(heading, justify="left" if left else "right", no_wrap=not left, overflow="fold")
+    for row in _ordered(rows):
+        made.add_row(
+            row.pattern,
+            str(row.length),
+            _number(row.waste_in_tiles),
+            _number(row.waste),
+            _time(row.seconds.get("attnc")),
+            _time(row.seconds.get("flex 128")),
+            _time(row.build_seconds.get("flex 128")),
+            _time(row.sdpa),
+            _time(row.floor_seconds),
+            _number(row.times_floor),
+            _number(row.times_flex),
+        )
+    return made
+
+
+def as_markdown(rows: Sequence[SuiteRow], machine: Mapping[str, object], settings: Mapping[str, object]) -> str:
+    """Write a report: a table for each length, what could not be measured and why, and what the columns mean."""
+    lines = ["# Sparse patterns", "", f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}."]
+    chosen = ", ".join(f"{name} {_plain(value)}" for name, value in settings.items() if value is not None)
+    tiles = ", ".join(dict.fromkeys(row.tile for row in rows if row.tile)) or "none"
+    lines += [f"Settings: {chosen}.", "", METHOD.format(tile=tiles).rstrip()]
+    for length in sorted({row.length for row in rows}):
+        here = [row for row in _ordered(rows) if row.length == length]
+        lines += ["", f"## N = {length}", "", _line(("pattern", *COLUMNS)), _line(("---", *("---:",) * len(COLUMNS)))]
+        lines += [_line((row.pattern, *_cells(row))) for row in here]
+    problems = [(row, name, why) for row in _ordered(rows) for name, why in row.problems.items()]
+    if problems:
+        lines += ["", "## Without a time", ""]
+        lines += [f"- {row.pattern} at {row.length}, {name}: {_escaped(why)}" for row, name, why in problems]
+    ideas = {row.pattern: row for row in _ordered(rows)}
+    lines += ["", "## Patterns", ""]
+    lines += [f"- **{name}**: {_escaped(row.idea)} Passes: {'; '.join(row.layouts)}." for name, row in ideas.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _cells(row: SuiteRow) -> tuple[str, ...]:
+    return (
+        _whole(row.pairs),
+        "" if row.density is None else f"{row.density:.4f}",
+        _whole(row.in_tiles),
+        _number(row.waste_in_tiles),
+        _whole(row.computed),
+        _number(row.waste),
+        _time(row.seconds.get("attnc")),
+        _time(row.seconds.get("flex 128")),
+        _time(row.seconds.get("flex 64")),
+        _time(row.build_seconds.get("flex 128")),
+        _time(row.sdpa),
+        _time(row.floor_seconds),
+        _number(row.times_floor),
+        _number(row.times_flex),
+        _number(row.times_best_flex),
+        _number(row.times_flex_with_build),
+    )
+
+
+def _ordered(rows: Sequence[SuiteRow]) -> list[SuiteRow]:
+    return sorted(rows, key=lambda row: (row.length, row.pattern))
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _plain(value: object) -> str:
+    return "+".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _whole(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}"
+
+
+def _time(seconds: float | None) -> str:
+    return "-" if seconds is None else duration(seconds)

@@ -287,7 +287,6 @@ def _sets(attention: Attention, tiles: TileSets, formulas: Formulas, shift: str)
         "BlockSets",
         ("shift", shift),
         ("ranges", sequence(ranges)),
-        ("exact", str(tiles.exact)),
         ("query_tile", str(tiles.query_tile)),
         ("key_tile", str(tiles.key_tile)),
         ("by_batch", str(any(depends_on(expr, IndexName.BATCH) for expr in depends))),

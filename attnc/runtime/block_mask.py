@@ -1,8 +1,9 @@
 """A `BlockMask` of FlexAttention from a pattern's interval list: equal to `create_block_mask`'s, block for block.
 
 `create_block_mask` evaluates the mask at every pair. Here the blocks that a row of blocks visits, and those that are
-full, come from the bounds of intervals; the mask is evaluated at the pairs of a block only where the bounds do not
-settle it. Memory is that of the `BlockMask` itself, which has a number for each pair of blocks.
+full, come from the bounds of intervals; the mask is evaluated at the pairs of the other visited blocks alone, and of
+those that it makes equal because it has a period, at one's. Memory is that of the `BlockMask` itself, which has a
+number for each pair of blocks.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from attnc.runtime.program import Formula
 PAIRS_AT_ONCE = 1 << 21
 """Pairs at which the mask is evaluated together."""
 
-SMALLEST_EXACT = 16
-"""Rows and keys of the smallest blocks for which exact interval lists are exact."""
+SMALLEST_TILE = 16
+"""Rows and keys of the smallest tiles that larger blocks are put together from."""
 
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """FlexAttention's: `(b, h, q_idx, kv_idx) -> bool`."""
@@ -51,15 +52,13 @@ class BlockSets:
         ranges: keys that a tile of query rows visits.
         may_hold: whether a tile may hold an allowed pair, by what tables hold along its rows and keys; None where that
             does not help.
-        exact: the ranges and their tests leave no tile in doubt.
-        query_tile, key_tile: the largest tile for which that holds.
+        query_tile, key_tile: the largest tile for which their tests hold.
         period: the mask does not change when query and key move by so many positions together; 0 if it may.
         by_batch, by_head: whether the mask depends on the batch entry, on the head.
     """
 
     shift: Formula
     ranges: tuple[KeyRange, ...]
-    exact: bool
     query_tile: int
     key_tile: int
     by_batch: bool
@@ -103,7 +102,7 @@ def _tile(block: int, largest: int) -> int:
     """Return the tile that a block is put together from: as large as the interval list serves, and dividing it."""
     if block <= largest:
         return block
-    return next((size for size in range(largest, SMALLEST_EXACT - 1, -1) if block % size == 0), block)
+    return next((size for size in range(largest, SMALLEST_TILE - 1, -1) if block % size == 0), block)
 
 
 def _tiles(
@@ -136,9 +135,7 @@ def _tiles(
         visited &= sets.may_hold(at)
     complete = _complete(sizes, tile, shape, device)
     visited, full = visited | (full & ~complete), full & complete
-    settled = sets.exact and small and min(tile) >= SMALLEST_EXACT and not bool((at.i_lo < 0).any())
-    doubtful = visited if not settled else visited & ~complete
-    return _evaluated(mask_mod, sizes, tile, visited, full, _Doubt.of(doubtful, complete, tile, sets.period))
+    return _evaluated(mask_mod, sizes, tile, visited, full, _Doubt.of(visited, complete, tile, sets.period))
 
 
 def _tile_bounds(sets: BlockSets, sizes: Sizes, tables: Mapping[str, Tensor], device: torch.device, rows: int) -> Pairs:

@@ -153,14 +153,34 @@ def test_rows_of_blocks_only_where_the_mask_depends_on_them(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["mask causal and i - j < 300", "mask causal and (i - j) % 64 == 0", "mask window(200)"]
+    ("text", "blocks"),
+    [
+        ("mask causal and i - j < 300", 3),
+        ("mask window(200)", 4),
+        ("mask causal and (i - j) % 64 == 0", 48),
+        ("mask causal and (i // 128 == j // 128 or j % 128 >= 120)", 48),
+        ("mask causal and (i - j < 300 or j < 4)", 16 * 4),
+        ("mask j < 1000", 16),
+    ],
 )
-def test_no_pair_is_looked_at_where_the_bounds_say_it_all(text, tmp_path, monkeypatch):
+def test_few_pairs_are_looked_at(text, blocks, tmp_path, monkeypatch):
     module = build(plans_of(f"attention a {{ {text} }}"), tmp_path)
-    asked = []
-    monkeypatch.setattr(module, "a_mask_mod", lambda *at, shift=0: asked.append(at))
+    mask_mod, asked = module.a_mask_mod, []
+
+    def counted(*at, shift=0):
+        allowed = mask_mod(*at, shift=shift) if shift else mask_mod(*at)
+        asked.append(torch.broadcast_shapes(*(place.shape for place in at)).numel())
+        return allowed
+
+    monkeypatch.setattr(module, "a_mask_mod", counted)
     module.a_block_mask(2048, 4096, device="cpu")
-    assert not asked
+    assert sum(asked) <= blocks * 128 * 128
+
+
+def test_a_block_that_no_bound_shows_to_be_full(tmp_path):
+    text = "mask (j > (i - abs(i)) or where(j // 8 != max(j, h), i - j < j // 8, not (j > i % 16))) and causal"
+    compiled = plans_of(f"attention a {{ {text} }}")
+    check_masks(build(compiled, tmp_path), compiled.plans[0].attention, [(200, 200)], [64, (16, 32)])
 
 
 def test_documents_apart_are_not_looked_at(tmp_path, monkeypatch):

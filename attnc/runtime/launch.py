@@ -195,9 +195,8 @@ def keep_sums(call: Launch, *, rows: int) -> None:
     """
     shape = (call.B, call.H, call.N)
     call.kept_out = call.query.new_empty((*shape, call.value_size), dtype=torch.float32)
-    kept = call.query.new_empty((rows, *shape), dtype=torch.float32)
-    call.kept_l = kept[0] if rows else None
-    call.kept_m = kept[1] if rows > 1 else None
+    call.kept_l = call.query.new_empty(shape, dtype=torch.float32) if rows else None
+    call.kept_m = call.query.new_empty(shape, dtype=torch.float32) if rows > 1 else None
 
 
 def _cut_grid(table: TileTable, tensors: tuple[Tensor, Tensor, Tensor], order: RowOrder) -> tuple[Tiles, int]:
@@ -208,10 +207,11 @@ def _cut_grid(table: TileTable, tensors: tuple[Tensor, Tensor, Tensor], order: R
     describable = -(-queries // 64) * heads * batch <= MOST_DESCRIBING and is_describable(key) and is_describable(value)
     width = max(padded(head_size), padded(value.shape[3]))
     chosen = choose_tiles(table, query, width, rows, descriptors=describable)
-    if order != PLAIN_ROWS and _TILES.get() is None and padded(rows) < chosen.query and width <= 128:
+    if order != PLAIN_ROWS and _TILES.get() is None and width <= 128:
         # A class or a few runs may have far fewer rows than a tile. Of large heads, kernels with fewer rows spill.
-        few = padded(rows) * width <= 32 * 64
-        chosen = replace(chosen, query=padded(rows), warps=4 if few else chosen.warps, chunk=16)
+        few = next((size for size in (16, 32, 64) if rows <= size < chosen.query), chosen.query)
+        if few < chosen.query:
+            chosen = replace(chosen, query=few, warps=4 if few * width <= 32 * 64 else chosen.warps, chunk=16)
     programs = order.classes(queries) * -(-rows // chosen.query) * heads * batch
     if programs > MOST_PROGRAMS:
         raise ValueError(f"a launch has up to {MOST_PROGRAMS} programs, this one needs {programs}")

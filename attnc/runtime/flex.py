@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,17 +20,6 @@ from attnc.runtime.program import Program, TensorArgument
 Tables = Mapping[str, Tensor]
 ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 """FlexAttention's: `(score, b, h, q_idx, kv_idx) -> score`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Signature:
-    """The tensors of an attention, in the form in which calls are checked."""
-
-    name: str
-    tensors: tuple[TensorArgument, ...]
-    bound_tables: tuple[str, ...]
-    normalize: str = "softmax"
-    has_lse: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,10 +141,10 @@ class FlexOperation:
         return sizes, self._on_device(bind_tables(program, given, sizes), place), place
 
     def _signature(self, tensors: tuple[TensorArgument, ...]) -> Program:
-        # the checks of a call look at nothing else of a program
         names = {argument.name for argument in tensors}
         bounds = tuple(name for name in self.bound_tables if name in names)
-        return cast("Program", Signature(self.name, tensors, bounds))
+        # a program without passes: what the checks of a call read
+        return Program(self.name, "", tensors, "softmax", self.sets.shift, (), bound_tables=bounds)
 
     def _on_device(self, tables: dict[str, Tensor], device: torch.device) -> Tables:
         """Return the tables with scalars beside the others."""

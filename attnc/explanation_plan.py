@@ -15,7 +15,7 @@ from attnc.ir.evaluate import Environment, evaluate
 from attnc.ir.program import Attention
 from attnc.ir.show import show
 from attnc.plan.choose import DENSE, LENGTH
-from attnc.plan.cost import estimate_pass, estimate_passes
+from attnc.plan.cost import estimate_pass
 from attnc.plan.kernel_plan import Pass, Plan
 
 SUMMARY_SIZE = 4
@@ -102,14 +102,15 @@ def expected_costs(plan: Plan) -> Costs | None:
     """Return what the chosen passes are expected to cost, as the planner reckons; None where it had no choice."""
     if not plan.choices:
         return None
-    attention = plan.attention
+    attention, total = plan.attention, plan.choices[0].cost
+    reads = any(bounds_read(one.tiles) for one in plan.passes)
+    if len(plan.passes) == 1 and reads:  # tiles that data decides are dear to walk
+        return Costs((total,), 0.0, None)
     estimates = [estimate_pass(attention, one, LENGTH) for one in plan.passes]
-    between = estimate_passes(attention, plan.passes, LENGTH) - sum(one.cost for one in estimates)
-    pairs = None
-    if not any(bounds_read(one.tiles) for one in plan.passes):
-        pairs = count_pairs_by_sets(attention, LENGTH, LENGTH)
+    pairs = None if reads else count_pairs_by_sets(attention, LENGTH, LENGTH)
     density = sum(one.computed for one in estimates) / float(pairs) if pairs else None
-    return Costs(tuple(one.cost for one in estimates), max(0.0, between), density)
+    costs = tuple(one.cost for one in estimates)
+    return Costs(costs, max(0.0, total - sum(costs)), density)
 
 
 def find_prepasses(attention: Attention, passes: tuple[Pass, ...], sizes: Sizes) -> tuple[Prepass, ...]:

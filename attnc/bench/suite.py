@@ -97,7 +97,7 @@ def run_suite(request: SuiteRequest, patterns: Sequence[Pattern]) -> bool:
         with terminal.spinner(label) as say:
             row = _measure(pattern, request.bench.shape(length), request.bench, device, planned, say)
         store.add(row)
-        console.print(one_line(row), markup=False, highlight=False)
+        console.print(one_line(row), markup=False, highlight=False, soft_wrap=True)
     rows = store.of({(pattern.name, length) for pattern, length in cases})
     if str(request.bench.json) == STANDARD:
         print(store.text(), end="")
@@ -227,9 +227,11 @@ class Store:
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             settings, rows = found["settings"], [SuiteRow.from_json(row) for row in found["cases"]]
+            there = _place(found["machine"])
         except (OSError, ValueError, KeyError, TypeError):
             raise CompileError(Diagnostic("not-a-suite", f"`{path}` holds no results of a suite")) from None
-        wanted = suite_settings(request.bench)
+        settings = {**there, **settings}
+        wanted = {**_place(machine), **suite_settings(request.bench)}
         if settings != wanted:
             differ = ", ".join(name for name in wanted if settings.get(name) != wanted[name]) or "names"
             raise CompileError(
@@ -279,3 +281,8 @@ def suite_settings(bench: BenchRequest) -> dict[str, object]:
     names = ("peers", "backward", "batch", "heads", "kv_heads", "head_size", "dtype", "device", "seconds")
     settings = {name: getattr(bench, name) for name in names}
     return {**settings, "peers": list(bench.peers)}
+
+
+def _place(machine: Mapping[str, object]) -> dict[str, object]:
+    """Return what machines have in common whose results may stand beside each other."""
+    return {"machine": machine["device"], "threads": machine["threads"]}

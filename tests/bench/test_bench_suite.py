@@ -137,7 +137,7 @@ def test_a_table_of_constant_size_is_a_tree_and_one_of_blocks_is_sparse():
 )
 def test_pairs_in_tiles_are_those_of_touched_tiles(text):
     attention = check_source(SourceFile("p.attn", text)).program.attentions[0]
-    plan = plan_attention(attention, layouts=True, length=250)
+    plan = plan_attention(attention, length=250)
     shape = square(250, heads=3, batch=2)
     data = make_data(attention, shape, seed=1)
     touched = 0.0
@@ -262,6 +262,10 @@ def test_results_of_other_settings_are_not_mixed(tmp_path):
     wrong = run(tmp_path, "--json", str(out), "--seconds", "1", code=1)
     assert wrong.stderr.startswith("error[other-settings]: ")
     assert wrong.stderr.splitlines()[0].endswith("measured with other settings: seconds")
+    found = json.loads(out.read_text())
+    found["machine"]["threads"] += 1
+    out.write_text(json.dumps(found))
+    assert run(tmp_path, "--json", str(out), code=1).stderr.splitlines()[0].endswith("other settings: threads")
     out.write_text("[]")
     assert run(tmp_path, "--json", str(out), code=1).stderr.startswith("error[not-a-suite]: ")
     assert out.read_text() == "[]"

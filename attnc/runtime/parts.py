@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -28,7 +30,8 @@ from attnc.runtime.sections import Frame, Section, cut_of
 from attnc.runtime.views import band_keys, band_rows
 
 _SCHEDULES: OrderedDict[object, tuple[Schedule, ...]] = OrderedDict()
-_LARGEST_KEY = 4096
+_LARGEST_KEY = 1 << 22
+"""Most elements of the tables that decide on a schedule for it to be remembered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,12 +120,19 @@ def _schedules(section: Section, by_tiles: bool) -> tuple[Schedule, ...]:
     read = [section.heads.tables[name] for name in program.bound_tables]
     if sum(table.numel() for table in read) > _LARGEST_KEY:
         return make_schedules(section, cost)
-    name = (program, sizes, frame, cost, *(str(table.tolist()) for table in read))
+    name = (program, sizes, frame, cost, *(_content(table) for table in read))
     found = _SCHEDULES.get(name)
     if found is None:
         found = make_schedules(section, cost)
         remember(_SCHEDULES, name, found)
     return found
+
+
+def _content(table: Tensor) -> tuple[torch.dtype, torch.Size, bytes]:
+    """Identify the values of a table on the CPU."""
+    table = table.contiguous()
+    values = ctypes.string_at(table.data_ptr(), table.nbytes)
+    return table.dtype, table.shape, hashlib.blake2b(values, digest_size=16).digest()
 
 
 def band_pairs(part: Part, band: Band, *, blocks: bool = True, classes: bool = True, keys: bool = True) -> Pairs:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from attnc.algebra.tiles import derive_tiles
 from attnc.bench.cases import TYPICAL_DOCUMENT, Data, make_data, square
 from attnc.blockwise import mask_blocks, reads_data, varies
 from attnc.ir.nodes import IndexName
@@ -94,12 +95,14 @@ def draw(plans: Sequence[Plan], length: int, *, heads: int = 8, head: int = 0, l
 
 
 def make_panel(plan: Plan, length: int, *, heads: int = 8, head: int = 0) -> Panel:
-    """Classify the tiles of one attention, and evaluate its pairs where they can be seen."""
+    """Classify the tiles of one attention in plain order, and evaluate its pairs where they can be seen."""
     attention = plan.attention
     shape = square(length, heads=heads)
     with_data = reads_data(attention)
     data: Data = make_data(attention, shape, seed=0) if with_data else {}
-    tiles = plan.passes[0].tiles
+    only = plan.passes[0]
+    in_order = len(plan.passes) == 1 and only.layout.is_plain
+    tiles = only.tiles if in_order else derive_tiles(attention, summaries=True)
     kernel_tile = min(tiles.query_tile, tiles.key_tile)
     tile = kernel_tile * max(1, -(-length // (kernel_tile * TILES_ACROSS)))
     evaluated = with_data and length <= EVALUATED

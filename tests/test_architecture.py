@@ -45,7 +45,7 @@ ALLOWED = {
         "diagnostics", "ir", "algebra", "plan", "reference", "blockwise", "tile_map", "compiler", "files", "pictures",
         "terminal",
     },
-    "show": {"ir", "plan", "blockwise", "tile_map", "bench", "pictures", "layout_pictures"},
+    "show": {"ir", "algebra", "plan", "blockwise", "tile_map", "bench", "pictures", "layout_pictures"},
     "layout_pictures": {"ir", "algebra", "plan", "reference", "blockwise", "tile_map", "bench"},
     "verify": {*BASE, "ir", "algebra", "plan", "reference", "runtime", "compiler", "bench"},
     # the commands

@@ -6,6 +6,8 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from attnc.codegen.render import render_module
 from attnc.plan.choose import plan_attention
@@ -164,3 +166,18 @@ def outputs_and_gradients(function, leaves, return_lse):
     found = torch.autograd.grad(followed, leaves, grads, allow_unused=True) if followed else [None] * len(leaves)
     found = [torch.zeros_like(leaf) if grad is None else grad for grad, leaf in zip(found, leaves, strict=True)]
     return [*(result.detach() for result in results), *found]
+
+
+class LargestStorage(TorchDispatchMode):
+    """Remembers the largest storage, in elements, that any operation returned."""
+
+    def __init__(self):
+        super().__init__()
+        self.largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                self.largest = max(self.largest, leaf.untyped_storage().nbytes() // max(leaf.element_size(), 1))
+        return result

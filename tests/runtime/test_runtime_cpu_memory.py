@@ -2,24 +2,7 @@
 
 import pytest
 import torch
-from patterns import module_of
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-
-
-class LargestStorage(TorchDispatchMode):
-    """Remembers the largest storage, in elements, that any operation returned."""
-
-    def __init__(self):
-        super().__init__()
-        self.largest = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor):
-                self.largest = max(self.largest, leaf.untyped_storage().nbytes() // max(leaf.element_size(), 1))
-        return result
+from patterns import LargestStorage, module_of
 
 
 def largest_storage(text, name, length, heads=1, backward=False):

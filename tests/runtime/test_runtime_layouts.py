@@ -3,8 +3,8 @@
 import pytest
 from layout_plans import SPLITS, compare
 
-SIZES = [(65, 65), (40, 150), (150, 40)]
-MORE_SIZES = [(1, 1), (63, 63), (64, 64), (100, 100), (257, 257), (1, 65)]
+SIZES = [(65, 65), (40, 150)]
+MORE_SIZES = [(1, 1), (63, 63), (64, 64), (100, 100), (257, 257), (1, 65), (150, 40)]
 
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")

@@ -28,7 +28,7 @@ import torch
 
 from attnc.compiler import import_compiled, plan_source
 from attnc.files import read_pattern
-from attnc.runtime.aot import SHARED_LIMITS, KernelReport, compile_kernel
+from attnc.runtime.aot import SHARED_LIMITS, KernelReport, compile_kernels
 from attnc.runtime.launch import Tiles
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,7 +84,8 @@ def sweep(
             for target, size, dtype, shape in product(targets, head_sizes, dtypes, tiles):
                 if shape is None and (name, target, dtype, size) in known:
                     continue
-                yield name, compile_kernel(module, target, getattr(torch, dtype), size, name=name, tiles=shape)
+                for report in compile_kernels(module, target, getattr(torch, dtype), size, name=name, tiles=shape):
+                    yield report.kernel.removeprefix("_").removesuffix("_kernel"), report
 
 
 def is_clean(report: KernelReport) -> bool:

@@ -26,6 +26,7 @@ from kernel_harness import (
 
 from attnc.algebra.key_intervals import Coverage
 from attnc.codegen.kernel_view import kernel_view
+from attnc.codegen.sweeps import sweeps_of
 from attnc.plan.choose import plan_attention
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -260,14 +261,14 @@ def test_full_intervals_have_no_mask_code():
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_examples_test_pairs_only_where_some_are_masked(path):
     for plan in plan_text(path.read_text(), every=True):
-        view = kernel_view(plan)
-        intervals = plan.passes[0].tiles.intervals
-        assert len(view.loops) == len(intervals)
-        for loop, interval in zip(view.loops, intervals, strict=True):
-            full = interval.coverage is Coverage.FULL
-            assert bool(loop.body.mask) != full
-            assert loop.ragged != full
-            assert loop.title.endswith("all pairs" if full else "some pairs")
+        for sweep in sweeps_of(plan):
+            loops = kernel_view(plan, sweep).loops
+            intervals = [interval for one in sweep.passes for interval in one.tiles.intervals]
+            for loop, interval in zip(loops, intervals, strict=True):
+                full = interval.coverage is Coverage.FULL
+                assert bool(loop.body.mask) != full
+                assert loop.ragged != full
+                assert loop.title.endswith("all pairs" if full else "some pairs")
 
 
 def test_second_walk_takes_few_keys_at_once():
@@ -314,7 +315,12 @@ def test_text_is_deterministic():
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_no_dead_parameters_and_no_dead_values(path):
     for plan in plan_text(path.read_text(), every=True):
-        function = ast.parse(render_kernel(plan)).body[0]
+        [*kernels, _] = [node for node in ast.parse(render_kernel(plan)).body if isinstance(node, ast.FunctionDef)]
+        check_names_of(kernels)
+
+
+def check_names_of(kernels):
+    for function in kernels:
         loaded = {
             node.id for node in ast.walk(function) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
         }

@@ -38,22 +38,18 @@ DENSE = 1.3
 """A plan that computes so many pairs for each allowed one is not worth improving."""
 
 
-def plan_attention(attention: Attention, *, length: int = LENGTH, layouts: bool = False) -> Plan:
+def plan_attention(attention: Attention, *, length: int = LENGTH) -> Plan:
     """Simplify an attention, prove what it asserts, and derive the passes that compute it.
 
     Args:
         attention: checked.
         length: for which costs are compared.
-        layouts: whether other orders of positions than the plain one are looked for.
 
     Raises:
         CompileError: an assertion is false or cannot be decided, or a statement is not compiled yet.
     """
-    refused = list(attention.uncompiled)
-    if attention.decompose is not None and attention.decompose.form != "none" and not layouts:
-        refused.append(attention.decompose)
-    if refused:
-        raise CompileError(*(not_compiled_yet(d.span, f"`{d.statement} {d.form}`") for d in refused))
+    if attention.uncompiled:
+        raise CompileError(*(not_compiled_yet(d.span, f"`{d.statement} {d.form}`") for d in attention.uncompiled))
     check_assertions(attention)
     simplified, steps = simplify_attention(attention)
     simplified, _ = mark_reads(simplified)
@@ -63,18 +59,16 @@ def plan_attention(attention: Attention, *, length: int = LENGTH, layouts: bool 
     plan = Plan(simplified, scoring, (), facts, (*steps, *scored))
     library = library_call(simplified, scoring, facts)
     asked = None if simplified.decompose is None else simplified.decompose.form
-    if asked in (None, "none") and (library is not None or not layouts):
-        form = Form.SOFTMAX if library is None else Form.LIBRARY
-        return replace(
-            plan, passes=(Pass(form, simplified.mask, derive_tiles(simplified, summaries=True), library=library),)
-        )
+    if asked in (None, "none") and library is not None:
+        only = Pass(Form.LIBRARY, simplified.mask, derive_tiles(simplified), library=library)
+        return replace(plan, passes=(only,))
     choices = choose_passes(simplified, length)
     return _with_proof(replace(plan, passes=_refined(simplified, choices[0].passes), choices=choices))
 
 
 def _refined(attention: Attention, passes: tuple[Pass, ...]) -> tuple[Pass, ...]:
-    """Derive tiles again, with a full budget, where a small one was not enough."""
-    if all(one.tiles.exact for one in passes):
+    """Derive tiles again, with a full budget, where a small one may not have been enough."""
+    if (len(passes) == 1 and passes[0].layout.is_plain) or all(one.tiles.exact for one in passes):
         return passes
     return make_passes(attention, ((one.mask, one.layout) for one in passes))
 

@@ -25,7 +25,7 @@ PACKED = "attention a { input doc: int[B, M] sorted\n mask causal and same(doc) 
 
 def plan_of(text, length=8192):
     attention = check_source(SourceFile("p.attn", text), complete=True).program.attentions[0]
-    return plan_attention(attention, layouts=True, length=length)
+    return plan_attention(attention, length=length)
 
 
 def explained(plan, length=700):

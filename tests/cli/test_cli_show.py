@@ -117,7 +117,7 @@ def test_tiles_are_counted_the_same_by_walking_and_by_tensors(text, length):
 
 
 def layout_plan(text):
-    return plan_attention(plans(text)[0].attention, layouts=True)
+    return plan_attention(plans(text)[0].attention)
 
 
 @pytest.mark.parametrize(

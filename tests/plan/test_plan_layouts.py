@@ -51,7 +51,7 @@ CHOSEN = {
 @pytest.mark.parametrize("mask", CHOSEN)
 def test_layouts_are_chosen_by_cost(mask):
     begin = time.process_time()
-    plan = plan_attention(attention(mask, tensors=TENSORS), layouts=True)
+    plan = plan_attention(attention(mask, tensors=TENSORS))
     assert sorted(str(one.layout) for one in plan.passes) == CHOSEN[mask]
     assert [choice.cost for choice in plan.choices] == sorted(choice.cost for choice in plan.choices)
     assert plan.proven_disjoint or len(plan.passes) == 1
@@ -130,7 +130,7 @@ def test_every_decomposition_covers_the_mask_once(mask, align):
 @settings(max_examples=25)
 def test_decompositions_of_random_masks(mask):
     example = replace(attention(tensors=TENSORS), mask=mask)
-    plan = plan_attention(example, layouts=True)
+    plan = plan_attention(example)
     env = environment(example, 17, 19, heads=3, tables=tables_for(2, 3, 19, 1))
     allowed, counts = dense(example, env), walked(plan.passes, env, 8, 8)
     assert {pair for pair, count in counts.items() if count} == {pair for pair in allowed if allowed[pair]}
@@ -139,7 +139,7 @@ def test_decompositions_of_random_masks(mask):
 
 def overridden(mask, form, **arguments):
     asked = Deferred("decompose", form, tuple(arguments.items()))
-    return plan_attention(replace(attention(mask, tensors=TENSORS), deferred=(asked,)), layouts=True)
+    return plan_attention(replace(attention(mask, tensors=TENSORS), deferred=(asked,)))
 
 
 def test_decompose_none_is_one_plain_pass():

@@ -57,7 +57,7 @@ def summary(rows: Sequence[SuiteRow]) -> Table:
         "sdpa",
         "floor",
         "x floor",
-        "flex x",
+        "flex/attnc",
     ):
         left = heading == "pattern"
         made.add_column(heading, justify="left" if left else "right", no_wrap=not left, overflow="fold")

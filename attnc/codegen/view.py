@@ -72,6 +72,7 @@ class AttentionView:
         sizes: those of `H` and `D` that the constructor of the class takes.
         mask_sizes: those of `D` and `g` that the mask depends on, which its function takes.
         has_lse: whether the log-sum-exp is defined.
+        is_checked: whether calls may ask for a check of what the caller promises of the inputs.
         program: lines that build the runtime's description of it.
     """
 
@@ -82,6 +83,7 @@ class AttentionView:
     sizes: tuple[str, ...]
     mask_sizes: tuple[str, ...]
     has_lse: bool
+    is_checked: bool
     formulas: tuple[FormulaView, ...]
     program: str
     helpers: tuple[str, ...]
@@ -129,6 +131,8 @@ def attention_view(plan: Plan, seed: str) -> AttentionView:
         sizes=tuple(name.value for name in (SizeName.HEADS, SizeName.HEAD_SIZE) if name in learned_sizes),
         mask_sizes=sizes_of_mask(attention),
         has_lse=attention.normalize.kind is NormalizeKind.SOFTMAX,
+        is_checked=any(one.sorted for one in attention.tensors)
+        and all(one.name != "checked" for one in attention.tensors),
         formulas=written,
         program="\n".join(lay_out(f"_{attention.name}_program = ", program)),
         helpers=tuple(name for name in HELPERS if re.search(rf"\b{name}\(", text)),
@@ -358,6 +362,11 @@ def _float_tables(attention: Attention, read: list[Expr]) -> tuple[str, ...]:
     return tuple(name for name in names if attention.tensor(name).type is Type.FLOAT)
 
 
+def _is_checked(attention: Attention) -> bool:
+    """Tell whether there is a promise to check, and no input that has the name of the argument that asks for it."""
+    return any(one.sorted for one in attention.tensors) and all(one.name != "checked" for one in attention.tensors)
+
+
 def tensor_argument(tensor: Tensor, formulas: Formulas) -> Bracket:
     """Return the runtime's description of a tensor."""
     fields: list[Field] = [("name", quoted(tensor.name)), ("type", quoted(tensor.type.value))]
@@ -367,6 +376,8 @@ def tensor_argument(tensor: Tensor, formulas: Formulas) -> Bracket:
         )
         fields.append(("labels", sequence([quoted("?" if dim is None else show(dim)) for dim in tensor.dims])))
         fields.append(("broadcast", sequence([str(_broadcasts(dim)) for dim in tensor.dims])))
+    if tensor.sorted:
+        fields.append(("sorted", "True"))
     if tensor.initial is not None:
         fields.append(("initial", formulas.name(f"initial_{tensor.name}", tensor.initial)))
     return call("TensorArgument", *fields)

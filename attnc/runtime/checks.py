@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -129,6 +129,25 @@ def check_inputs(
         if argument.name in program.bound_tables:
             _check_limit(argument.name, given[argument.name])
     return checked
+
+
+def check_sorted(program: Program, inputs: Sequence[Tensor]) -> None:
+    """Hold inputs that are declared sorted against their values; waits for the device.
+
+    Raises:
+        ValueError: naming the first place where one decreases.
+    """
+    for argument, tensor in zip(program.tensors, inputs, strict=True):
+        if not argument.sorted or not tensor.dim():
+            continue
+        wrong = (tensor[..., 1:] < tensor[..., :-1]).nonzero()
+        if len(wrong):
+            place = [int(index) for index in wrong[0]]
+            before, after = (int(tensor[(*place[:-1], place[-1] + step)]) for step in (0, 1))
+            raise ValueError(
+                f"{argument.name} is declared sorted, but decreases from {before} to {after} "
+                f"after index {tuple(place) if len(place) > 1 else place[0]}"
+            )
 
 
 def _check_limit(name: str, given: object) -> None:

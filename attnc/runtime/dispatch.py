@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attnc.runtime.blocks import bind_tables, dropped_terms
-from attnc.runtime.checks import INTEGERS, check_call, check_inputs, check_query_key, check_scale, kind_of
+from attnc.runtime.checks import INTEGERS, check_call, check_inputs, check_query_key, check_scale, check_sorted, kind_of
 from attnc.runtime.dense import dense_attention, dense_mask, dense_weights
 from attnc.runtime.ops import NAMESPACE, register
 from attnc.runtime.pairs import Pairs, Sizes
@@ -33,12 +33,15 @@ class Operation:
         scale: float | None,
         return_lse: bool,
         precision: str | None,
+        checked: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Check the arguments and compute."""
+        """Check the arguments and compute; with `checked`, look at the values of sorted inputs as well."""
         program = self.program
         sizes = check_call(program, query, key, value, return_lse, precision)
         factor = check_scale(scale)
         tensors = check_inputs(program, inputs, sizes, query.device, query.dtype)
+        if checked:
+            check_sorted(program, tensors)
         differentiable = _needs_gradient(query, key, value, tensors)
         if differentiable and query.device.type not in ("cpu", "meta"):
             raise ValueError(

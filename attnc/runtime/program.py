@@ -24,6 +24,7 @@ class TensorArgument:
         labels: the dimensions as the pattern writes them, for messages.
         initial: the initial value of a learned tensor, over `at.h` and `at.d`; None for an input.
         broadcast: whether a length of 1 is accepted in a dimension, as it is for `B` and `H`.
+        sorted: whether the caller promises that it never decreases along its last dimension.
     """
 
     name: str
@@ -32,6 +33,7 @@ class TensorArgument:
     labels: tuple[str, ...] = ()
     broadcast: tuple[bool, ...] = ()
     initial: Formula | None = None
+    sorted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,3 +69,22 @@ def test_unsigned_and_narrow_ids(module):
     wanted = module.packed(query, key, value, doc=doc)
     for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32):
         torch.testing.assert_close(module.packed(query, key, value, doc=doc.to(dtype)), wanted)
+
+
+def test_checked_calls_hold_promises_against_the_values(module):
+    query, key, value = (torch.randn(2, 2, 6, 8) for _ in range(3))
+    doc = torch.tensor([[0, 0, 1, 1, 2, 2], [0, 1, 1, 0, 5, 5]])
+    wanted = module.packed(query, key, value, doc=doc)
+    with pytest.raises(ValueError, match=r"doc is declared sorted, but decreases from 1 to 0 after index \(1, 2\)"):
+        module.packed(query, key, value, doc=doc, checked=True)
+    with pytest.raises(ValueError, match="doc is declared sorted"):
+        module.Packed()(query, key, value, doc=doc, checked=True)
+    torch.testing.assert_close(wanted, module.packed_reference(query, key, value, doc=doc))
+    found = module.packed(query, key, value, doc=doc.sort(-1).values, checked=True)
+    torch.testing.assert_close(found, module.packed(query, key, value, doc=doc.sort(-1).values))
+
+
+def test_an_input_may_be_called_checked():
+    odd = attnc.loads("attention odd { input checked: int[M] sorted\n mask checked[i] == checked[j] }")
+    query, key, value = (torch.randn(1, 1, 4, 8) for _ in range(3))
+    assert odd.odd(query, key, value, checked=torch.tensor([0, 0, 1, 1])).shape == (1, 1, 4, 8)

@@ -154,7 +154,8 @@ def kernel_view(plan: Plan, sweep: Sweep | None = None) -> KernelView:
     careful_order = orders.get(walked.pop()) if len(walked) == 1 else None
     careful = _write_careful(writer, sweep, weighing)
     used = _close(writer, loops, careful, rows, careful_order)
-    heavy, gathered = _is_heavy(sweep, weighing), any(loop.order is not None for loop in loops)
+    # Sums of earlier kernels take registers as much arithmetic does.
+    heavy, gathered = _is_heavy(sweep, weighing) or bool(sweep.before), any(loop.order is not None for loop in loops)
     defaults = tile_rows(sweep.query_tile, sweep.key_tile, heavy=heavy, gathered=gathered)
     values = _parameters(attention, used, tables, sweep, careful=careful is not None)
     stem = "_".join(part for part in (attention.name, sweep.label) if part)

@@ -210,8 +210,9 @@ def _cut_grid(table: TileTable, tensors: tuple[Tensor, Tensor, Tensor], order: R
     if order != PLAIN_ROWS and _TILES.get() is None and width <= 128:
         # A class or a few runs may have far fewer rows than a tile. Of large heads, kernels with fewer rows spill.
         few = next((size for size in (16, 32, 64) if rows <= size < chosen.query), chosen.query)
-        if few < chosen.query:
-            chosen = replace(chosen, query=few, warps=4 if few * width <= 32 * 64 else chosen.warps, chunk=16)
+        if few * width <= 32 * 64 and few < chosen.query:
+            chosen = replace(chosen, query=few, warps=4, chunk=16)
+        chosen = replace(chosen, query=few)
     programs = order.classes(queries) * -(-rows // chosen.query) * heads * batch
     if programs > MOST_PROGRAMS:
         raise ValueError(f"a launch has up to {MOST_PROGRAMS} programs, this one needs {programs}")

@@ -50,7 +50,9 @@ from attnc.ir.nodes import (
 )
 from attnc.ir.program import Attention
 from attnc.ir.types import Type
+from attnc.ir.walk import walk
 
+RELAXED = "operation budget: bounds are those of a part of the mask's conditions"
 OUT_OF_BUDGET = "operation budget: the mask is tested everywhere"
 
 _ZERO = Const(0, Type.INT)
@@ -117,11 +119,49 @@ def derive_tiles(
         with allowance(translator.context, operations):
             return _Derivation.of(attention, translator, query_tile, key_tile).tiles()
     except OutOfBudgetError:
-        if summaries:
-            return derive_tiles(
-                attention, query_tile=query_tile, key_tile=key_tile, layout=layout, operations=operations
-            )
+        relaxed = _relaxed(attention.mask)
+        if summaries or relaxed is not None:
+            mask = attention.mask if relaxed is None else relaxed
+            known = replace(attention, mask=mask)
+            tiles = derive_tiles(
+                known, query_tile=query_tile, key_tile=key_tile, layout=layout, operations=operations,
+                summaries=summaries and relaxed is not None,
+            )  # fmt: skip
+            return tiles if relaxed is None else _tested(tiles, attention.mask)
         return everywhere(attention, query_tile, key_tile, layout)
+
+
+def _relaxed(mask: Expr) -> Expr | None:
+    """Return a mask without those of its conditions that are hard for sets; None if there are none, or no others."""
+    if not isinstance(mask, And):
+        return None
+    kept = tuple(operand for operand in mask.operands if not any(_is_hard(node) for node in walk(operand)))
+    if not kept or len(kept) == len(mask.operands):
+        return None
+    return kept[0] if len(kept) == 1 else And(kept)
+
+
+def _is_hard(node: Expr) -> bool:
+    return isinstance(node, Binary) and node.op in (BinaryOp.MOD, BinaryOp.FLOORDIV)
+
+
+def _tested(tiles: TileSets, mask: Expr) -> TileSets:
+    """Return the intervals of a wider mask for a mask that is tested in all of them."""
+    joined: list[KeyInterval] = []
+    for interval in tiles.intervals:
+        tested = replace(
+            interval,
+            coverage=Coverage.PARTIAL,
+            start_up=False,
+            stop_up=True,
+            residual=mask,
+            ragged=True,
+            label="stretch",
+        )
+        if joined and joined[-1].stop == tested.start and joined[-1].tile_test == tested.tile_test:
+            tested = replace(tested, start=joined.pop().start)
+        joined.append(tested)
+    return replace(tiles, intervals=tuple(joined), exact=False, notes=(*tiles.notes, RELAXED))
 
 
 def everywhere(attention: Attention, query_tile: int, key_tile: int, layout: Layout = PLAIN) -> TileSets:

@@ -65,6 +65,29 @@ def test_layouts_make_pairs_dense(name, coverage, start, stop, residual):
     assert (coverage, start, stop, residual) in found
 
 
+HARD = {
+    "i % 16 != 0 and -9 < i - j and i - j < 9": PLAIN,
+    "i % 8 != 0 and j <= i and i - j < 8 and (j < cut or i // 4 != j // 4)": PLAIN,
+    "j % 8 == 0 and (-9 >= i - j or i - j >= 9) and i % 8 != 0": Layout(IDENTITY, runs(8, 0, 1)),
+}
+
+
+@pytest.mark.parametrize("operations", [300, 1000, 3000, 10_000, 30_000])
+@pytest.mark.parametrize("mask", HARD)
+def test_small_budgets_leave_bounds_wide_and_right(mask, operations):
+    example = attention(mask, tensors=TENSORS)
+    tiles = derive_tiles(example, query_tile=16, key_tile=16, layout=HARD[mask], operations=operations)
+    for case, (queries, keys) in enumerate(((1, 1), (23, 41), (41, 23))):
+        env = environment(example, queries, keys, heads=3, tables=tables_for(2, 3, keys, case))
+        check_tiles(tiles, example, env, *SHAPES[case], dense(example, env), HARD[mask])
+
+
+def test_hard_conditions_are_left_out_of_the_bounds_alone():
+    tiles = derive_tiles(attention("i % 512 != 0 and -129 < i - j and i - j < 129"), operations=30_000)
+    assert [show(one.start) for one in tiles.intervals] == ["max(0, i_lo - 128)"]
+    assert not tiles.exact
+
+
 def test_names():
     assert str(PLAIN) == "identity"
     assert str(residue(8)) == "residue(8)"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from itertools import combinations
 
@@ -16,6 +16,9 @@ from attnc.ir.nodes import And, Binary, BinaryOp, Const, Expr, Index, IndexName,
 from attnc.ir.program import Attention
 from attnc.ir.types import Type
 
+OPERATIONS = 60_000
+"""isl operations that finding the pairs of one mask may take."""
+
 QUERY, KEY = Index(IndexName.QUERY), Index(IndexName.KEY)
 
 
@@ -25,6 +28,7 @@ class PairSet:
 
     translator: Translator
     domain: isl.Set
+    _found: dict[Expr, isl.Set | None] = field(default_factory=dict)
 
     @classmethod
     def of(cls, attention: Attention) -> PairSet:
@@ -83,8 +87,11 @@ class PairSet:
         return None if None in found else all(found)
 
     def _pairs(self, mask: Expr) -> isl.Set | None:
-        context = self.translator.context
-        return attempt(context, lambda: self.translator.truth(mask).may.intersect(self.domain).coalesce())
+        if mask not in self._found:
+            context, truth = self.translator.context, self.translator.truth
+            pairs = attempt(context, lambda: truth(mask).may.intersect(self.domain).coalesce(), OPERATIONS)
+            self._found[mask] = pairs
+        return self._found[mask]
 
     def _remainders(self, mask: Expr, value: Expr, period: int) -> tuple[int, int] | None:
         remainder = Binary(BinaryOp.MOD, value, Const(period, Type.INT), Type.INT)

@@ -35,6 +35,7 @@ def count_pairs(
     group: int = 1,
     head_size: int = 64,
     evaluate_head: CountHead | None = None,
+    operations: int = COUNT_OPERATIONS,
 ) -> Fraction | None:
     """Count the allowed pairs of one head, the mean over heads where they differ.
 
@@ -46,6 +47,7 @@ def count_pairs(
         group: query heads per key head.
         head_size: D.
         evaluate_head: counts by evaluation what sets cannot count (a hash, a product of indices).
+        operations: that counting one head by sets may take.
 
     Returns:
         The exact number; None where data decides, or where sets cannot count and there is no `evaluate_head`.
@@ -63,7 +65,7 @@ def count_pairs(
     differ = depends_on(attention.mask, IndexName.HEAD) or depends_on(attention.align.shift, IndexName.HEAD)
     total = 0
     for head in range(heads) if differ else range(1):
-        count = _count_by_sets(attention, sizes, head)
+        count = _count_by_sets(attention, sizes, head, operations)
         if count is None and evaluate_head is not None:
             count = evaluate_head(head)
         if count is None:
@@ -72,10 +74,10 @@ def count_pairs(
     return Fraction(total, heads if differ else 1)
 
 
-def _count_by_sets(attention: Attention, sizes: Mapping[SizeName, int], head: int) -> int | None:
+def _count_by_sets(attention: Attention, sizes: Mapping[SizeName, int], head: int, operations: int) -> int | None:
     translator = new_translator(attention, new_context())
     try:
-        with budget(translator.context, COUNT_OPERATIONS):
+        with budget(translator.context, operations):
             truth = translator.truth(attention.mask)
             if not truth.exact:
                 return None

@@ -34,6 +34,9 @@ MOST_CHOICES = 8
 OPERATIONS = 30_000
 """What a question about a part of a mask may take; one that takes more is no good part."""
 
+COUNTED = 100_000
+"""What counting the pairs of one head may take; a mask that takes more has no known density."""
+
 DENSE = 1.3
 """A plan that computes so many pairs for each allowed one is not worth improving."""
 
@@ -135,7 +138,7 @@ def _is_dense(attention: Attention, passes: tuple[Pass, ...], length: int) -> bo
     """Tell whether the tiles of some passes are about as few as the pairs allow."""
     if any(bounds_read(one.tiles) for one in passes):
         return False
-    pairs = count_pairs(attention, length, length)
+    pairs = count_pairs(attention, length, length, operations=COUNTED)
     computed = sum(estimate_pass(attention, one, length).computed for one in passes)
     return pairs is not None and computed <= DENSE * pairs
 

@@ -51,32 +51,21 @@ class CoordinateMap:
             case MapKind.RESIDUE:
                 return _add(_times(local, self.period), self.residue)
             case MapKind.RUNS:
-                block = _times(_binary(BinaryOp.FLOORDIV, local, _int(self.length)), self.period)
                 if self.length == 1:
-                    block = _times(local, self.period)
-                inside = _int(0) if self.length == 1 else _binary(BinaryOp.MOD, local, _int(self.length))
-                return _add(_add(block, _int(self.first)), inside)
+                    return _add(_times(local, self.period), _int(self.first))
+                block = _times(_binary(BinaryOp.FLOORDIV, local, _int(self.length)), self.period)
+                return _add(_add(block, _int(self.first)), _binary(BinaryOp.MOD, local, _int(self.length)))
 
     @property
     def residue(self) -> Expr:
         """Return what positions of a class leave over when they are divided by the period."""
         return CLASS if self.first == 0 else _binary(BinaryOp.MOD, _add(CLASS, _int(self.first)), _int(self.period))
 
-    def count_below(self, limit: Expr) -> Expr:
-        """Return how many positions of the map, those below 0 left out, are below `limit`, which is not negative."""
-        match self.kind:
-            case MapKind.IDENTITY:
-                return limit
-            case MapKind.RESIDUE:
-                past = _binary(BinaryOp.SUB, _add(limit, _int(self.period - 1)), self.residue)
-                return _binary(BinaryOp.FLOORDIV, past, _int(self.period))
-            case MapKind.RUNS:
-                whole = _times(_binary(BinaryOp.FLOORDIV, limit, _int(self.period)), self.length)
-                over = _binary(BinaryOp.SUB, _binary(BinaryOp.MOD, limit, _int(self.period)), _int(self.first))
-                return _add(whole, _call(Function.MIN, _call(Function.MAX, over, _int(0)), _int(self.length)))
-
     def first_from(self, position: Expr) -> Expr:
-        """Return the least local coordinate that stands for `position` or later; both may be negative."""
+        """Return the least local coordinate that stands for `position` or later; both may be negative.
+
+        From 0 on, that is also how many positions of the map lie below `position`.
+        """
         match self.kind:
             case MapKind.IDENTITY:
                 return position

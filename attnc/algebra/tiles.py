@@ -169,7 +169,7 @@ def everywhere(attention: Attention, query_tile: int, key_tile: int, layout: Lay
     interval = KeyInterval(
         Coverage.PARTIAL,
         _ZERO,
-        layout.key.count_below(KEYS),
+        layout.key.first_from(KEYS),
         False,
         True,
         attention.mask,
@@ -252,7 +252,7 @@ class _Derivation:
 
     def _all_keys(self) -> Bound:
         count = _shifted(self.translator.last_key(), 1)
-        return self.writer.bound(count) or Bound(self.translator.layout.key.count_below(KEYS), count)
+        return self.writer.bound(count) or Bound(self.translator.layout.key.first_from(KEYS), count)
 
     def _never_positive(self, bound: Bound) -> bool:
         return included(self.domain.known, bound.value.le_set(_constant(self.translator, 0)))

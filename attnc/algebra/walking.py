@@ -36,7 +36,7 @@ def row_tiles(env: Environment, layout: Layout, rows: int) -> Iterator[Environme
 
 def count_keys(env: Environment, layout: Layout) -> int:
     """Return how many keys a layout has at the sizes and in the class of an environment."""
-    return _bound(layout.key.count_below(KEYS), env)
+    return _bound(layout.key.first_from(KEYS), env)
 
 
 def positions(env: Environment, layout: Layout) -> tuple[list[int], list[int]]:

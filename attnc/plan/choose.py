@@ -19,7 +19,7 @@ from attnc.algebra.tiles import derive_tiles
 from attnc.diagnostics import CompileError, Diagnostic, InternalError, Label
 from attnc.ir.nodes import Score
 from attnc.ir.program import AlignKind, Attention, NormalizeKind
-from attnc.plan.cost import estimate_pass, estimate_passes
+from attnc.plan.cost import estimate_passes
 from attnc.plan.kernel_plan import Choice, Form, Library, Pass, Plan, Scoring
 from attnc.plan.overrides import alternatives
 from attnc.plan.split import Part, decompositions
@@ -99,10 +99,16 @@ def choose_passes(attention: Attention, length: int = LENGTH) -> tuple[Choice, .
     """
     weighed: list[Choice] = []
     asked = alternatives(attention)
+    enough = None
     for parts in islice(decompositions(attention) if asked is None else asked, MOST_CHOICES):
         passes = make_passes(attention, parts, operations=OPERATIONS if weighed else DEFAULT_OPERATIONS)
-        weighed.append(Choice(passes, estimate_passes(attention, passes, length)))
-        if asked is None and _is_dense(attention, passes, length):
+        estimate = estimate_passes(attention, passes, length)
+        weighed.append(Choice(passes, estimate.cost))
+        if asked is not None or any(bounds_read(one.tiles) for one in passes):
+            continue
+        if enough is None:
+            enough = DENSE * (count_pairs(attention, length, length, operations=COUNTED) or 0)
+        if estimate.computed <= enough:
             break
     return tuple(sorted(weighed, key=lambda choice: choice.cost))
 
@@ -132,15 +138,6 @@ def make_passes(
 def with_passes(plan: Plan, parts: Iterable[Part]) -> Plan:
     """Return a plan that computes each part of the mask in a layout of its own, see `make_passes`."""
     return replace(plan, passes=make_passes(plan.attention, parts))
-
-
-def _is_dense(attention: Attention, passes: tuple[Pass, ...], length: int) -> bool:
-    """Tell whether the tiles of some passes are about as few as the pairs allow."""
-    if any(bounds_read(one.tiles) for one in passes):
-        return False
-    pairs = count_pairs(attention, length, length, operations=COUNTED)
-    computed = sum(estimate_pass(attention, one, length).computed for one in passes)
-    return pairs is not None and computed <= DENSE * pairs
 
 
 def library_call(attention: Attention, scoring: Scoring, facts: Facts) -> Library | None:

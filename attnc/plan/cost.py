@@ -56,7 +56,7 @@ LAUNCH = 250_000
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What one pass is expected to cost at one length.
+    """What one pass, or several together, are expected to cost at one length.
 
     Attributes:
         computed: pairs in visited tiles, padding included.
@@ -67,17 +67,17 @@ class Estimate:
     cost: float
 
 
-def estimate_passes(attention: Attention, passes: Sequence[Pass], length: int) -> float:
+def estimate_passes(attention: Attention, passes: Sequence[Pass], length: int) -> Estimate:
     """Return what passes are expected to cost together, launches and merges included."""
-    total = 0.0
+    computed = total = 0.0
     launched: list[Layout] = []
     for one in passes:
         found = estimate_pass(attention, one, length)
-        total += found.cost
+        computed, total = computed + found.computed, total + found.cost
         if launched and not any(one.layout.query == other.query for other in launched):
             total += LAUNCH + MERGED_ROW * length * _share_of_rows(one.layout)
         launched.append(one.layout)
-    return total
+    return Estimate(computed, total)
 
 
 def estimate_pass(attention: Attention, one: Pass, length: int) -> Estimate:

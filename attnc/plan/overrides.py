@@ -38,9 +38,10 @@ def alternatives(attention: Attention) -> tuple[tuple[Part, ...], ...] | None:
 def _split(attention: Attention, asked: Deferred, condition: Expr) -> tuple[tuple[Part, ...], ...]:
     """Return the two parts, each in plain order or in a layout of its own."""
     pairs = PairSet.of(attention)
-    parts = [part for part in split_by(attention, condition) if not pairs.nothing(part)]
-    if len(parts) < 2:
-        side = "every" if len(parts) == 1 and pairs.nothing(split_by(attention, condition)[1]) else "no"
+    parts = split_by(attention, condition)
+    empty = [pairs.nothing(part) for part in parts]
+    if any(empty):
+        side = "every" if empty == [False, True] else "no"
         raise _misfit(
             asked,
             f"`split` needs pairs on both sides, and its condition holds for {side} pair that the mask allows",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from attnc.runtime.pairs import Pairs, Sizes, Tape
 from attnc.runtime.program import Program
-from attnc.runtime.summaries import summarize
+from attnc.runtime.summaries import summarize_inputs
 
 
 @contextmanager
@@ -50,8 +50,9 @@ def bind_tables(program: Program, inputs: Sequence[Tensor], sizes: Sizes) -> dic
             size if length is None else length(sizes) for size, length in zip(tensor.shape, argument.dims, strict=True)
         ]
         tables[argument.name] = tensor.expand(lengths)
-    for name, position, kind in program.summaries:
-        tables[name] = summarize(inputs[position], kind).expand(tables[program.tensors[position].name].shape)
+    summaries = summarize_inputs(inputs, program.summaries)
+    for (name, position, _), summary in zip(program.summaries, summaries, strict=True):
+        tables[name] = summary.expand(tables[program.tensors[position].name].shape)
     return tables
 
 

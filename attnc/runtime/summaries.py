@@ -7,7 +7,7 @@ the only id of all these rows. Exact for ids that never decrease; for others rig
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,11 +24,26 @@ def summarize(ids: Tensor, kind: str) -> Tensor:
         ids: integers `[.., M]`.
         kind: `start`, `stop`, `full_start` or `full_stop`.
     """
+    return _found(*_extremes(ids), kind)
+
+
+def summarize_inputs(inputs: Sequence[Any], summaries: Sequence[Summary]) -> Iterator[Tensor]:
+    """Yield the summaries of some inputs in order; what is common to those of one input is made once."""
+    extremes = {position: _extremes(inputs[position]) for _, position, _ in summaries}
+    return (_found(*extremes[position], kind) for _, position, kind in summaries)
+
+
+def _extremes(ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the least id from each position on, and the greatest up to it."""
     ids = ids.contiguous()
     if ids.numel() == 0:
-        return ids.to(torch.int32)
-    greatest = ids.cummax(-1).values
-    least = ids.flip(-1).cummin(-1).values.flip(-1)
+        return ids, ids
+    return ids.flip(-1).cummin(-1).values.flip(-1), ids.cummax(-1).values
+
+
+def _found(least: Tensor, greatest: Tensor, kind: str) -> Tensor:
+    if least.numel() == 0:
+        return least.to(torch.int32)
     among, wanted, right = {
         "start": (greatest, least, False),
         "stop": (least, greatest, True),
@@ -40,7 +55,7 @@ def summarize(ids: Tensor, kind: str) -> Tensor:
 
 def with_summaries(inputs: Sequence[Any], summaries: Sequence[Summary]) -> tuple[Any, ...]:
     """Return the inputs and, after them, summaries of some of them. Nothing waits for the device."""
-    return (*inputs, *(summarize(inputs[position], kind) for _, position, kind in summaries))
+    return (*inputs, *summarize_inputs(inputs, summaries))
 
 
 def ids_from_cu_seqlens(cu_seqlens: Tensor, length: int) -> Tensor:

@@ -263,7 +263,7 @@ def _row_tiles(
         evaluate_tensor(layout.query.first_from(limit), env).expand(classes.shape)
         for limit in (Index(IndexName.SHIFT), past)
     )
-    keys = evaluate_tensor(layout.key.first_from(KEYS), env).expand(classes.shape)
+    keys = evaluate_tensor(layout.key.end_before(KEYS), env).expand(classes.shape)
     counts = (stop - start + query_tile - 1).div(query_tile, rounding_mode="floor").clamp(min=0)
     before = counts.cumsum(0) - counts
     owner = torch.repeat_interleave(torch.arange(len(classes)), counts)

@@ -162,7 +162,7 @@ class Translator:
 
     def last_key(self) -> isl.PwAff:
         """Return the number of the last real key, over parameters alone: `M - 1` in plain order."""
-        last = self._exactly(self.layout.key.first_from(KEYS)).sub(self.constant(1))
+        last = self._exactly(self.layout.key.end_before(KEYS)).sub(self.constant(1))
         return last.project_domain_on_params()
 
     def diagonal(self) -> isl.Set:

@@ -36,6 +36,14 @@ class PairSet:
         translator = new_translator(attention, new_context())
         return cls(translator, whole_domain(translator))
 
+    def pairs(self, mask: Expr) -> isl.Set | None:
+        """Return the pairs that a mask may allow; None where that is too hard."""
+        if mask not in self._found:
+            context, truth = self.translator.context, self.translator.truth
+            pairs = attempt(context, lambda: truth(mask).may.intersect(self.domain).coalesce(), OPERATIONS)
+            self._found[mask] = pairs
+        return self._found[mask]
+
     def key_ahead(self, mask: Expr, period: int) -> int | None:
         """Return `(j - i) % period` where it is the same for all pairs, and None where it is not."""
         difference = Binary(BinaryOp.SUB, KEY, QUERY, Type.INT)
@@ -48,7 +56,7 @@ class PairSet:
 
     def nothing(self, mask: Expr) -> bool:
         """Tell whether a mask is proven to allow no pair."""
-        pairs = self._pairs(mask)
+        pairs = self.pairs(mask)
         return pairs is not None and bool(pairs.is_empty())
 
     def without(self, mask: Expr, others: tuple[Expr, ...]) -> Expr:
@@ -56,7 +64,7 @@ class PairSet:
         if not others:
             return mask
         other = others[0] if len(others) == 1 else Or(others)
-        known = self._pairs(mask)
+        known = self.pairs(mask)
         negated: Expr = Unary(UnaryOp.NOT, other, Type.BOOL)
         if known is not None:
             negated = Residuals(self.translator).simplify(negated, known)
@@ -86,16 +94,9 @@ class PairSet:
         found = [attempt(context, disjoint), attempt(context, complete)]
         return None if None in found else all(found)
 
-    def _pairs(self, mask: Expr) -> isl.Set | None:
-        if mask not in self._found:
-            context, truth = self.translator.context, self.translator.truth
-            pairs = attempt(context, lambda: truth(mask).may.intersect(self.domain).coalesce(), OPERATIONS)
-            self._found[mask] = pairs
-        return self._found[mask]
-
     def _remainders(self, mask: Expr, value: Expr, period: int) -> tuple[int, int] | None:
         remainder = Binary(BinaryOp.MOD, value, Const(period, Type.INT), Type.INT)
-        pairs, number = self._pairs(mask), self.translator.number(remainder)
+        pairs, number = self.pairs(mask), self.translator.number(remainder)
         if pairs is None or number is None:
             return None
 

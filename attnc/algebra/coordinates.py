@@ -3,7 +3,8 @@
 A pass walks *local* coordinates: `u` numbers queries and `v` keys. A map says which position a local coordinate stands
 for. In plain order that is the coordinate itself. In residue order the positions of one *class* follow each other,
 `c, c + d, c + 2 * d, ...`, and a pass has `d` classes that know nothing of each other. In runs, positions that repeat
-with a period follow each other, and the others are left out.
+with a period follow each other, and the others are left out. In a grid queries follow each other tile by tile, and each
+tile has a box of keys of its own (`grids`).
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from attnc.ir.nodes import Binary, BinaryOp, Call, Const, Expr, Function, Index, IndexName, Size, SizeName
-from attnc.ir.types import Type
+from attnc.algebra.grids import Axis, Boxes, Grid, Side
+from attnc.algebra.int_exprs import ZERO, constant, greatest, least, minus, plus, quotient, remainder, times
+from attnc.ir.nodes import TRUE, Expr, Index, IndexName, Size, SizeName
 
 LOCAL_QUERY = Index(IndexName.LOCAL_QUERY)
 LOCAL_KEY = Index(IndexName.LOCAL_KEY)
@@ -25,57 +27,108 @@ class MapKind(Enum):
     IDENTITY = "identity"
     RESIDUE = "residue"
     RUNS = "runs"
+    GRID = "grid"
+    """Queries alone: tile by tile of a grid."""
+    BOX = "box"
+    """Keys alone: the box around a tile of queries, which lie in a grid."""
 
 
 @dataclass(frozen=True, slots=True)
 class CoordinateMap:
-    """Which positions a pass walks, and in which order. Positions grow with the local coordinate.
+    """Which positions a pass walks, and in which order.
+
+    But in grids, positions grow with the local coordinate.
 
     Attributes:
         period: residue and runs: positions repeat after so many.
         first: residue: the class of keys that belongs to class `c` of queries is `(c + first) % period`; runs: the
             first position of each run.
         length: runs: positions in each run.
+        axes: grid and box: of the grid in which the queries lie, the outermost first.
+        sides: box: how far it reaches along each axis.
     """
 
     kind: MapKind = MapKind.IDENTITY
     period: int = 1
     first: int = 0
     length: int = 1
+    axes: tuple[Axis, ...] = ()
+    sides: tuple[Side, ...] = ()
 
     def position(self, local: Expr) -> Expr:
-        """Return the position that a local coordinate stands for."""
+        """Return the position that a local coordinate stands for, where it `is_real`."""
         match self.kind:
             case MapKind.IDENTITY:
                 return local
             case MapKind.RESIDUE:
-                return _add(_times(local, self.period), self.residue)
+                return plus(times(local, self.period), self.residue)
             case MapKind.RUNS:
                 if self.length == 1:
-                    return _add(_times(local, self.period), _int(self.first))
-                block = _times(_binary(BinaryOp.FLOORDIV, local, _int(self.length)), self.period)
-                return _add(_add(block, _int(self.first)), _binary(BinaryOp.MOD, local, _int(self.length)))
+                    return plus(times(local, self.period), constant(self.first))
+                block = times(quotient(local, self.length), self.period)
+                return plus(plus(block, constant(self.first)), remainder(local, self.length))
+            case MapKind.GRID:
+                return self.grid.position(local)
+            case MapKind.BOX:
+                return self.boxes.position(local)
+
+    def is_real(self, local: Expr) -> Expr:
+        """Return whether a local coordinate stands for a position at all, be it before the first or past the last."""
+        return self.grid.is_real(local) if self.kind is MapKind.GRID else TRUE
 
     @property
     def residue(self) -> Expr:
         """Return what positions of a class leave over when they are divided by the period."""
-        return CLASS if self.first == 0 else _binary(BinaryOp.MOD, _add(CLASS, _int(self.first)), _int(self.period))
+        return CLASS if self.first == 0 else remainder(plus(CLASS, constant(self.first)), self.period)
+
+    @property
+    def grid(self) -> Grid:
+        """The grid in which the queries lie."""
+        return Grid(self.axes)
+
+    @property
+    def boxes(self) -> Boxes:
+        """The boxes of the keys."""
+        return Boxes(self.grid, self.sides)
+
+    @property
+    def tile(self) -> int:
+        """Local coordinates of which tiles of queries must not have some here and some there; 0 without a limit."""
+        return self.grid.rows if self.kind is MapKind.GRID else 0
 
     def first_from(self, position: Expr) -> Expr:
-        """Return the least local coordinate that stands for `position` or later; both may be negative.
+        """Return the least local coordinate that may stand for `position` or later; both may be negative.
 
-        From 0 on, that is also how many positions of the map lie below `position`.
+        Keys in a box have none.
         """
         match self.kind:
             case MapKind.IDENTITY:
                 return position
             case MapKind.RESIDUE:
-                past = _add(_binary(BinaryOp.SUB, position, self.residue), _int(self.period - 1))
-                return _binary(BinaryOp.FLOORDIV, past, _int(self.period))
+                past = plus(minus(position, self.residue), constant(self.period - 1))
+                return quotient(past, self.period)
             case MapKind.RUNS:
-                whole = _times(_binary(BinaryOp.FLOORDIV, position, _int(self.period)), self.length)
-                over = _binary(BinaryOp.SUB, _binary(BinaryOp.MOD, position, _int(self.period)), _int(self.first))
-                return _add(whole, _call(Function.MIN, _call(Function.MAX, over, _int(0)), _int(self.length)))
+                whole = times(quotient(position, self.period), self.length)
+                over = minus(remainder(position, self.period), constant(self.first))
+                return plus(whole, least(greatest(over, ZERO), constant(self.length)))
+            case MapKind.GRID:
+                return self.grid.start(position)
+            case MapKind.BOX:
+                return ZERO
+
+    def end_before(self, position: Expr) -> Expr:
+        """Return the local coordinate past all those that stand for positions before a given one.
+
+        From 0 on it is also how many positions of the map lie below that, but in grids. A box, which is the same for
+        every position, may have some that lie past the last key.
+        """
+        match self.kind:
+            case MapKind.GRID:
+                return self.grid.stop(position)
+            case MapKind.BOX:
+                return self.boxes.count
+            case _:
+                return self.first_from(position)
 
 
 IDENTITY = CoordinateMap()
@@ -99,10 +152,17 @@ class Layout:
         """Whether local coordinates are positions."""
         return self.query == IDENTITY and self.key == IDENTITY
 
+    @property
+    def is_grid(self) -> bool:
+        """Whether queries lie in tiles of a grid, each with a box of keys."""
+        return self.query.kind is MapKind.GRID
+
     def __str__(self) -> str:
-        """Return a name for people: `identity`, `residue(64)`, `keys in runs(128: 120 .. 127)`."""
+        """Return a name for people: `identity`, `residue(64)`, `keys in runs(128: 120 .. 127)`, `tile(128, 8, 8)`."""
         if self.is_plain:
             return "identity"
+        if self.is_grid:
+            return _grid_name(self.query.axes)
         if self.query.kind is MapKind.RESIDUE:
             apart = f", keys {self.key.first} ahead" if self.key.first else ""
             return f"residue({self.query.period}){apart}"
@@ -125,26 +185,18 @@ def runs(period: int, first: int, length: int) -> CoordinateMap:
     return CoordinateMap(MapKind.RUNS, period, first, length)
 
 
+def boxed(axes: tuple[Axis, ...], sides: tuple[Side, ...]) -> Layout:
+    """Return the layout of queries in tiles of a grid, with boxes of keys."""
+    return Layout(CoordinateMap(MapKind.GRID, axes=axes), CoordinateMap(MapKind.BOX, axes=axes, sides=sides))
+
+
 def _runs_name(one: CoordinateMap) -> str:
     last = one.first + one.length - 1
     return f"runs({one.period}: {one.first}{f' .. {last}' if one.length > 1 else ''})"
 
 
-def _int(value: int) -> Expr:
-    return Const(value, Type.INT)
-
-
-def _binary(op: BinaryOp, left: Expr, right: Expr) -> Expr:
-    return Binary(op, left, right, Type.INT)
-
-
-def _call(function: Function, *args: Expr) -> Expr:
-    return Call(function, args, Type.INT)
-
-
-def _add(left: Expr, right: Expr) -> Expr:
-    return left if right == _int(0) else _binary(BinaryOp.ADD, left, right)
-
-
-def _times(value: Expr, factor: int) -> Expr:
-    return value if factor == 1 else _binary(BinaryOp.MUL, value, _int(factor))
+def _grid_name(axes: tuple[Axis, ...]) -> str:
+    """Name strides but the last one's 1, then points of a tile along each axis, as `permute(tile(..))` has them."""
+    strides = [axis.stride for axis in axes if axis.stride > 1]
+    leads = f", from {', '.join(str(-axis.lead) for axis in axes)}" if any(axis.lead for axis in axes) else ""
+    return f"tile({', '.join(map(str, (*strides, *(axis.tile for axis in axes))))}{leads})"

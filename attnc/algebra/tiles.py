@@ -13,6 +13,7 @@ import islpy as isl
 
 from attnc.algebra.affine import Translator
 from attnc.algebra.bounds import Bound, BoundsWriter, chosen
+from attnc.algebra.boxes import derive_boxes
 from attnc.algebra.coordinates import KEYS, PLAIN, Layout
 from attnc.algebra.data_tests import TileLimits, data_test
 from attnc.algebra.domains import RowDomain, new_translator, row_domain
@@ -112,6 +113,10 @@ def derive_tiles(
         query_tile: most rows of a query tile for which residuals must hold.
         key_tile: most keys of a key tile for which residuals must hold.
     """
+    if layout.is_grid:
+        translator = new_translator(attention, new_context())
+        with allowance(translator.context, operations):
+            return derive_boxes(attention, translator, layout, key_tile)
     translator = new_translator(attention, new_context(), layout)
     if summaries:
         translator.summaries = Summaries.of(attention)
@@ -169,7 +174,7 @@ def everywhere(attention: Attention, query_tile: int, key_tile: int, layout: Lay
     interval = KeyInterval(
         Coverage.PARTIAL,
         _ZERO,
-        layout.key.first_from(KEYS),
+        layout.key.end_before(KEYS),
         False,
         True,
         attention.mask,
@@ -252,7 +257,7 @@ class _Derivation:
 
     def _all_keys(self) -> Bound:
         count = _shifted(self.translator.last_key(), 1)
-        return self.writer.bound(count) or Bound(self.translator.layout.key.first_from(KEYS), count)
+        return self.writer.bound(count) or Bound(self.translator.layout.key.end_before(KEYS), count)
 
     def _never_positive(self, bound: Bound) -> bool:
         return included(self.domain.known, bound.value.le_set(_constant(self.translator, 0)))

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from attnc.algebra.coordinates import KEYS, Layout
+from attnc.algebra.coordinates import KEYS, CoordinateMap, Layout
+from attnc.algebra.int_exprs import constant
 from attnc.algebra.key_intervals import Coverage, KeyInterval, TileSets
 from attnc.ir.evaluate import Environment, evaluate
-from attnc.ir.nodes import Const, Expr, IndexName, SizeName
-from attnc.ir.types import Type
+from attnc.ir.nodes import Expr, IndexName, SizeName
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,26 +25,47 @@ def row_tiles(env: Environment, layout: Layout, rows: int) -> Iterator[Environme
     """Yield the environment of each query tile of at most `rows` rows; `env` has sizes and the shift."""
     shift = env.indices[IndexName.SHIFT]
     queries = env.sizes[SizeName.QUERIES]
-    limits = [Const(shift + more, Type.INT) for more in (0, queries)]
+    rows = rows_within(layout, rows)
+    first, past = (constant(shift + more) for more in (0, queries))
     for residue in sorted({(shift + row) % layout.classes for row in range(min(queries, layout.classes))}):
         here = _with_indices(env, {IndexName.CLASS: residue})
-        start, stop = (_bound(layout.query.first_from(limit), here) for limit in limits)
+        start, stop = _bound(layout.query.first_from(first), here), _bound(layout.query.end_before(past), here)
         for low in range(start, stop, rows):
             high = min(low + rows, stop) - 1
             yield _with_indices(here, {IndexName.QUERY_LOW: low, IndexName.QUERY_HIGH: high})
 
 
+def rows_within(layout: Layout, rows: int) -> int:
+    """Return how many rows a query tile of at most `rows` rows may have in a layout.
+
+    Those of a tile of a grid are divided evenly.
+    """
+    tile = layout.query.tile
+    return max(size for size in range(1, min(rows, tile) + 1) if tile % size == 0) if tile else rows
+
+
 def count_keys(env: Environment, layout: Layout) -> int:
-    """Return how many keys a layout has at the sizes and in the class of an environment."""
-    return _bound(layout.key.first_from(KEYS), env)
+    """Return how many keys a layout has at the sizes, and in the class or tile, of an environment."""
+    return _bound(layout.key.end_before(KEYS), env)
 
 
-def positions(env: Environment, layout: Layout) -> tuple[list[int], list[int]]:
-    """Return the rows of a query tile, as positions, and all keys of its class, in the layout's order."""
+def positions(env: Environment, layout: Layout) -> tuple[list[int | None], list[int | None]]:
+    """Return the rows of a query tile, as positions, and all keys of its class or box, in the layout's order.
+
+    What is no row or no key is None.
+    """
     numbers = range(env.indices[IndexName.QUERY_LOW], env.indices[IndexName.QUERY_HIGH] + 1)
-    queries = [_bound(layout.query.position(Const(number, Type.INT)), env) for number in numbers]
-    keys = [_bound(layout.key.position(Const(number, Type.INT)), env) for number in range(count_keys(env, layout))]
-    return queries, keys
+    shift, sizes = env.indices[IndexName.SHIFT], env.sizes
+    rows, keys = range(shift, shift + sizes[SizeName.QUERIES]), range(sizes[SizeName.KEYS])
+    return (
+        [_position(layout.query, number, env, rows) for number in numbers],
+        [_position(layout.key, number, env, keys) for number in range(count_keys(env, layout))],
+    )
+
+
+def _position(order: CoordinateMap, number: int, env: Environment, real: range) -> int | None:
+    position = _bound(order.position(constant(number)), env)
+    return position if position in real and evaluate(order.is_real(constant(number)), env) else None
 
 
 def walk_tiles(tiles: TileSets, env: Environment, key_tile: int) -> Iterator[Visit]:

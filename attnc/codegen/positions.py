@@ -80,7 +80,7 @@ def write_key_order(writer: Writer, order: CoordinateMap) -> KeyOrder:
         writer: of the kernel.
         order: not the plain one.
     """
-    count = writer.root(order.first_from(Size(SizeName.KEYS)), "key_count").text
+    count = writer.root(order.end_before(Size(SizeName.KEYS)), "key_count").text
     if order.kind is not MapKind.RESIDUE:
         return KeyOrder(f"Keys in {_runs(order)}.", count, _run_position(order, "kv_local", "{} // {}", "{} % {}"))
     first = writer.root(order.residue, "first_key").text

@@ -147,4 +147,4 @@ def _typical(attention: Attention, name: str, length: int) -> Table:
 
 def _share_of_rows(layout: Layout) -> float:
     """Return which share of all rows a pass has."""
-    return 1.0 if layout.classes > 1 else layout.query.length / layout.query.period
+    return 1.0 if layout.is_grid or layout.classes > 1 else layout.query.length / layout.query.period

@@ -9,6 +9,7 @@ from attnc.algebra.congruences import KEY, QUERY, PairSet
 from attnc.algebra.coordinates import IDENTITY, PLAIN, CoordinateMap, Layout, residue, runs
 from attnc.ir.nodes import Binary, BinaryOp, Const, Expr, Index
 from attnc.ir.walk import walk
+from attnc.plan.grids import grid_layout
 
 MOST_PERIODS = 24
 """Periods that are tried for one mask; the smallest first."""
@@ -24,6 +25,7 @@ def candidate_layouts(pairs: PairSet, mask: Expr) -> tuple[Layout, ...]:
     """Return layouts other than the plain one whose positions hold every pair of a mask.
 
     Residue classes come with the longest period first. Runs are the shortest ones for queries, for keys and for both.
+    The last one may be a grid.
     """
     periods = _periods(mask)
     found = [
@@ -32,8 +34,9 @@ def candidate_layouts(pairs: PairSet, mask: Expr) -> tuple[Layout, ...]:
         if (ahead := pairs.key_ahead(mask, period)) is not None
     ][:2]
     queries, keys = (_shortest_runs(pairs, mask, index, periods) for index in (QUERY, KEY))
-    for layout in (Layout(IDENTITY, keys), Layout(queries, IDENTITY), Layout(queries, keys)):
-        if layout not in found and layout != PLAIN:
+    grid = grid_layout(pairs, mask)
+    for layout in (Layout(IDENTITY, keys), Layout(queries, IDENTITY), Layout(queries, keys), grid):
+        if layout is not None and layout not in found and layout != PLAIN:
             found.append(layout)
     return tuple(found)
 

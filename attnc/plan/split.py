@@ -69,7 +69,9 @@ def _grouped(pairs: PairSet, disjuncts: tuple[Expr, ...]) -> dict[Layout, list[E
     for disjunct in disjuncts:
         normal, _ = simplify_expression(disjunct)
         layouts = candidate_layouts(pairs, normal)
-        layout = layouts[0] if layouts and (layouts[0] in groups or len(groups) <= MOST_LAYOUTS) else PLAIN
+        # a grid is found only where boxes are small, so it is what a disjunct that has one likes best
+        first = layouts[-1 if layouts[-1].is_grid else 0] if layouts else PLAIN
+        layout = first if first in groups or len(groups) <= MOST_LAYOUTS else PLAIN
         groups.setdefault(layout, []).append(normal)
     return groups
 

@@ -67,11 +67,11 @@ def _walked(
     env = Environment({**indices, IndexName.SHIFT: shift}, shape.sizes(), lists)
     found = torch.zeros(shape.queries, shape.keys, dtype=torch.bool)
     for here in row_tiles(env, one.layout, query_tile):
-        queries, numbered = positions(here, one.layout)
-        rows, keys = torch.tensor(queries) - shift, torch.tensor(numbered, dtype=torch.int64)
+        queries, keys = positions(here, one.layout)
+        rows = torch.tensor([query - shift for query in queries if query is not None], dtype=torch.int64)
         for visit in walk_tiles(one.tiles, here, key_tile):
             full = visit.interval.coverage is Coverage.FULL
-            where = f"{one.layout}, rows {rows[0]} .. {rows[-1]}"
+            where = f"{one.layout}, rows {rows.tolist()}"
             if visit.begin < 0 or visit.end > -(-len(keys) // key_tile):
                 raise Mismatch(f"key tiles {visit.begin} .. {visit.end - 1} lie outside the keys, {where}")
             if full and visit.end * key_tile > len(keys):
@@ -79,7 +79,8 @@ def _walked(
             residual = residuals[visit.interval.residual][there]
             for tile in range(visit.begin, visit.end):
                 if passes_test(visit.interval, here, one.layout, tile, key_tile):
-                    pairs = (rows[:, None], keys[tile * key_tile : (tile + 1) * key_tile])
+                    real = [key for key in keys[tile * key_tile : (tile + 1) * key_tile] if key is not None]
+                    pairs = (rows[:, None], torch.tensor(real, dtype=torch.int64))
                     found[pairs] = residual[pairs]
     return found
 

@@ -42,7 +42,7 @@ def check_tiles(tiles, attention, env, query_tile, key_tile, allowed=None, layou
     shift, seen = env.indices[IndexName.SHIFT], []
     for tile_env in row_tiles(env, layout, query_tile):
         queries, keys = positions(tile_env, layout)
-        rows = [query - shift for query in queries]
+        rows = [query - shift for query in queries if query is not None]
         seen += rows
         covered = set()
         for visit in walk_tiles(tiles, tile_env, key_tile):
@@ -51,7 +51,8 @@ def check_tiles(tiles, attention, env, query_tile, key_tile, allowed=None, layou
                 assert tile not in covered, where
                 covered.add(tile)
                 _check_tile(tiles, visit.interval, allowed, (env, tile_env), rows, keys, tile, key_tile, layout, where)
-        needed = {number // key_tile for row in rows for number, key in enumerate(keys) if allowed[row, key]}
+        real = [(number, key) for number, key in enumerate(keys) if key is not None]
+        needed = {number // key_tile for row in rows for number, key in real if allowed[row, key]}
         assert needed <= covered, f"{layout}, rows {rows}: tiles {needed - covered} of {key_tile} missed, {env.sizes}"
         unreached = set(range(env.sizes[SizeName.KEYS])) - set(keys)
         assert not any(allowed[row, key] for row in rows for key in unreached), f"{layout} leaves out allowed pairs"
@@ -65,7 +66,7 @@ def _check_tile(tiles, interval, allowed, envs, rows, keys, tile, key_tile, layo
     first, last = tile * key_tile, (tile + 1) * key_tile
     assert first >= 0, where
     assert last <= -(-len(keys) // key_tile) * key_tile, where
-    real = [(row, key) for row in rows for key in keys[first:last]]
+    real = [(row, key) for row in rows for key in keys[first:last] if key is not None]
     touched = any(allowed[pair] for pair in real)
     if interval.coverage is Coverage.FULL:
         assert last <= len(keys), where

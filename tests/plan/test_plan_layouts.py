@@ -90,8 +90,9 @@ def walked(passes, env, query_tile, key_tile):
                     if not passes_test(visit.interval, here, one.layout, tile, key_tile):
                         continue
                     for query, key in product(queries, keys[tile * key_tile : (tile + 1) * key_tile]):
-                        pair = (query - shift, key)
-                        counts[pair] = counts.get(pair, 0) + allowed[pair]
+                        if query is not None and key is not None:
+                            pair = (query - shift, key)
+                            counts[pair] = counts.get(pair, 0) + allowed[pair]
     return counts
 
 

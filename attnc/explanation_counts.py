@@ -132,7 +132,7 @@ def _steps(tiles: TileSets, layout: Layout, sizes: Sizes) -> int:
 
 def _whole_ends(attention: Attention, tiles: TileSets, layout: Layout, sizes: Sizes) -> Fraction:
     """Return how many ragged tiles at the end of the keys allow all their real pairs, the mean over heads."""
-    if (layout.is_plain and sizes[SizeName.KEYS] % tiles.key_tile == 0) or tables(attention.mask):
+    if layout.is_grid or (layout.is_plain and sizes[SizeName.KEYS] % tiles.key_tile == 0) or tables(attention.mask):
         return Fraction(0)
     from attnc.tile_map import count_whole_ends
 

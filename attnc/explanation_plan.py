@@ -12,6 +12,7 @@ from attnc.algebra.counting import count_pairs as count_pairs_by_sets
 from attnc.algebra.summaries import SUMMARIES, summary_source
 from attnc.explanation_counts import Sizes
 from attnc.ir.evaluate import Environment, evaluate
+from attnc.ir.nodes import Index, IndexName
 from attnc.ir.program import Attention
 from attnc.ir.show import show
 from attnc.plan.choose import DENSE, LENGTH
@@ -137,6 +138,8 @@ def layout_reason(layout: Layout) -> str:
     if layout.is_plain:
         return "in plain order"
     query, key = layout.query, layout.key
+    if layout.is_grid:
+        return _grid_reason(layout)
     if query.kind is MapKind.RESIDUE:
         step = f"(i - j) % {query.period}` is 0" if not key.first else f"(j - i) % {query.period}` is {key.first}"
         keys = "keys" if not key.first else f"the keys of class `(c + {key.first}) % {query.period}`"
@@ -152,6 +155,18 @@ def layout_reason(layout: Layout) -> str:
     return "; ".join(parts) if parts else str(layout)
 
 
+def _grid_reason(layout: Layout) -> str:
+    axes = layout.query.axes
+    point = ", ".join(show(axis.coordinate(Index(IndexName.QUERY))) for axis in axes)
+    tile = " x ".join(str(axis.tile) for axis in axes)
+    leads = [str(-axis.lead) for axis in axes]
+    start = f", the first one from ({', '.join(leads)}) on" if any(axis.lead for axis in axes) else ""
+    return (
+        f"position i is the point `({point})` of a grid, and all pairs lie near each other there: queries in tiles of"
+        f" {tile} points{start}, each with the box of keys around it, gathered row by row"
+    )
+
+
 def _residues(one: CoordinateMap) -> str:
     return f"{one.first} .. {one.first + one.length - 1}" if one.length > 1 else str(one.first)
 
@@ -160,6 +175,8 @@ def numbering(layout: Layout) -> str:
     """Say what the numbers in a pass's bounds stand for; nothing in plain order, where they are positions."""
     if layout.is_plain:
         return ""
+    if layout.is_grid:
+        return "i_lo and i_hi are the tile's first and last coordinate along each axis."
     if layout.query.kind is MapKind.RESIDUE:
         return f"Numbers count the positions of one class: number n is position {show_position(layout.query)}."
     walked = [

@@ -10,6 +10,7 @@ from attnc.algebra.key_intervals import Coverage, KeyInterval
 from attnc.explanation import ELEMENT_SIZE, MACHINES, Explanation
 from attnc.explanation_plan import numbering
 from attnc.explanation_plan_text import plain_table, plan_lines
+from attnc.ir.nodes import Index, IndexName
 from attnc.ir.show import show, show_attention
 from attnc.plan.kernel_plan import Library, Pass, Plan
 
@@ -63,7 +64,7 @@ def lay_out(explanation: Explanation) -> Iterator[RenderableType]:
             yield "  Where that does not fit the call, these tiles:"
         if numbers := numbering(one.layout):
             yield f"  {numbers} What is tested is about positions."
-        yield _intervals(one)
+        yield _boxes(one) if one.layout.is_grid else _intervals(one)
         yield ""
     yield _section(f"Cost at {explanation.length:,} positions, {explanation.heads} heads of {explanation.head_size}")
     yield _cost(explanation)
@@ -123,6 +124,23 @@ def _intervals(one: Pass) -> Table:
         table.add_row(show(interval.start), show(interval.stop), work, Text(interval.label, "dim"))
     if not one.tiles.intervals:
         table.add_row("nothing", "", "", "the mask allows no pair")
+    return table
+
+
+def _boxes(one: Pass) -> Table:
+    """Say how far boxes reach along each axis of a grid."""
+    from rich.text import Text
+
+    table = plain_table("coordinate", "of keys, from", "to", "in the box", "")
+    key, grid = Index(IndexName.KEY), one.layout.query.grid
+    for interval in one.tiles.intervals:
+        for axis, side in zip(grid.axes, one.layout.key.sides, strict=True):
+            low = "0" if side.low is None else show(side.low)
+            last = str(axis.extent - 1) if axis.extent else "the last one"
+            high = last if side.high is None else show(side.high)
+            is_first = axis is grid.axes[0]
+            test, label = (Text(_test(interval)), Text(interval.label, "dim")) if is_first else (Text(""), Text(""))
+            table.add_row(show(axis.coordinate(key)), low, high, test, label)
     return table
 
 

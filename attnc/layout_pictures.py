@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from attnc.algebra.coordinates import CLASS, LOCAL_QUERY, CoordinateMap, Layout, MapKind
+from attnc.algebra.coordinates import CLASS, LOCAL_KEY, LOCAL_QUERY, CoordinateMap, Layout, MapKind
 from attnc.bench.cases import Data, Shape, make_data, square
 from attnc.blockwise import reads_data, varies
 from attnc.ir.nodes import IndexName
@@ -90,7 +90,8 @@ def _make_panel(attention: Attention, one: Pass, shape: Shape, data: Data, head:
     kinds = _paint(blocks, places, tile)
     pairs = None
     if max(places.queries, places.keys) <= PAIRS_SHOWN:
-        pairs = _pairs(own, one.layout, shape, data, head, [rows for rows, _ in blocks])
+        find = _boxed_pairs if one.layout.is_grid else _pairs
+        pairs = find(own, one.layout, shape, data, head, [rows for rows, _ in blocks])
     remarks = [f"{shape.queries:,} positions, {one.layout}, tiles of {kernel_tile} x {kernel_tile}"]
     if tile != kernel_tile:
         remarks.append(f"drawn in tiles of {tile}")
@@ -139,6 +140,10 @@ def _axis(what: str, index: str, one: CoordinateMap) -> str:
             last = one.first + one.length - 1
             chosen = f"{one.first} .. {last}" if one.length > 1 else f"{one.first}"
             return f"{what} positions with {index} % {one.period} in {chosen}, run after run"
+        case MapKind.GRID:
+            return f"{what}, tile after tile of {' x '.join(str(axis.tile) for axis in one.axes)} points of the grid"
+        case MapKind.BOX:
+            return f"{what}, point after point of each tile's own box"
         case _:
             return f"{what} position {index}"
 
@@ -148,7 +153,7 @@ class _Places:
     """Where query tiles lie in a picture.
 
     Attributes:
-        top, left: first row of each query tile, first key of its class.
+        top, left: first row of each query tile, first key of its class or box.
     """
 
     queries: int
@@ -169,15 +174,16 @@ class _Places:
         top = heights.cumsum(0) - heights
         begins = torch.ones_like(classes, dtype=torch.bool)
         begins[1:] = classes[1:] != classes[:-1]
-        widths = torch.where(begins, keys, 0).cumsum(0)
-        left = widths - keys
+        number = begins.cumsum(0) - 1
+        widths = torch.zeros(int(number[-1]) + 1, dtype=torch.int64).scatter_reduce(0, number, keys, "amax")
+        left = widths.cumsum(0) - widths
         return cls(
             int(heights.sum()),
-            int(widths[-1]),
+            int(widths.sum()),
             tuple(top[begins].tolist()),
-            tuple(left[begins].tolist()),
+            tuple(left.tolist()),
             top,
-            left,
+            left[number],
         )
 
 
@@ -235,6 +241,31 @@ def _pairs(
     env = pair_environment(attention, shape.sizes(), data, rows=row_order, keys=torch.cat(keys))
     allowed = evaluate_tensor(attention.mask, env).expand(1, shape.heads, len(row_order), -1)
     return allowed[0, head].expand(len(row_order), sum(map(len, keys)))
+
+
+def _boxed_pairs(
+    attention: Attention, layout: Layout, shape: Shape, data: Data, head: int, blocks: list[TileRows]
+) -> torch.Tensor:
+    """Return the allowed pairs of each tile with its own box of keys, in the order of the pass."""
+    lines = []
+    for rows in blocks:
+        bounds, keys = rows.env.indices, rows.keys.flatten().tolist()
+        shift = int(bounds[IndexName.SHIFT].flatten()[0])
+        for number, count in enumerate(keys):
+            tile = {name: bounds[name].flatten()[number] for name in (IndexName.QUERY_LOW, IndexName.QUERY_HIGH)}
+            numbers = torch.arange(int(tile[IndexName.QUERY_LOW]), int(tile[IndexName.QUERY_HIGH]) + 1)
+            env = replace(rows.env, indices={**bounds, **tile, LOCAL_QUERY.name: numbers})
+            queries = evaluate_tensor(layout.query.position(LOCAL_QUERY), env).expand(len(numbers)) - shift
+            real = evaluate_tensor(layout.query.is_real(LOCAL_QUERY), env) & (queries >= 0) & (queries < shape.queries)
+            env = replace(env, indices={**env.indices, LOCAL_KEY.name: torch.arange(count)})
+            places = evaluate_tensor(layout.key.position(LOCAL_KEY), env).expand(count)
+            pairs = pair_environment(attention, shape.sizes(), data, rows=queries, keys=places)
+            allowed = evaluate_tensor(attention.mask, pairs).expand(1, shape.heads, len(numbers), count)[0, head]
+            allowed = allowed & real.expand(len(numbers)).unsqueeze(1) & (places < shape.keys)
+            lines.append(torch.nn.functional.pad(allowed, (0, max(keys) - count)))
+    width = max((line.shape[1] for line in lines), default=0)
+    padded = [torch.nn.functional.pad(line, (0, width - line.shape[1])) for line in lines]
+    return torch.cat(padded) if padded else torch.zeros(0, 0, dtype=torch.bool)
 
 
 def _positions(one: CoordinateMap, residue: int, numbers: torch.Tensor) -> torch.Tensor:

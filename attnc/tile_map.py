@@ -12,6 +12,7 @@ from attnc.algebra.coordinates import KEYS, LOCAL_KEY, LOCAL_QUERY, PLAIN, Layou
 from attnc.algebra.counting import bounds_read
 from attnc.algebra.key_intervals import Coverage, KeyInterval, TileSets
 from attnc.algebra.summaries import summary_source
+from attnc.algebra.walking import rows_within
 from attnc.blockwise import BLOCK_PAIRS, Inputs, mask_blocks, reads_data
 from attnc.ir.nodes import Binary, BinaryOp, Expr, Index, IndexName, Size, SizeName
 from attnc.ir.program import Attention
@@ -46,7 +47,7 @@ class TileRows:
 
     Attributes:
         env: what bounds are evaluated at: first and last row, class and shift, each a column or a single number.
-        keys: how many keys each tile's class has, a column.
+        keys: how many keys each tile's class or box has, a column.
     """
 
     env: TensorEnvironment
@@ -196,8 +197,13 @@ def _key_tiles(rows: TileRows, key_tile: int) -> int:
 
 
 def _whole_ends(attention: Attention, rows: TileRows, layout: Layout, query_tile: int, key_tile: int) -> torch.Tensor:
-    """Tell of each query tile whether all its real pairs in a ragged last key tile of its class are allowed."""
+    """Tell of each query tile whether all its real pairs in a ragged last key tile of its class are allowed.
+
+    Boxes of keys have no such tiles: what is no key may lie anywhere in them.
+    """
     found = torch.zeros(len(rows), dtype=torch.bool)
+    if layout.is_grid:
+        return found
     numbers = (rows.keys.flatten() % key_tile).nonzero().flatten()
     for step in (query_tile - 1, 1):  # few tiles that are not full pass the test of their corners
         offsets = torch.arange(0, query_tile, max(1, step))
@@ -246,7 +252,7 @@ def _row_tiles(
     at_once: int,
     read: Sequence[str] = (),
 ) -> Iterator[TileRows]:
-    """Yield blocks of query tiles, class after class, for one batch entry and head.
+    """Yield blocks of query tiles, class after class or through a grid, for one batch entry and head.
 
     `read` names the inputs that bounds read; summaries among them are made from the inputs that they sum up.
     """
@@ -259,11 +265,9 @@ def _row_tiles(
     classes: torch.Tensor = ((rows + shift) % layout.classes).unique()  # type: ignore[no-untyped-call]
     env = replace(env, indices={**chosen, IndexName.SHIFT: shift, IndexName.CLASS: classes})
     past = Binary(BinaryOp.ADD, Index(IndexName.SHIFT), Size(SizeName.QUERIES), Type.INT)
-    start, stop = (
-        evaluate_tensor(layout.query.first_from(limit), env).expand(classes.shape)
-        for limit in (Index(IndexName.SHIFT), past)
-    )
-    keys = evaluate_tensor(layout.key.end_before(KEYS), env).expand(classes.shape)
+    bounds = layout.query.first_from(Index(IndexName.SHIFT)), layout.query.end_before(past)
+    start, stop = (evaluate_tensor(bound, env).expand(classes.shape) for bound in bounds)
+    query_tile = rows_within(layout, query_tile)
     counts = (stop - start + query_tile - 1).div(query_tile, rounding_mode="floor").clamp(min=0)
     before = counts.cumsum(0) - counts
     owner = torch.repeat_interleave(torch.arange(len(classes)), counts)
@@ -271,9 +275,10 @@ def _row_tiles(
         mine = owner[part]
         low = start[mine] + (part - before[mine]) * query_tile
         high = torch.minimum(low + query_tile, stop[mine]) - 1
-        bounds = {IndexName.QUERY_LOW: low, IndexName.QUERY_HIGH: high, IndexName.CLASS: classes[mine]}
-        columns = {name: value.unsqueeze(1) for name, value in bounds.items()}
-        yield TileRows(replace(env, indices={**env.indices, **columns}), keys[mine].unsqueeze(1))
+        found = {IndexName.QUERY_LOW: low, IndexName.QUERY_HIGH: high, IndexName.CLASS: classes[mine]}
+        columns = {name: value.unsqueeze(1) for name, value in found.items()}
+        here = replace(env, indices={**env.indices, **columns})
+        yield TileRows(here, evaluate_tensor(layout.key.end_before(KEYS), here).expand(len(part), 1))
 
 
 def _summaries(env: TensorEnvironment, read: Sequence[str]) -> dict[str, torch.Tensor]:

@@ -21,6 +21,9 @@ from attnc.ir.walk import substitute
 
 NOTE = "the box of keys around a tile of queries may hold keys that none of them sees"
 
+MOST_KEYS = 64
+"""Keys of a tile."""
+
 _SIZES = ("N", "M", "shift", "B", "H", "D", "g")
 _LOW, _HIGH = Index(IndexName.QUERY_LOW), Index(IndexName.QUERY_HIGH)
 _ENDLESS = 1 << 30
@@ -105,7 +108,7 @@ def derive_boxes(attention: Attention, translator: Translator, layout: Layout, k
         attention: with the mask of the pass.
         translator: in plain order.
         layout: a grid's.
-        key_tile: most keys of a key tile.
+        key_tile: most keys of a key tile that are wanted; boxes are filled up to whole ones, so that few are better.
     """
     grid, mask = layout.query.grid, attention.mask
     interval = KeyInterval(
@@ -118,7 +121,7 @@ def derive_boxes(attention: Attention, translator: Translator, layout: Layout, k
         ragged=True,
         label="box",
     )
-    return TileSets((interval,), False, grid.rows, key_tile, (*translator.reasons, NOTE))
+    return TileSets((interval,), False, grid.rows, min(key_tile, MOST_KEYS), (*translator.reasons, NOTE))
 
 
 def _residual(translator: Translator, mask: Expr, layout: Layout) -> Expr:

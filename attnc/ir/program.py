@@ -109,7 +109,7 @@ class Deferred:
 def _is_for_planner(asked: Deferred) -> bool:
     if asked.statement != "decompose":
         return False
-    return asked.form in ("none", "split") or ("order", "residue") in asked.arguments
+    return asked.form in ("none", "split", "permute")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,7 @@ class Attention:
 
     @property
     def decompose(self) -> Deferred | None:
-        """What the user asks the planner for, where it is one of `none`, `split` and `permute(residue(d))`."""
+        """What the user asks the planner for, where it is one of `none`, `split` and `permute`."""
         return next((one for one in self.deferred if _is_for_planner(one)), None)
 
     @property

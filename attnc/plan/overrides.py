@@ -7,8 +7,13 @@ from attnc.algebra.coordinates import PLAIN, residue
 from attnc.diagnostics import CompileError, Diagnostic, Label
 from attnc.ir.nodes import Const, Expr
 from attnc.ir.program import Attention, Deferred
+from attnc.plan.grids import asked_grid
 from attnc.plan.layouts import candidate_layouts
 from attnc.plan.split import Part, split_by
+
+
+MOST_POINTS = 4096
+"""Larger query tiles have boxes that are no smaller than what plain order walks."""
 
 
 def alternatives(attention: Attention) -> tuple[tuple[Part, ...], ...] | None:
@@ -29,6 +34,9 @@ def alternatives(attention: Attention) -> tuple[tuple[Part, ...], ...] | None:
             condition = arguments["condition"]
             assert not isinstance(condition, str)
             return _split(attention, asked, condition)
+        case "permute" if arguments["order"] == "tile":
+            width, *tile = (_constant(arguments[name]) for name in ("width", "th", "tw"))
+            return ((_tiled(attention, asked, width, tile[0], tile[1]),),)
         case "permute":
             return ((_permuted(attention, asked, _constant(arguments["d"])),),)
         case _:
@@ -60,6 +68,16 @@ def _permuted(attention: Attention, asked: Deferred, period: int) -> Part:
             f"and the mask with `(i - j) % {period} == 0`, take the divisor that the mask has, or split the mask first",
         )
     return attention.mask, residue(period, ahead)
+
+
+def _tiled(attention: Attention, asked: Deferred, width: int, rows: int, columns: int) -> Part:
+    if columns > width or rows * columns > MOST_POINTS:
+        raise _misfit(
+            asked,
+            f"tiles of {rows} x {columns} have more columns than rows of {width} have, or more than {MOST_POINTS} points",
+            "take smaller tiles: kernels work on 16 to 128 queries at a time",
+        )
+    return attention.mask, asked_grid(PairSet.of(attention), attention.mask, width, (rows, columns))
 
 
 def _misfit(asked: Deferred, reason: str, mend: str) -> CompileError:

@@ -121,7 +121,29 @@ def derive_boxes(attention: Attention, translator: Translator, layout: Layout, k
         ragged=True,
         label="box",
     )
-    return TileSets((interval,), False, grid.rows, min(key_tile, MOST_KEYS), (*translator.reasons, NOTE))
+    alike = bool(attempt(translator.context, lambda: _is_alike(translator, mask, grid)))
+    return TileSets((interval,), False, grid.rows, min(key_tile, MOST_KEYS), (*translator.reasons, NOTE), alike)
+
+
+def _is_alike(translator: Translator, mask: Expr, grid: Grid) -> bool:
+    """Tell whether a mask stays the same when query and key move by a tile along any axis without leaving the grid."""
+    truth = translator.truth(mask)
+    if not truth.exact:
+        return False
+    for axis in grid.axes:
+        step = axis.tile * axis.stride
+        move = isl.Map.read_from_str(translator.context, f"{{ [i, j] -> [i + {step}, j + {step}] }}")
+        staying = whole_domain(translator)
+        if axis.extent:
+            last = translator.constant(axis.extent - axis.tile)
+            for index in (QUERY, KEY):
+                coordinate = translator.number(axis.coordinate(index))
+                assert coordinate is not None
+                staying = staying.intersect(coordinate.lt_set(last))
+        moved = truth.must.intersect(staying).apply(move)
+        if not moved.is_equal(truth.must.intersect(staying.apply(move))):
+            return False
+    return True
 
 
 def _residual(translator: Translator, mask: Expr, layout: Layout) -> Expr:
@@ -159,7 +181,7 @@ def _conditions(grid: Grid, number: int, side: Side) -> list[Expr]:
     last = plus(first, constant(axis.tile - 1))
     if axis.extent:
         first, last = greatest(constant(0), first), least(constant(axis.extent - 1), last)
-    tile = {_LOW: first, _HIGH: last}
+    tile: dict[Expr, Expr] = {_LOW: first, _HIGH: last}
     found = []
     if side.low is not None:
         found.append(compare(BinaryOp.GE, key, substitute(side.low, tile)))

@@ -120,7 +120,7 @@ class Grid:
 
     def position(self, local: Expr) -> Expr:
         """Return the position of the point with a number; of no meaning where it `is_real` not."""
-        position = ZERO
+        position: Expr = ZERO
         for axis, coordinate in zip(self.axes, self._coordinates(local), strict=True):
             position = plus(position, times(coordinate, axis.stride))
         return position
@@ -151,20 +151,20 @@ class Grid:
     def extent(self, number: int, side: Side) -> Extent:
         """Return the box of the tile `i_lo .. i_hi` along an axis; both numbers are of one query tile."""
         axis = self.axes[number]
-        outermost = number == 0
         first, last = self._query_range(number)
-        if outermost:
+        end: Expr
+        if axis.extent:
+            end = constant(axis.extent - 1)
+            if axis.lead or axis.tiles * axis.tile > axis.extent:
+                first, last = (least(end, greatest(ZERO, one)) for one in (first, last))
+        else:
+            end = quotient(minus(_KEYS, constant(1)), axis.stride)
             bounds = quotient(_SHIFT, axis.stride), quotient(_last_query(), axis.stride)
             first, last = (least(greatest(one, bounds[0]), bounds[1]) for one in (first, last))
-        elif axis.lead or axis.tiles * axis.tile > axis.extent:
-            end = constant(axis.extent - 1)
-            first, last = (least(end, greatest(ZERO, one)) for one in (first, last))
-        low = ZERO if side.low is None else substitute(side.low, {_LOW: first, _HIGH: last})
-        end = constant(axis.extent - 1)
-        if outermost:
-            end = quotient(minus(_KEYS, constant(1)), axis.stride)
-        high = end if side.high is None else substitute(side.high, {_LOW: first, _HIGH: last})
-        if outermost and side.high is not None:
+        tile: dict[Expr, Expr] = {_LOW: first, _HIGH: last}
+        low: Expr = ZERO if side.low is None else substitute(side.low, tile)
+        high = end if side.high is None else substitute(side.high, tile)
+        if not axis.extent and side.high is not None:
             high = least(high, end)
         return Extent(first, last, low, greatest(ZERO, plus(minus(high, low), constant(1))))
 
@@ -239,7 +239,8 @@ class Boxes:
 
         It may lie past the last key: the last row of the grid need not be complete.
         """
-        position, rest = ZERO, local
+        position: Expr = ZERO
+        rest = local
         extents = self.extents
         for number in range(len(extents) - 1, -1, -1):
             extent, axis = extents[number], self.grid.axes[number]

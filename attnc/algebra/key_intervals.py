@@ -71,6 +71,7 @@ class TileSets:
             and 16 keys, the smallest that targets have, and for `N <= M` under `align end`).
         query_tile, key_tile: the largest tile for which residuals hold.
         notes: why it is not exact: `data-dependent: doc`, `operation budget`, ...
+        alike: of a grid: whether tiles of queries around which boxes lie alike see alike, key by key.
     """
 
     intervals: tuple[KeyInterval, ...]
@@ -78,3 +79,4 @@ class TileSets:
     query_tile: int
     key_tile: int
     notes: tuple[str, ...] = ()
+    alike: bool = False

@@ -65,7 +65,12 @@ _NAME_WIDTH = 20
 UNROLLED = 16
 """Quantifiers up to this count are written out, longer ones become loops."""
 
-_SHAPES = {IndexName.QUERY: Shape.ROW, IndexName.ROW: Shape.ROW, IndexName.KEY: Shape.KEY}
+_SHAPES = {
+    IndexName.QUERY: Shape.ROW,
+    IndexName.ROW: Shape.ROW,
+    IndexName.KEY: Shape.KEY,
+    IndexName.LOCAL_QUERY: Shape.ROW,
+}
 _LOOP_INDICES = frozenset({IndexName.KEY, IndexName.KEY_LOW, IndexName.KEY_HIGH})
 _SYMBOLS = {BinaryOp.ADD: "+", BinaryOp.SUB: "-", BinaryOp.MUL: "*", BinaryOp.DIV: "/"}
 

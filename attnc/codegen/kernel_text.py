@@ -43,7 +43,7 @@ RESERVED = MATH_FUNCTIONS | frozenset(
         v_stride_h v_stride_n o_stride_b o_stride_h o_stride_n first_column v_dim offsets inside part places real rest
         kinds v_ptr call read_tables start_launch finish_launch BLOCK_M BLOCK_N CHUNK_N CHUNK_V BLOCK_D BLOCK_V
         HEAD_SIZE VALUE_SIZE PRECISION WIDE_TABLES SCALE_GIVEN DESCRIPTORS index_type Tiles launchable
-        residue classes first_row first_local local_row row_count kv_local RowOrder next_launch
+        residue classes first_row first_local local_row row_count kv_local kv_place RowOrder GridRows next_launch
         keep_sums kept_out_ptr kept_m_ptr kept_l_ptr first_kept m_kept l_kept earlier
         """,
     )
@@ -62,6 +62,7 @@ INDEX_NAMES = {
     IndexName.KEY_LOW: "kv_lo",
     IndexName.KEY_HIGH: "kv_hi",
     IndexName.CLASS: "residue",
+    IndexName.LOCAL_QUERY: "local_row",
 }
 """What kernels call coordinates; bounds of tiles count in the order of their loop, `residue` is the class there."""
 

@@ -256,8 +256,10 @@ def _aliases(attention: Attention, sweep: Sweep) -> dict[str, str]:
             return {"row_idx": "q_idx", "row_lo": "q_lo"}
         case MapKind.RESIDUE:
             return {"row_idx": "q_idx", "q_lo": "row_lo", "residue": "first_row"}
-        case MapKind.RUNS:
+        case MapKind.RUNS | MapKind.GRID:
             return {"row_idx": "q_idx"}
+        case MapKind.BOX:
+            raise InternalError("queries do not lie in a box")
 
 
 def _is_unshifted(attention: Attention) -> bool:

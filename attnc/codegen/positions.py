@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attnc.algebra.coordinates import CoordinateMap, MapKind
+from attnc.algebra.coordinates import LOCAL_QUERY, CoordinateMap, MapKind
+from attnc.algebra.int_exprs import product
 from attnc.codegen.expr_triton import Writer
 from attnc.codegen.kernel_text import Block
-from attnc.ir.nodes import Binary, BinaryOp, Const, Expr, Index, IndexName, Size, SizeName
+from attnc.diagnostics import InternalError
+from attnc.ir.nodes import TRUE, Binary, BinaryOp, Const, Expr, Index, IndexName, Size, SizeName
 from attnc.ir.types import Type
 from attnc.ir.walk import substitute
 
@@ -28,6 +30,7 @@ class KeyOrder:
         about: comment above its first loop.
         count: number of keys.
         position: where the key with the number `kv_local` lies.
+        before: statements of each tile that compute parts of it.
         step: number of positions from one key to the next where keys are equally far apart and so read as a matrix
             with long strides; 0 where rows are read one by one.
         first: position of the first key, where there is a `step`.
@@ -44,6 +47,7 @@ class KeyOrder:
     values: str = ""
     key_step: str = ""
     value_step: str = ""
+    before: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,9 @@ class RowOrder:
         before: statements that compute the texts below.
         first: number of the part's first row in the order, as text; empty for 0.
         end: runs: number past its last row, as text; classes: how many rows it has.
+        points: statements that compute the two texts below from `local_row`.
         row: the row with the number `local_row`, as text; classes count from their own first row.
+        is_row: whether it is one, as text.
         launch: what the launcher is told.
     """
 
@@ -70,7 +76,9 @@ class RowOrder:
     first: str
     end: str
     row: str
+    is_row: str
     launch: str
+    points: tuple[str, ...] = ()
 
 
 def write_key_order(writer: Writer, order: CoordinateMap) -> KeyOrder:
@@ -80,17 +88,56 @@ def write_key_order(writer: Writer, order: CoordinateMap) -> KeyOrder:
         writer: of the kernel.
         order: not the plain one.
     """
+    if order.kind is MapKind.BOX:
+        return _write_box(writer, order)
     count = writer.root(order.end_before(Size(SizeName.KEYS)), "key_count").text
     if order.kind is not MapKind.RESIDUE:
         return KeyOrder(f"Keys in {_runs(order)}.", count, _run_position(order, "kv_local", "{} // {}", "{} % {}"))
     first = writer.root(order.residue, "first_key").text
+    keys, values, key_step, value_step = (
+        writer.names.fresh(name) for name in ("class_keys", "class_values", "key_step", "value_step")
+    )
     return KeyOrder(
         f"Keys {order.period} apart: those of this program's class.",
         count,
         f"{first} + kv_local * {order.period}",
         order.period,
         first,
-        *(writer.names.fresh(name) for name in ("class_keys", "class_values", "key_step", "value_step")),
+        keys,
+        values,
+        key_step,
+        value_step,
+    )
+
+
+def _write_box(writer: Writer, order: CoordinateMap) -> KeyOrder:
+    """Write the box of keys around a tile of a grid: where it begins and how wide it is along each axis."""
+    boxes = order.boxes
+    lows, widths = [], []
+    for number, extent in enumerate(boxes.extents):
+        writer.write_named(extent.query_low, f"tile_{number}_first")
+        writer.write_named(extent.query_high, f"tile_{number}_last")
+        lows.append(writer.write_named(extent.low, f"box_{number}").text)
+        widths.append(writer.write_named(extent.width, f"width_{number}").text)
+    inner = boxes.extents[-1].width
+    across = [widths[-1]]
+    for number in range(len(widths) - 2, 0, -1):
+        inner = product(boxes.extents[number].width, inner)
+        across.insert(0, writer.write_named(inner, f"across_{number}").text)
+    lines = []
+    for number, axis in enumerate(boxes.grid.axes):
+        step = f"kv_local // {across[number]}" if number < len(across) else "kv_local"
+        if number:
+            step += f" % {widths[number]}"
+        place = f"{step} + {lows[number]}" if lows[number] != "0" else step
+        place = f"({place}) * {axis.stride}" if axis.stride > 1 else place
+        lines.append(f"kv_place {'+=' if number else '='} {place}")
+    tile = " x ".join(str(axis.tile) for axis in boxes.grid.axes)
+    return KeyOrder(
+        f"Keys in the box around this program's tile of {tile} points, row by row.",
+        writer.write_named(boxes.count, "key_count").text,
+        "kv_place",
+        before=tuple(lines),
     )
 
 
@@ -111,6 +158,10 @@ def write_row_order(writer: Writer, order: CoordinateMap, *, shifted: bool, reve
             return _residue_rows(order.period, shifted=shifted, last=last)
         case MapKind.RUNS:
             return _write_runs(writer, order, shifted=shifted, last=last)
+        case MapKind.GRID:
+            return _write_grid(writer, order, shifted=shifted, last=last)
+        case MapKind.BOX:
+            raise InternalError("queries do not lie in a box")
 
 
 def _residue_rows(period: int, *, shifted: bool, last: str) -> RowOrder:
@@ -126,19 +177,13 @@ def _residue_rows(period: int, *, shifted: bool, last: str) -> RowOrder:
         first="first_local" if shifted else "",
         end=f"tl.cdiv(N - first_row, {period})",
         row=f"first_row + local_row * {period}",
+        is_row="local_row < row_count",
         launch=f"RowOrder({period})",
     )
 
 
 def _write_runs(writer: Writer, order: CoordinateMap, *, shifted: bool, last: str) -> RowOrder:
-    past = Binary(BinaryOp.ADD, _SHIFT, Size(SizeName.QUERIES), Type.INT)
-    bounds: list[Expr] = [order.first_from(_SHIFT), order.first_from(past)]
-    if not shifted:
-        bounds = [substitute(bound, {_SHIFT: Const(0, Type.INT)}) for bound in bounds]
-    first, end = (writer.root(bound, name).text for bound, name in zip(bounds, ("q_first", "q_end"), strict=True))
-    block = writer.blocks[0]
-    lines = tuple(block.lines)
-    writer.blocks = [Block(written=block.written)]
+    first, end, lines = _write_ends(writer, order, shifted=shifted)
     if order.length > 1:
         writer.use("floor_div")
         writer.use("floor_mod")
@@ -154,7 +199,52 @@ def _write_runs(writer: Writer, order: CoordinateMap, *, shifted: bool, last: st
         first="" if first == "0" else first,
         end=end,
         row=f"{position} - shift" if shifted else position,
+        is_row=f"local_row < {end}",
         launch=f"RowOrder({period}, {length})",
+    )
+
+
+def _write_ends(writer: Writer, order: CoordinateMap, *, shifted: bool) -> tuple[str, str, tuple[str, ...]]:
+    """Write the number of the first row and that past the last one; return both and the statements before them."""
+    past = Binary(BinaryOp.ADD, _SHIFT, Size(SizeName.QUERIES), Type.INT)
+    bounds = [order.first_from(_SHIFT), order.end_before(past)]
+    if not shifted:
+        bounds = [substitute(bound, {_SHIFT: Const(0, Type.INT)}) for bound in bounds]
+    first, end = (writer.root(bound, name).text for bound, name in zip(bounds, ("q_first", "q_end"), strict=True))
+    return first, end, _take_lines(writer)
+
+
+def _take_lines(writer: Writer) -> tuple[str, ...]:
+    """Take the statements that were written so far; what they compute stays known."""
+    block = writer.blocks[0]
+    writer.blocks = [Block(written=block.written)]
+    return tuple(block.lines)
+
+
+def _write_grid(writer: Writer, order: CoordinateMap, *, shifted: bool, last: str) -> RowOrder:
+    """Write which points of a grid a program's rows are; a point that is no row stands for row `N`."""
+    grid, axis = order.grid, order.axes[0]
+    first, end, before = _write_ends(writer, order, shifted=shifted)
+    place = writer.root(grid.position(LOCAL_QUERY), "place").text
+    real = "" if grid.is_real(LOCAL_QUERY) == TRUE else writer.root(grid.is_real(LOCAL_QUERY), "in_grid").text
+    if shifted:
+        writer.emit(f"{place} = {place} - shift", 0)
+    writer.used["N"] = None
+    tests = [*([f"({place} >= 0)"] if shifted else []), f"({place} < N)", *([real] if real else [])]
+    tile = " x ".join(str(one.tile) for one in order.axes)
+    steps = f"(N + {axis.stride - 2}) // {axis.stride}" if axis.stride > 2 else "N"
+    return RowOrder(
+        about=f"a part of a tile of {tile} points of a grid{last}",
+        classes="",
+        most=f"(({steps} + {axis.tile - 1}) // {axis.tile} + 1) * {grid.across * grid.rows}",
+        values=(),
+        before=before,
+        first="" if first == "0" else first,
+        end=end,
+        row=place,
+        is_row=" & ".join(tests),
+        launch=f"GridRows({axis.stride}, {axis.tile}, {grid.rows}, {grid.across})",
+        points=_take_lines(writer),
     )
 
 

@@ -17,7 +17,7 @@ from attnc.ir.nodes import FALSE, TRUE, And, Binary, BinaryOp, Const, Expr, Inde
 from attnc.ir.types import Type
 from attnc.plan.kernel_plan import Form, Pass, Plan
 
-_LAST = {MapKind.RUNS: 0, MapKind.RESIDUE: 1, MapKind.IDENTITY: 2}
+_LAST = {MapKind.RUNS: 0, MapKind.RESIDUE: 1, MapKind.GRID: 1, MapKind.IDENTITY: 2}
 """Some rows first, all rows in plain order last."""
 
 
@@ -95,6 +95,8 @@ def _require_supported(one: Pass) -> None:
         raise InternalError("classes of queries are numbered by what their positions leave over")
     if key.kind is MapKind.RESIDUE and query.kind is not MapKind.RESIDUE:
         raise InternalError("keys in classes need queries in classes")
+    if key.kind is MapKind.BOX and key.axes != query.axes:
+        raise InternalError("boxes lie around tiles of queries")
 
 
 def _covers_all(order: CoordinateMap) -> bool:
@@ -108,17 +110,24 @@ def _is_inside(order: CoordinateMap) -> Expr:
 
 
 def _labels(orders: list[CoordinateMap]) -> list[str]:
-    """Name kernels after their rows: `residue_128`, `rows`, `rows_2`, and nothing for plain order."""
+    """Name kernels after their rows: `residue_128`, `grid_128`, `rows`, `rows_2`, and nothing for plain order."""
+    stems: list[str] = []
     found: list[str] = []
     for order in orders:
         match order.kind:
             case MapKind.IDENTITY:
-                found.append("")
+                stem = ""
             case MapKind.RESIDUE:
-                found.append(f"residue_{order.period}")
+                stem = f"residue_{order.period}"
+            case MapKind.GRID:
+                stem = f"grid_{order.axes[0].stride}"
             case MapKind.RUNS:
-                count = 1 + sum(one.startswith("rows") for one in found)
-                found.append("rows" if count == 1 else f"rows_{count}")
+                stem = "rows"
+            case MapKind.BOX:
+                raise InternalError("queries do not lie in a box")
+        stems.append(stem)
+        count = stems.count(stem)
+        found.append(stem if count == 1 else f"{stem}_{count}")
     return found
 
 

@@ -16,10 +16,12 @@ from attnc.codegen.period import far_form, shift_period
 from attnc.diagnostics import InternalError
 from attnc.ir.nodes import (
     TRUE,
+    And,
     Binary,
     BinaryOp,
     Const,
     Expr,
+    Index,
     IndexName,
     Score,
     Size,
@@ -35,6 +37,9 @@ from attnc.plan.kernel_plan import Form, Pass, Plan
 
 HELPERS = ("floor", "floor_divide", "floor_modulo", "maximum", "minimum", "only", "splitmix", "truncate")
 """Functions of `runtime.pairs` that expressions may call."""
+
+
+_REAL_KEY = Binary(BinaryOp.LT, Index(IndexName.KEY), Size(SizeName.KEYS), Type.BOOL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,7 +319,9 @@ def _pass_fields(plan: Plan, formulas: Formulas) -> list[Field]:
 def _pass(plan: Plan, number: int, formulas: Formulas) -> Bracket:
     """Write one pass; names of its formulas tell several passes apart."""
     sweep = plan.passes[number]
-    suffix = f"_{chr(ord('a') + number) if number < 26 else number}" if len(plan.passes) > 1 else ""
+    if sweep.layout.is_grid:
+        return _grid_pass(plan, number, formulas)
+    suffix = _suffix(plan, number)
     intervals = []
     for position, interval in enumerate(sweep.tiles.intervals):
         fields: list[Field] = [
@@ -339,6 +346,49 @@ def _pass(plan: Plan, number: int, formulas: Formulas) -> Bracket:
     if _tells_entries_apart(plan, sweep):
         whole.append(("by_batch", "True"))
     return call("Pass", *whole)
+
+
+def _suffix(plan: Plan, number: int) -> str:
+    """Return what tells the formulas of one pass from those of the others."""
+    if len(plan.passes) == 1:
+        return ""
+    return f"_{chr(ord('a') + number) if number < 26 else number}"
+
+
+def _grid_pass(plan: Plan, number: int, formulas: Formulas) -> Bracket:
+    """Write a pass whose queries lie in tiles of a grid: what is tested in boxes, and how far these reach."""
+    sweep, suffix = plan.passes[number], _suffix(plan, number)
+    axes = []
+    for place, (axis, side) in enumerate(zip(sweep.layout.query.axes, sweep.layout.key.sides, strict=True)):
+        fields: list[Field] = [
+            ("stride", str(axis.stride)),
+            ("extent", str(axis.extent)),
+            ("tile", str(axis.tile)),
+        ]
+        if axis.lead:
+            fields.append(("lead", str(axis.lead)))
+        fields.extend(
+            (name, formulas.name(f"{name}{suffix}_{place}", bound))
+            for name, bound in (("low", side.low), ("high", side.high))
+            if bound is not None
+        )
+        axes.append(call("Axis", *fields))
+    grid: list[Field] = [("axes", sequence(axes))]
+    if sweep.tiles.alike:
+        grid.append(("alike", "True"))
+    residuals = [interval.residual for interval in sweep.tiles.intervals if interval.residual != TRUE]
+    mask = And((*residuals, _REAL_KEY)) if residuals else _REAL_KEY
+    if residuals:
+        grid.append(("tested", "True"))
+    fields = [
+        ("intervals", "()"),
+        ("query_tile", str(sweep.tiles.query_tile)),
+        ("mask", formulas.name(f"mask{suffix}_in_box", mask)),
+        ("grid", call("Grid", *grid)),
+    ]
+    if _tells_entries_apart(plan, sweep):
+        fields.append(("by_batch", "True"))
+    return call("Pass", *fields)
 
 
 def _order(one: CoordinateMap) -> Bracket:

@@ -106,9 +106,7 @@ def _best_cut(reaches: Reaches, mask: Expr, strides: tuple[int, ...]) -> tuple[f
         return None
     if _width(Axis(strides[0], 0, ROWS), sides[0]) > FAR // 4:
         return None
-    cuts = [
-        _cuts(stride, extent, side, mask) for stride, extent, side in zip(strides, extents, sides, strict=True)
-    ]
+    cuts = [_cuts(stride, extent, side, mask) for stride, extent, side in zip(strides, extents, sides, strict=True)]
     best: tuple[float, tuple[_Cut, ...]] | None = None
     for sizes in _shapes(extents):
         chosen = tuple(min((cut for cut in cuts[n] if cut.axis.tile == sizes[n]), key=lambda cut: cut.width)

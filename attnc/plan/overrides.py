@@ -74,7 +74,7 @@ def _tiled(attention: Attention, asked: Deferred, width: int, rows: int, columns
     if columns > width or rows * columns > MOST_POINTS:
         raise _misfit(
             asked,
-            f"tiles of {rows} x {columns} have more columns than rows of {width} have, or more than {MOST_POINTS} points",
+            f"a tile of {rows} x {columns} is wider than rows of {width}, or has more than {MOST_POINTS} points",
             "take smaller tiles: kernels work on 16 to 128 queries at a time",
         )
     return attention.mask, asked_grid(PairSet.of(attention), attention.mask, width, (rows, columns))

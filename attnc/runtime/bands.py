@@ -12,6 +12,9 @@ FULL, MASK, NOTHING = -1, -2, -3
 FAR = 1 << 20
 """Added to a kind (a residual's or `MASK`): what it is away from fixed positions, see `Far`."""
 
+ALIKE = -1
+"""In place of a period: all blocks of a band are alike."""
+
 Piece = tuple[int, int, int]
 """Keys from `start` up to, and without, `stop`, and what tells which are allowed."""
 
@@ -77,9 +80,11 @@ def condition_of(frame: Frame, kind: int) -> Formula | None:
 
 
 def mask_period(frame: Frame, kind: int) -> int:
-    """Return the period of what tells which pairs of a piece are allowed."""
+    """Return the period of what tells which pairs of a piece are allowed, or `ALIKE`."""
     if kind in (FULL, NOTHING):
         return 1
+    if frame.alike:
+        return ALIKE
     if kind >= FAR + MASK:
         far = far_form_of(frame, kind - FAR)
         return 0 if far is None else far.period
@@ -103,6 +108,8 @@ def is_shared(frame: Frame, band: Band, period: int) -> bool:
     """Tell whether an expression with this period is the same on all blocks of a band."""
     if band.count == 1 or period == 0:
         return False
+    if period == ALIKE:
+        return True
     rows, keys = frame.rows.distance(band.rows), frame.keys.distance(band.key_step)
     return rows is not None and rows == keys and rows % period == 0
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnc.runtime.row_orders import PLAIN_ROWS, RowOrder
+from attnc.runtime.row_orders import PLAIN_ROWS, GridRows, RowOrder
 
 LOG2_E = math.log2(math.e)
 
@@ -120,7 +120,7 @@ def start_launch(
     precision: str | None,
     tiles: TileTable,
     base_2: bool,
-    order: RowOrder = PLAIN_ROWS,
+    order: RowOrder | GridRows = PLAIN_ROWS,
 ) -> Launch | None:
     """Prepare a launch; None if there is nothing to compute.
 
@@ -175,7 +175,7 @@ def start_launch(
     )
 
 
-def next_launch(call: Launch, *, tiles: TileTable, order: RowOrder = PLAIN_ROWS) -> Launch:
+def next_launch(call: Launch, *, tiles: TileTable, order: RowOrder | GridRows = PLAIN_ROWS) -> Launch:
     """Prepare the launch of the next kernel of the same call, with tiles and an order of rows of its own.
 
     Raises:
@@ -199,7 +199,7 @@ def keep_sums(call: Launch, *, rows: int) -> None:
     call.kept_m = call.query.new_empty(shape, dtype=torch.float32) if rows > 1 else None
 
 
-def _cut_grid(table: TileTable, tensors: tuple[Tensor, Tensor, Tensor], order: RowOrder) -> tuple[Tiles, int]:
+def _cut_grid(table: TileTable, tensors: tuple[Tensor, Tensor, Tensor], order: RowOrder | GridRows) -> tuple[Tiles, int]:
     """Choose tiles and count programs for query, key and value."""
     query, key, value = tensors
     batch, heads, queries, head_size = query.shape
@@ -213,6 +213,10 @@ def _cut_grid(table: TileTable, tensors: tuple[Tensor, Tensor, Tensor], order: R
         if few * width <= 32 * 64 and few < chosen.query:
             chosen = replace(chosen, query=few, warps=4, chunk=16)
         chosen = replace(chosen, query=few)
+    if isinstance(order, GridRows):
+        if rows > LONGEST:
+            raise ValueError(f"a kernel takes up to {LONGEST} points of a grid, these {queries} queries have {rows}")
+        chosen = replace(chosen, query=min(chosen.query, order.rows))
     programs = order.classes(queries) * -(-rows // chosen.query) * heads * batch
     if programs > MOST_PROGRAMS:
         raise ValueError(f"a launch has up to {MOST_PROGRAMS} programs, this one needs {programs}")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from attnc.runtime.bands import (
+    FULL,
     MASK,
     NOTHING,
     Band,
@@ -108,6 +109,14 @@ def cut_section(section: Section, by_tiles: bool) -> Iterator[Part]:
 def _schedules(section: Section, by_tiles: bool) -> tuple[Schedule, ...]:
     program, sizes, frame = section.call.program, section.call.sizes, section.frame
     entries, groups, members = section.query.shape[:3]
+    grid = frame.sweep.grid
+    if grid is not None:
+        count = frame.rows.count // frame.tile
+        width = frame.keys.count // count
+        is_whole = frame.keys.real is None and frame.rows.real is None
+        kind = FULL if is_whole and not grid.tested else MASK
+        band = Band(0, frame.tile, 0, ((width, kind),), count, width, first=True)
+        return (Schedule((0, entries), (0, groups * members), (band,), covered=True),)
     heads = entries * groups * members
     additive = program.bias is not None and not by_tiles
     kinds = (MASK, *range(len(frame.sweep.intervals)))
@@ -184,7 +193,9 @@ def _piece_mask(part: Part, piece: Band, kind: int) -> Tensor:
         return torch.full((1, 1, 1, 1, piece.rows, piece.width), kind != NOTHING)
     blocks, classes, shape = shared_shape(part, piece, mask_period(part.frame, kind))
     mask = formula(band_pairs(part, piece, blocks=not blocks, classes=not classes))
-    return mask.expand(common_shape(mask.shape, shape))
+    mask = mask.expand(common_shape(mask.shape, shape))
+    real = part.frame.rows.are_real(band_rows(piece, shared=blocks))
+    return mask if real is None else mask & real[:, None, :, None]
 
 
 def shrink(part: Part, most: int) -> Iterator[Part]:

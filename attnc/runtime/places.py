@@ -2,10 +2,85 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """Rows (or keys) one by one, in any order: those of several tiles, one tile after the other.
+
+    Attributes:
+        name: tells the lists of one program and call sizes apart.
+        positions: index of each; of what is no key, that past the last one; of what is no row, any one's.
+        real: numbers of those that are rows or keys; None if all are.
+    """
+
+    name: tuple[object, ...]
+    positions: Tensor = field(compare=False)
+    real: Tensor | None = field(default=None, compare=False)
+    classes: ClassVar[int] = 1
+    is_view: ClassVar[bool] = False
+
+    @property
+    def count(self) -> int:
+        """Rows or keys, and what is neither."""
+        return len(self.positions)
+
+    def of_classes(self, start: int, stop: int) -> Listed:
+        """Return the same: there is one class."""
+        return self
+
+    def indices(self, numbers: Tensor) -> Tensor:
+        """Return where these numbers are."""
+        return self.positions[numbers]
+
+    def indices_of_classes(self, numbers: Tensor) -> Tensor:
+        """Return where numbers `[S, R]` are: `[1, S, R]`."""
+        return self.positions[numbers].unsqueeze(0)
+
+    def index(self, number: int) -> int:
+        """Return where a number is."""
+        return int(self.positions[number])
+
+    def distance(self, numbers: int) -> int | None:
+        """Return None: it differs."""
+        return None
+
+    def are_real(self, numbers: Tensor) -> Tensor | None:
+        """Tell of each of some numbers whether it is a row or key; None where all are."""
+        if self.real is None:
+            return None
+        found = torch.zeros(self.count, dtype=torch.bool)
+        found[self.real] = True
+        return found[numbers]
+
+    def take(self, tensor: Tensor, axis: int) -> Tensor:
+        """Return a copy of what lies at these places; of what is no place, that of any other."""
+        return tensor.index_select(axis, self.positions.clamp(max=tensor.shape[axis] - 1))
+
+    def put(self, tensor: Tensor, axis: int, taken: Tensor) -> None:
+        """Write what was taken, and changed since, back; no two places are one."""
+        places = self.positions
+        if self.real is not None:
+            places, taken = places[self.real], taken.index_select(axis, self.real)
+        tensor.index_copy_(axis, places, taken)
+
+    def take_sums(self, tensor: Tensor, axis: int) -> Tensor:
+        """Return zeros for sums at these places."""
+        shape = list(tensor.shape)
+        shape[axis] = self.count
+        return tensor.new_zeros(shape)
+
+    def add_sums(self, tensor: Tensor, axis: int, taken: Tensor) -> None:
+        """Add sums up where several places are one, in order."""
+        places = self.positions
+        if self.real is not None:
+            places, taken = places[self.real], taken.index_select(axis, self.real)
+        tensor.index_add_(axis, places, taken)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +102,7 @@ class Places:
     length: int = 1
     low: int = 0
     classes: int = 1
+    real: ClassVar[None] = None
 
     @property
     def is_view(self) -> bool:
@@ -60,6 +136,9 @@ class Places:
         """Return how much further it is to any number that is larger by so many; None where that differs."""
         return numbers // self.length * self.step if numbers % self.length == 0 else None
 
+    def are_real(self, numbers: Tensor) -> None:
+        """Return None: every number is a row or key."""
+
     def take(self, tensor: Tensor, axis: int) -> Tensor:
         """Return what lies at these places of `[B, .., length of the axis, ..]`, as a view where `is_view`.
 
@@ -83,3 +162,11 @@ class Places:
         """Write what was taken, and changed since, back to where it came from; views need nothing."""
         if self.length > 1 and self.count:
             tensor.index_copy_(axis, self.indices(torch.arange(self.count)), taken)
+
+    def take_sums(self, tensor: Tensor, axis: int) -> Tensor:
+        """Return what lies at these places, to be added to: a view, or a copy to be given to `add_sums`."""
+        return self.take(tensor, axis)
+
+    def add_sums(self, tensor: Tensor, axis: int, taken: Tensor) -> None:
+        """Write what was taken, and added to since, back; views need nothing."""
+        self.put(tensor, axis, taken)

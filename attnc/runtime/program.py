@@ -96,6 +96,42 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
+class Axis:
+    """One coordinate of the points of a grid: `position // stride % extent`.
+
+    Attributes:
+        stride: positions from one point to the next along the axis.
+        extent: points along the axis; 0 for the outermost one, which has no end.
+        tile: points of a tile of queries along the axis.
+        lead: points of the first tile that lie before the first one of the axis.
+        low, high: coordinate of the first and last key that a tile sees, over its own first and last coordinate `i_lo`
+            and `i_hi`; None for the first and last one that there is.
+    """
+
+    stride: int
+    extent: int
+    tile: int
+    lead: int = 0
+    low: Formula | None = None
+    high: Formula | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Tiles of queries in a grid, each with a box of keys.
+
+    Attributes:
+        axes: the outermost first.
+        alike: whether tiles around which boxes lie alike see alike, key by key.
+        tested: whether some key of a box may be masked.
+    """
+
+    axes: tuple[Axis, ...]
+    alike: bool = False
+    tested: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Pass:
     """Pairs that are computed together; no pair is in two passes.
 
@@ -107,6 +143,8 @@ class Pass:
         far: what the mask is away from fixed positions; None if it is no simpler there.
         query, key: the order; both are residue classes with one period, or neither is.
         by_batch: whether batch entries may differ in which pairs they allow or in their bias.
+        grid: in which the queries lie, of passes that have no intervals; the mask holds for boxes alone then, and is
+            false for key `M`.
     """
 
     intervals: tuple[Interval, ...]
@@ -117,6 +155,7 @@ class Pass:
     query: Order = Order()
     key: Order = Order()
     by_batch: bool = False
+    grid: Grid | None = None
 
     @property
     def covers_rows(self) -> bool:

@@ -28,4 +28,30 @@ class RowOrder:
         return -(-queries // self.period)
 
 
+@dataclass(frozen=True, slots=True)
+class GridRows:
+    """Tiles of a grid, row of tiles after row of tiles.
+
+    Attributes:
+        stride: positions of one step along the outermost axis.
+        tile: steps of a tile along it.
+        rows: numbers that a tile takes; no program has some of one and some of another.
+        across: tiles in a row of tiles.
+    """
+
+    stride: int
+    tile: int
+    rows: int
+    across: int
+
+    def classes(self, queries: int) -> int:
+        """Return that all rows are numbered together."""
+        return 1
+
+    def most(self, queries: int) -> int:
+        """Return the largest number of rows, wherever positions begin; with points that are no rows."""
+        steps = (queries + self.stride - 2) // self.stride
+        return ((steps + self.tile - 1) // self.tile + 1) * self.across * self.rows
+
+
 PLAIN_ROWS = RowOrder()

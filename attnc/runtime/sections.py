@@ -14,8 +14,9 @@ from typing import TypeVar
 from torch import Tensor
 
 from attnc.runtime.calls import Call
+from attnc.runtime.grids import grid_tiles
 from attnc.runtime.pairs import Pairs
-from attnc.runtime.places import Places
+from attnc.runtime.places import Listed, Places
 from attnc.runtime.program import Order, Pass
 
 Run = tuple[int, int]
@@ -36,16 +37,20 @@ class Frame:
         low: number that the bounds give the first row; None if that is the shift.
         first_class: the class of the first entry.
         batch, heads: those of the call that it has; a range from 0 where the pass does not tell entries apart.
+        tile: of a grid, rows of each tile; 0 elsewhere.
+        alike: of a grid, whether the mask is the same for all tiles.
     """
 
     number: int
     sweep: Pass = field(compare=False)
-    rows: Places
-    keys: Places
+    rows: Places | Listed
+    keys: Places | Listed
     low: int | None = None
     first_class: int = 0
     batch: Run = (0, 0)
     heads: Run = (0, 0)
+    tile: int = 0
+    alike: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +77,16 @@ class Section:
         return self.frame.rows.take(tensor[self.source], 3)
 
     def of_keys(self, tensor: Tensor) -> Tensor:
-        """Return this section of `[B, G, M, ...]`: a view, or a copy to be given to `put_keys`."""
-        return self.frame.keys.take(tensor[self.source[:2]], 2)
+        """Return this section of sums `[B, G, M, ...]`: a view, or what is to be given to `put_keys`."""
+        return self.frame.keys.take_sums(tensor[self.source[:2]], 2)
 
     def put_rows(self, tensor: Tensor, taken: Tensor) -> None:
         """Write what `of_rows` gave, and changed since, back."""
         self.frame.rows.put(tensor[self.source], 3, taken)
 
     def put_keys(self, tensor: Tensor, taken: Tensor) -> None:
-        """Write what `of_keys` gave, and changed since, back."""
-        self.frame.keys.put(tensor[self.source[:2]], 2, taken)
+        """Write what `of_keys` gave, and added to since, back."""
+        self.frame.keys.add_sums(tensor[self.source[:2]], 2, taken)
 
     def narrow(self, cut: Cut) -> Section:
         """Return some entries and heads; `source` still is that of the whole section."""
@@ -104,7 +109,7 @@ class Section:
 def cut_into_sections(call: Call) -> Iterator[Section]:
     """Yield the sections of a call, pass by pass."""
     for number, sweep in enumerate(call.program.passes):
-        if sweep.query.is_plain:
+        if sweep.query.is_plain and sweep.grid is None:
             keys = _places_of_keys(sweep.key, call.sizes.M)
             yield _section(call, Frame(number, sweep, Places(call.sizes.N), keys), (0, call.sizes.B), (0, call.sizes.H))
             continue
@@ -114,9 +119,14 @@ def cut_into_sections(call: Call) -> Iterator[Section]:
 
 def _sections_of_pass(call: Call, number: int, sweep: Pass, batch: Run, heads: Run, shift: int) -> Iterator[Section]:
     queries, keys = call.sizes.N, call.sizes.M
+    if sweep.grid is not None:
+        for tiles in grid_tiles(call, number, batch, heads, shift):
+            frame = Frame(number, sweep, tiles.rows, tiles.keys, tile=tiles.tile, alike=tiles.alike)
+            yield _section(call, frame, batch, heads)
+        return
     if not sweep.query.is_residue:
-        rows, low = _places_of_rows(sweep.query, queries, shift)
-        yield _section(call, Frame(number, sweep, rows, _places_of_keys(sweep.key, keys), low), batch, heads)
+        own, low = _places_of_rows(sweep.query, queries, shift)
+        yield _section(call, Frame(number, sweep, own, _places_of_keys(sweep.key, keys), low), batch, heads)
         return
     for frame in _class_frames(number, sweep, queries, keys, shift):
         if frame.rows.classes >= batch[1] - batch[0]:

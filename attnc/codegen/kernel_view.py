@@ -342,7 +342,7 @@ def _close(
         used.add("weighted_exp2")
     if "kv_hi" in used:
         used.add("kv_lo")
-    if used & {"q_hi", "q_lo", "q_idx", "row_idx", "row_lo"}:
+    if used & {"q_hi", "q_lo", "q_idx"}:
         used.add("shift")
     return frozenset(used)
 

@@ -65,6 +65,7 @@ class RowOrder:
         points: statements that compute the two texts below from `local_row`.
         row: the row with the number `local_row`, as text; classes count from their own first row.
         is_row: whether it is one, as text.
+        whole: whether `end` is a multiple of every tile, so that no tile has fewer numbers than another.
         launch: what the launcher is told.
     """
 
@@ -79,6 +80,7 @@ class RowOrder:
     is_row: str
     launch: str
     points: tuple[str, ...] = ()
+    whole: bool = False
 
 
 def write_key_order(writer: Writer, order: CoordinateMap) -> KeyOrder:
@@ -245,6 +247,7 @@ def _write_grid(writer: Writer, order: CoordinateMap, *, shifted: bool, last: st
         is_row=" & ".join(tests),
         launch=f"GridRows({axis.stride}, {axis.tile}, {grid.rows}, {grid.across})",
         points=_take_lines(writer),
+        whole=True,
     )
 
 

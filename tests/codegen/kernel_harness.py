@@ -25,7 +25,7 @@ HEADER = """from attnc.runtime.kernel_loads import *
 from attnc.runtime.kernel_math import *
 from attnc.runtime.launch import Tiles, finish_launch, keep_sums, launchable, next_launch, read_tables, start_launch
 from attnc.runtime.summaries import with_summaries
-from attnc.runtime.row_orders import RowOrder
+from attnc.runtime.row_orders import GridRows, RowOrder
 
 
 """

@@ -23,7 +23,10 @@ from kernel_harness import (
     tensors,
 )
 
-from attnc.algebra.coordinates import IDENTITY, PLAIN, Layout, residue, runs
+from attnc.algebra.boxes import Reaches
+from attnc.algebra.congruences import PairSet
+from attnc.algebra.coordinates import IDENTITY, PLAIN, Layout, boxed, residue, runs
+from attnc.algebra.grids import Axis
 from attnc.algebra.proofs import prove_facts
 from attnc.algebra.scoring import derive_scoring
 from attnc.algebra.simplify import simplify_attention
@@ -46,6 +49,24 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 KEY_RUNS = Layout(IDENTITY, runs(16, 12, 4))
 QUERY_RUNS = Layout(runs(16, 3, 1), IDENTITY)
 WIDE_RUNS = Layout(runs(16, 5, 3), IDENTITY)
+
+
+
+def simplified(statements):
+    text = f"attention foo {{ {statements} }}"
+    program = check_program(parse_source(SourceFile("test.attn", text)), params={})
+    return mark_reads(simplify_attention(program.attentions[0])[0])[0]
+
+
+def in_grid(mask, *axes):
+    """Return a mask with the layout of a grid that holds its pairs."""
+    attention = simplified(f"mask {mask}")
+    reaches = Reaches(PairSet.of(attention), attention.mask)
+    cuts = tuple(Axis(*axis) for axis in axes)
+    return mask, boxed(cuts, tuple(reaches.side(axis.stride, axis.extent) for axis in cuts))
+
+
+CELLS = "(i // 8 + 2) // 4 == (j // 8 + 2) // 4 and (i % 8 + 2) // 4 == (j % 8 + 2) // 4"
 
 PLANS = {
     "residue": [("causal and (i - j) % 4 == 0", residue(4))],
@@ -78,10 +99,31 @@ PLANS = {
     "two periods": [("(i - j) % 6 == 0", residue(6)), ("(i - j) % 6 != 0 and (i - j) % 4 == 0", residue(4))],
     "apart in plain order": [("i - j >= 20", PLAIN), ("j - i >= 20", PLAIN)],
     "nothing": [("(i - j) % 4 == 0 and i < j and j < i", residue(4))],
+    "grid": [in_grid("grid_near(8, 2)", (8, 0, 4), (1, 8, 4))],
+    "causal grid": [in_grid("causal and grid_near(12, 3)", (12, 0, 8), (1, 12, 8))],
+    "grid with ends": [in_grid("grid_near(10, 2)", (10, 0, 3, 1), (1, 10, 7, 2))],
+    "cells": [in_grid(CELLS, (8, 0, 4, 2), (1, 8, 4, 2))],
+    "cubes": [
+        in_grid("abs(i // 16 - j // 16) < 2 and abs(i // 4 % 4 - j // 4 % 4) < 2", (16, 0, 2), (4, 4, 2), (1, 4, 4))
+    ],
+    "dilated grid": [in_grid("dilated(20, 1) and grid_near(8, 2) and (i - j) % 2 == 0", (8, 0, 8), (2, 4, 2), (1, 2, 1))],
+    "grid and columns": [
+        in_grid("grid_near(8, 1) and j % 16 < 12", (8, 0, 4), (1, 8, 4)),
+        ("j % 16 >= 12", KEY_RUNS),
+        ("i % 16 == 3 and j % 16 < 12 and not grid_near(8, 1)", QUERY_RUNS),
+    ],
+    "two grids": [
+        in_grid("grid_near(8, 1)", (8, 0, 4), (1, 8, 4)),
+        in_grid("grid_near(8, 2) and not grid_near(8, 1)", (8, 0, 2), (1, 8, 8)),
+    ],
+    "one grid twice": [
+        in_grid("grid_near(8, 1)", (8, 0, 4), (1, 8, 4)),
+        in_grid("grid_near(8, 2) and not grid_near(8, 1)", (8, 0, 4), (1, 8, 4)),
+    ],
 }
 """Masks by pass, each with its layout."""
 
-SOME = ("residue", "ahead", "causal dilated", "strided", "fixed", "rows and window", "all three")
+SOME = ("residue", "ahead", "causal dilated", "strided", "fixed", "rows and window", "all three", "grid and columns")
 
 SIZES = [(1, 1), (1, 64), (63, 63), (64, 65), (65, 130), (100, 257), (130, 65), (257, 3)]
 
@@ -94,12 +136,6 @@ def split_plan(parts, statements=""):
     score, score_log2, dropped, _ = derive_scoring(attention)
     plan = Plan(attention, Scoring(score, score_log2, dropped), (), prove_facts(attention))
     return with_passes(plan, [(mask, layout) for mask, (_, layout) in zip(masks, parts, strict=True)])
-
-
-def simplified(statements):
-    text = f"attention foo {{ {statements} }}"
-    program = check_program(parse_source(SourceFile("test.attn", text)), params={})
-    return mark_reads(simplify_attention(program.attentions[0])[0])[0]
 
 
 @cache
@@ -129,7 +165,7 @@ def test_sizes(name, sizes):
     run(name, heads=1, queries=sizes[0], keys=sizes[1])
 
 
-@pytest.mark.parametrize("name", ["residue", "fixed", "all three"])
+@pytest.mark.parametrize("name", ["residue", "fixed", "all three", "causal grid"])
 @pytest.mark.parametrize("sizes", [(1, 1), (65, 64), (5, 64)], ids=str)
 def test_short_sizes(name, sizes):
     run(name, heads=1, queries=sizes[0], keys=sizes[1])
@@ -179,6 +215,7 @@ def test_scores_and_normalizers_of_other_plans(name, statements):
         [("i % 16 == 3 and doc[b, i] == doc[b, j]", QUERY_RUNS), ("i % 16 != 3 and abs(i - j) < 10 + h", PLAIN)],
         [("(i - j) % 4 == 0 and abs(i - j) < 8 + 12 * h", residue(4))],
         [("j % 16 >= 12 and doc[b, i] == doc[b, j] and j // 16 <= i // 16 + h", KEY_RUNS)],
+        [("grid_near(8, 2) and doc[b, i] == doc[b, j]", in_grid("grid_near(8, 2)", (8, 0, 4), (1, 8, 4))[1])],
     ],
 )
 def test_inputs_and_heads_in_masks(parts):

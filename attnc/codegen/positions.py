@@ -15,7 +15,7 @@ from attnc.algebra.int_exprs import product
 from attnc.codegen.expr_triton import Writer
 from attnc.codegen.kernel_text import Block
 from attnc.diagnostics import InternalError
-from attnc.ir.nodes import TRUE, Binary, BinaryOp, Const, Expr, Index, IndexName, Size, SizeName
+from attnc.ir.nodes import TRUE, Binary, BinaryOp, Const, Index, IndexName, Size, SizeName
 from attnc.ir.types import Type
 from attnc.ir.walk import substitute
 

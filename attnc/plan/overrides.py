@@ -11,7 +11,6 @@ from attnc.plan.grids import asked_grid
 from attnc.plan.layouts import candidate_layouts
 from attnc.plan.split import Part, split_by
 
-
 MOST_POINTS = 4096
 """Larger query tiles have boxes that are no smaller than what plain order walks."""
 

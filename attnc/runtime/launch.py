@@ -199,7 +199,9 @@ def keep_sums(call: Launch, *, rows: int) -> None:
     call.kept_m = call.query.new_empty(shape, dtype=torch.float32) if rows > 1 else None
 
 
-def _cut_grid(table: TileTable, tensors: tuple[Tensor, Tensor, Tensor], order: RowOrder | GridRows) -> tuple[Tiles, int]:
+def _cut_grid(
+    table: TileTable, tensors: tuple[Tensor, Tensor, Tensor], order: RowOrder | GridRows
+) -> tuple[Tiles, int]:
     """Choose tiles and count programs for query, key and value."""
     query, key, value = tensors
     batch, heads, queries, head_size = query.shape

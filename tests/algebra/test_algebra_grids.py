@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from brief_ir import attention
 from expressions import TENSORS, masks, tables_for
+from grid_layouts import grid_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tile_checks import check_tiles, dense, environment
@@ -26,39 +27,30 @@ CUBES = "abs(i // 16 - j // 16) <= 1 and abs(i // 4 % 4 - j // 4 % 4) <= 1 and a
 HOLES = "abs(i // 8 - j // 8) <= 2 and (i // 8 - j // 8) % 2 == 0 and abs(i % 8 - j % 8) <= 2 and (i - j) % 2 == 0"
 
 
-def axes(*cuts):
-    return tuple(Axis(*cut) for cut in cuts)
-
-
 PATTERNS = {
-    "neighbourhood": (NEAR, axes((8, 0, 4), (1, 8, 4))),
-    "wide tiles": (NEAR, axes((8, 0, 2), (1, 8, 8))),
-    "tiles that do not fill rows": (NEAR, axes((8, 0, 4), (1, 8, 5))),
-    "tiles that are no power of two": (NEAR, axes((8, 0, 3), (1, 8, 3))),
-    "tiles that begin before rows": (NEAR, axes((8, 0, 4, 3), (1, 8, 4, 2))),
-    "causal": (f"j <= i and {NEAR}", axes((8, 0, 4), (1, 8, 4))),
-    "rows of seven": (NEAR.replace("8", "7"), axes((7, 0, 4), (1, 7, 4))),
-    "one column": (NEAR, axes((8, 0, 16), (1, 8, 1))),
-    "one row": (NEAR, axes((8, 0, 1), (1, 8, 16))),
-    "shifted cells": (CELLS, axes((8, 0, 4, 2), (1, 8, 4, 2))),
-    "cells in tiles beside them": (CELLS, axes((8, 0, 4), (1, 8, 4))),
-    "three dimensions": (CUBES, axes((16, 0, 2), (4, 4, 2), (1, 4, 4))),
-    "dilated": (HOLES, axes((16, 0, 4), (8, 2, 1), (2, 4, 4), (1, 2, 1))),
-    "unbounded rows": ("j <= i and abs(i % 8 - j % 8) <= 1", axes((8, 0, 4), (1, 8, 4))),
-    "unbounded columns": ("abs(i // 8 - j // 8) <= 1", axes((8, 0, 4), (1, 8, 4))),
-    "by head": ("abs(i // 8 - j // 8) <= h and abs(i % 8 - j % 8) <= 1", axes((8, 0, 4), (1, 8, 4))),
-    "by an input": ("abs(i // 8 - j // 8) <= cut and abs(i % 8 - j % 8) <= cut", axes((8, 0, 4), (1, 8, 4))),
-    "data": (f"{NEAR} and (keep[b, j] or doc[b, i] == doc[b, j])", axes((8, 0, 4), (1, 8, 4))),
-    "a part of the rows": (f"{NEAR} and i // 8 % 2 == 1", axes((8, 0, 4), (1, 8, 4))),
-    "nothing": ("i < j and j < i", axes((8, 0, 4), (1, 8, 4))),
+    "neighbourhood": (NEAR, ((8, 0, 4), (1, 8, 4))),
+    "wide tiles": (NEAR, ((8, 0, 2), (1, 8, 8))),
+    "tiles that do not fill rows": (NEAR, ((8, 0, 4), (1, 8, 5))),
+    "tiles that are no power of two": (NEAR, ((8, 0, 3), (1, 8, 3))),
+    "tiles that begin before rows": (NEAR, ((8, 0, 4, 3), (1, 8, 4, 2))),
+    "causal": (f"j <= i and {NEAR}", ((8, 0, 4), (1, 8, 4))),
+    "rows of seven": (NEAR.replace("8", "7"), ((7, 0, 4), (1, 7, 4))),
+    "one column": (NEAR, ((8, 0, 16), (1, 8, 1))),
+    "one row": (NEAR, ((8, 0, 1), (1, 8, 16))),
+    "shifted cells": (CELLS, ((8, 0, 4, 2), (1, 8, 4, 2))),
+    "cells in tiles beside them": (CELLS, ((8, 0, 4), (1, 8, 4))),
+    "three dimensions": (CUBES, ((16, 0, 2), (4, 4, 2), (1, 4, 4))),
+    "dilated": (HOLES, ((16, 0, 4), (8, 2, 1), (2, 4, 4), (1, 2, 1))),
+    "unbounded rows": ("j <= i and abs(i % 8 - j % 8) <= 1", ((8, 0, 4), (1, 8, 4))),
+    "unbounded columns": ("abs(i // 8 - j // 8) <= 1", ((8, 0, 4), (1, 8, 4))),
+    "by head": ("abs(i // 8 - j // 8) <= h and abs(i % 8 - j % 8) <= 1", ((8, 0, 4), (1, 8, 4))),
+    "by an input": ("abs(i // 8 - j // 8) <= cut and abs(i % 8 - j % 8) <= cut", ((8, 0, 4), (1, 8, 4))),
+    "data": (f"{NEAR} and (keep[b, j] or doc[b, i] == doc[b, j])", ((8, 0, 4), (1, 8, 4))),
+    "a part of the rows": (f"{NEAR} and i // 8 % 2 == 1", ((8, 0, 4), (1, 8, 4))),
+    "nothing": ("i < j and j < i", ((8, 0, 4), (1, 8, 4))),
 }
 SIZES = ((1, 1), (7, 3), (3, 7), (23, 41), (41, 23), (64, 64), (65, 70))
 SHAPES = ((16, 16), (8, 4), (16, 5), (4, 16))
-
-
-def layout_of(example, cuts):
-    reaches = Reaches(PairSet.of(example), example.mask)
-    return boxed(cuts, tuple(reaches.side(axis.stride, axis.extent) for axis in cuts))
 
 
 @pytest.mark.parametrize("align", ["end", "start", "at"])
@@ -66,7 +58,7 @@ def layout_of(example, cuts):
 def test_tiles_of_a_grid_are_what_the_mask_says(name, align):
     mask, cuts = PATTERNS[name]
     example = attention(mask, align=align, shift="cut - 5", tensors=TENSORS)
-    layout = layout_of(example, cuts)
+    layout = grid_of(example, *cuts)
     tiles = derive_tiles(example, key_tile=16, layout=layout)
     for case, (queries, keys) in enumerate(SIZES if align == "end" else SIZES[1:5]):
         tables = tables_for(2, 3, keys, case)
@@ -95,14 +87,14 @@ def test_reaches_are_exact(name, stride, extent, low, high):
 def test_boxes_that_are_cells_need_no_test():
     mask, cuts = PATTERNS["shifted cells"]
     example = attention(mask)
-    (interval,) = derive_tiles(example, layout=layout_of(example, cuts)).intervals
+    (interval,) = derive_tiles(example, layout=grid_of(example, *cuts)).intervals
     assert interval.residual == TRUE
 
 
 def test_conditions_that_tiles_imply_are_left_out():
     mask, cuts = PATTERNS["dilated"]
     example = attention(mask)
-    (interval,) = derive_tiles(example, layout=layout_of(example, cuts)).intervals
+    (interval,) = derive_tiles(example, layout=grid_of(example, *cuts)).intervals
     assert show(interval.residual) == "abs(i // 8 - j // 8) <= 2 and abs(i % 8 - j % 8) <= 2"
 
 
@@ -134,7 +126,7 @@ def test_every_query_has_one_number(inner, tile, lead, shift, queries):
 @settings(max_examples=30)
 def test_random_masks_in_grids(mask, cuts):
     example = replace(attention(tensors=TENSORS), mask=mask)
-    layout = layout_of(example, cuts)
+    layout = grid_of(example, *cuts)
     tiles = derive_tiles(example, key_tile=16, layout=layout)
     for queries, keys in ((17, 19), (20, 9)):
         env = environment(example, queries, keys, heads=3, head=1, tables=tables_for(2, 3, keys, 1))
@@ -143,7 +135,7 @@ def test_random_masks_in_grids(mask, cuts):
 
 def test_the_number_of_keys_in_a_box():
     example = attention(NEAR)
-    layout = layout_of(example, PATTERNS["neighbourhood"][1])
+    layout = grid_of(example, *PATTERNS["neighbourhood"][1])
     sizes = {SizeName.QUERIES: 128, SizeName.KEYS: 128}
     indices = {IndexName.SHIFT: 0, IndexName.QUERY_LOW: 32, IndexName.QUERY_HIGH: 47}
     assert evaluate(layout.key.end_before(KEYS), Environment(indices, sizes)) == 6 * 6

@@ -12,6 +12,7 @@ from pathlib import Path
 import expressions
 import pytest
 import torch
+from grid_layouts import in_grid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_harness import (
@@ -23,10 +24,7 @@ from kernel_harness import (
     tensors,
 )
 
-from attnc.algebra.boxes import Reaches
-from attnc.algebra.congruences import PairSet
-from attnc.algebra.coordinates import IDENTITY, PLAIN, Layout, boxed, residue, runs
-from attnc.algebra.grids import Axis
+from attnc.algebra.coordinates import IDENTITY, PLAIN, Layout, residue, runs
 from attnc.algebra.proofs import prove_facts
 from attnc.algebra.scoring import derive_scoring
 from attnc.algebra.simplify import simplify_attention
@@ -49,21 +47,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 KEY_RUNS = Layout(IDENTITY, runs(16, 12, 4))
 QUERY_RUNS = Layout(runs(16, 3, 1), IDENTITY)
 WIDE_RUNS = Layout(runs(16, 5, 3), IDENTITY)
-
-
-
-def simplified(statements):
-    text = f"attention foo {{ {statements} }}"
-    program = check_program(parse_source(SourceFile("test.attn", text)), params={})
-    return mark_reads(simplify_attention(program.attentions[0])[0])[0]
-
-
-def in_grid(mask, *axes):
-    """Return a mask with the layout of a grid that holds its pairs."""
-    attention = simplified(f"mask {mask}")
-    reaches = Reaches(PairSet.of(attention), attention.mask)
-    cuts = tuple(Axis(*axis) for axis in axes)
-    return mask, boxed(cuts, tuple(reaches.side(axis.stride, axis.extent) for axis in cuts))
 
 
 CELLS = "(i // 8 + 2) // 4 == (j // 8 + 2) // 4 and (i % 8 + 2) // 4 == (j % 8 + 2) // 4"
@@ -106,7 +89,9 @@ PLANS = {
     "cubes": [
         in_grid("abs(i // 16 - j // 16) < 2 and abs(i // 4 % 4 - j // 4 % 4) < 2", (16, 0, 2), (4, 4, 2), (1, 4, 4))
     ],
-    "dilated grid": [in_grid("dilated(20, 1) and grid_near(8, 2) and (i - j) % 2 == 0", (8, 0, 8), (2, 4, 2), (1, 2, 1))],
+    "dilated grid": [
+        in_grid("dilated(20, 1) and grid_near(8, 2) and (i - j) % 2 == 0", (8, 0, 8), (2, 4, 2), (1, 2, 1))
+    ],
     "grid and columns": [
         in_grid("grid_near(8, 1) and j % 16 < 12", (8, 0, 4), (1, 8, 4)),
         ("j % 16 >= 12", KEY_RUNS),
@@ -136,6 +121,12 @@ def split_plan(parts, statements=""):
     score, score_log2, dropped, _ = derive_scoring(attention)
     plan = Plan(attention, Scoring(score, score_log2, dropped), (), prove_facts(attention))
     return with_passes(plan, [(mask, layout) for mask, (_, layout) in zip(masks, parts, strict=True)])
+
+
+def simplified(statements):
+    text = f"attention foo {{ {statements} }}"
+    program = check_program(parse_source(SourceFile("test.attn", text)), params={})
+    return mark_reads(simplify_attention(program.attentions[0])[0])[0]
 
 
 @cache

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
+from grid_layouts import in_grid
 from patterns import attention_of, module_of_plans, outputs_and_gradients, tensors
 
 from attnc.algebra.coordinates import IDENTITY, PLAIN, Layout, residue, runs
@@ -113,6 +114,9 @@ FIXED = (
     ("causal and j % 16 >= 14 and i // 16 != j // 16", keys_in(16, 14, 2)),
 )
 
+NEAR = in_grid("grid_near(8, 2)", (8, 0, 4), (1, 8, 4))
+CELLS = "(i // 8 + 2) // 4 == (j // 8 + 2) // 4 and (i % 8 + 2) // 4 == (j % 8 + 2) // 4"
+
 SPLITS = {
     "residue": Split((("causal and (i - j) % 8 == 0", residue(8)),)),
     "symmetric": Split((("(i - j) % 5 == 0", residue(5)),)),
@@ -162,5 +166,34 @@ SPLITS = {
     "rows": Split(STRIDED, "", "score exp(s)\n normalize rows"),
     "none": Split(FIXED, "input w: float[B, M]", "weight w[b, j]\n normalize none"),
     "row_runs_none": Split((("i % 11 >= 8 and causal", queries_in(11, 8, 3)),), "", "normalize none"),
+    "grid": Split((NEAR,)),
+    "grid_causal": Split((in_grid("causal and grid_near(12, 3)", (12, 0, 8), (1, 12, 8)),)),
+    "grid_ends": Split((in_grid("grid_near(10, 2)", (10, 0, 3, 1), (1, 10, 7, 2)),)),
+    "grid_cells": Split((in_grid(CELLS, (8, 0, 4, 2), (1, 8, 4, 2)),)),
+    "grid_cubes": Split(
+        (in_grid("abs(i // 16 - j // 16) < 2 and abs(i // 4 % 4 - j // 4 % 4) < 2", (16, 0, 2), (4, 4, 2), (1, 4, 4)),)
+    ),
+    "grid_dilated": Split((in_grid("grid_near(8, 2) and (i - j) % 2 == 0", (8, 0, 8), (2, 4, 2), (1, 2, 1)),)),
+    "grid_columns": Split(
+        (
+            in_grid("grid_near(8, 1) and j % 9 < 7", (8, 0, 4), (1, 8, 4)),
+            ("j % 9 >= 7", keys_in(9, 7, 2)),
+        )
+    ),
+    "grid_after_rows": Split(
+        (
+            ("i % 16 == 3", queries_in(16, 3, 1)),
+            in_grid("grid_near(8, 1) and i % 16 != 3", (8, 0, 4), (1, 8, 4)),
+        )
+    ),
+    "grid_heads": Split((in_grid("abs(i // 8 - j // 8) <= h and abs(i % 8 - j % 8) < 2", (8, 0, 4), (1, 8, 4)),)),
+    "grid_documents": Split(((f"{NEAR[0]} and doc[b, i] == doc[b, j]", NEAR[1]),), "input doc: int[B, M]"),
+    "grid_at": Split((NEAR,), "input pos: int[B]", "align at(pos[b])"),
+    "grid_at_heads": Split((NEAR,), "", "align at(3 * h - 4)"),
+    "grid_alibi": Split((NEAR,), "", "score s + alibi"),
+    "grid_learned": Split((NEAR,), "learned slope: float[H] = 1.0", "score s + slope[h] * (j - i)"),
+    "grid_softcap": Split((NEAR,), "", "score softcap(s, 3.0)"),
+    "grid_sigmoid": Split((NEAR,), "learned slope: float[H] = 0.0", "normalize sigmoid(bias = slope[h] - log(M))"),
+    "grid_none": Split((NEAR,), "input w: float[B, M]", "weight w[b, j]\n normalize none"),
     "nothing": Split((("(i - j) % 3 == 0 and i < 0", residue(3)),)),
 }

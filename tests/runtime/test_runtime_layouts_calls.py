@@ -5,6 +5,7 @@ from importlib import import_module
 import hypothesis.strategies as st
 import pytest
 import torch
+from grid_layouts import in_grid
 from hypothesis import given, settings
 from layout_plans import (
     FIXED,
@@ -22,11 +23,13 @@ from patterns import LargestStorage, attention_of, module_of_plans, tensors
 
 from attnc.algebra.coordinates import PLAIN, residue
 from attnc.reference.dense import reference
-from attnc.runtime import cpu_flash, cpu_tiles, parts
+from attnc.runtime import cpu_flash, cpu_tiles, grids, parts
 from attnc.runtime.cpu import cpu_backward, cpu_forward
 
 
-@pytest.mark.parametrize("name", ["strided", "fixed", "row_runs", "softcap", "at_heads", "learned", "class_gaps"])
+@pytest.mark.parametrize(
+    "name", ["strided", "fixed", "row_runs", "softcap", "at_heads", "learned", "class_gaps", "grid_ends"]
+)
 @pytest.mark.parametrize(
     "sizes",
     [
@@ -50,7 +53,7 @@ def test_heads_whose_long_rows_differ_inside_a_tile():
     compare(Split((("causal and (i - j < 8 or i % 32 == 3 * h)", PLAIN),)), N=400, M=400, H=8, grad=False)
 
 
-@pytest.mark.parametrize("name", ["strided", "fixed", "row_runs", "sigmoid"])
+@pytest.mark.parametrize("name", ["strided", "fixed", "row_runs", "sigmoid", "grid_columns"])
 def test_strides_do_not_matter(name):
     split = SPLITS[name]
     query, key, value = tensors(N=90, M=90, grad=False)
@@ -65,7 +68,7 @@ def test_strides_do_not_matter(name):
     torch.testing.assert_close(function(*columns, **inputs), expected)
 
 
-@pytest.mark.parametrize("name", ["strided", "fixed", "row_runs", "sink", "sigmoid", "rows"])
+@pytest.mark.parametrize("name", ["strided", "fixed", "row_runs", "sink", "sigmoid", "rows", "grid_ends"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_low_precision(name, dtype):
     split = SPLITS[name]
@@ -79,7 +82,10 @@ def test_low_precision(name, dtype):
     assert (found - expected).abs().max() <= 2 * (eager - expected).abs().max() + floor
 
 
-@pytest.mark.parametrize("name", ["residue", "strided", "fixed", "row_runs", "softcap", "sink", "sigmoid", "none"])
+@pytest.mark.parametrize(
+    "name",
+    ["residue", "strided", "fixed", "row_runs", "softcap", "sink", "sigmoid", "none", "grid_ends", "grid_softcap"],
+)
 @pytest.mark.parametrize("spoiler", [torch.nan, torch.inf])
 def test_what_masked_pairs_hold_does_not_matter(name, spoiler):
     split = SPLITS[name]
@@ -113,7 +119,20 @@ def function_mask(split, inputs):
 
 
 @pytest.mark.parametrize(
-    "name", ["strided", "dilated", "fixed", "row_runs", "class_mask", "class_gaps", "alibi", "sigmoid"]
+    "name",
+    [
+        "strided",
+        "dilated",
+        "fixed",
+        "row_runs",
+        "class_mask",
+        "class_gaps",
+        "alibi",
+        "sigmoid",
+        "grid_columns",
+        "grid_alibi",
+        "grid_none",
+    ],
 )
 @pytest.mark.parametrize("most", [1, 3000])
 def test_pieces_of_any_size(name, most, monkeypatch):
@@ -123,10 +142,12 @@ def test_pieces_of_any_size(name, most, monkeypatch):
     monkeypatch.setattr(cpu_tiles, "ELEMENTS", most)
     monkeypatch.setattr(cpu_tiles, "HEADS", 3)
     monkeypatch.setattr(parts, "_LARGEST_KEY", -1)
+    monkeypatch.setattr(grids, "GATHERED_AT_ONCE", most)
+    monkeypatch.setattr(grids, "_LARGEST_LISTS", -1)
     compare(SPLITS[name], N=150, M=170, D=4, E=4)
 
 
-@pytest.mark.parametrize("name", ["strided", "fixed", "global_rows"])
+@pytest.mark.parametrize("name", ["strided", "fixed", "global_rows", "grid_columns"])
 def test_modules_that_stand_alone(name):
     split = SPLITS[name]
     query, key, value = tensors(N=70, M=70, grad=False)
@@ -134,7 +155,9 @@ def test_modules_that_stand_alone(name):
     torch.testing.assert_close(alone(query, key, value), function_of_split(split)(query, key, value))
 
 
-@pytest.mark.parametrize("name", ["strided", "fixed", "row_runs", "class_mask", "sigmoid"])
+@pytest.mark.parametrize(
+    "name", ["strided", "fixed", "row_runs", "class_mask", "sigmoid", "grid_columns", "grid_sigmoid"]
+)
 def test_memory_is_linear_in_the_length(name):
     split, length = SPLITS[name], 8192
     program = vars(import_module(function_of_split(split).__module__))["_split_program"]
@@ -219,3 +242,24 @@ def test_any_runs(period, first, length, of_keys, edge, queries, keys):
     inside = f"{name} % {period} >= {first} and {name} % {period} < {first + length}"
     split = Split(((f"{inside} and j <= i + {edge}", layout(period, first, length)),))
     compare(split, N=queries, M=keys, D=4, E=4)
+
+
+@settings(max_examples=15)
+@given(
+    width=st.integers(2, 12),
+    reach=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    tile=st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    lead=st.tuples(st.integers(0, 5), st.integers(0, 5)),
+    causal=st.booleans(),
+    align=st.sampled_from(["align end", "align start", "align at(h - 2)"]),
+    queries=st.integers(1, 90),
+    keys=st.integers(1, 90),
+)
+def test_any_grid(width, reach, tile, lead, causal, align, queries, keys):
+    near = f"abs(i // {width} - j // {width}) <= {reach[0]} and abs(i % {width} - j % {width}) <= {reach[1]}"
+    part = in_grid(
+        f"{near}{' and j <= i' if causal else ''}",
+        (width, 0, tile[0], lead[0] % tile[0]),
+        (1, width, tile[1], lead[1] % tile[1]),
+    )
+    compare(Split((part,), "", align), N=queries, M=keys, D=4, E=4)

@@ -66,8 +66,9 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """From where to where a box reaches along one axis: ints over `i_lo` and `i_hi`, which stand for the first and the
-    last coordinate of the tile's queries along it.
+    """From where to where a box reaches along one axis.
+
+    Its ends are over `i_lo` and `i_hi`, which stand for the first and last coordinate of the tile's queries along it.
 
     Attributes:
         low, high: coordinate of the first and last key; None for the first and last one that there is.

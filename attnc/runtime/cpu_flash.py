@@ -63,7 +63,7 @@ def flash_forward(call: Call) -> tuple[Tensor, Tensor]:
         out.zero_()
     for section in cut_into_sections(call):
         fresh = section.frame.number == 0
-        taken = section.of_rows(out), section.of_rows(lse)
+        taken = tuple(section.new_rows(tensor) if fresh else section.of_rows(tensor) for tensor in (out, lse))
         for part in cut_section(section, by_tiles=False):
             if fresh and not part.schedule.covered:
                 part.of_rows(taken[0]).zero_()

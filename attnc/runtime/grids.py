@@ -17,7 +17,7 @@ from attnc.runtime.program import Axis, Formula, Grid
 BOX_ALIGN = 16
 """Boxes are filled up to a multiple of so many keys, the float32 numbers in a vector register."""
 
-GATHERED_AT_ONCE = 1 << 20
+GATHERED_AT_ONCE = 1 << 19
 """About so many numbers of keys are gathered at once: the copies stay in the caches."""
 
 _LARGEST_LISTS = 1 << 21

@@ -2,11 +2,50 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
+
+
+class Workspace:
+    """Memory that the sections of a call take turns in: it stays in the caches, and needs no new pages each time."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[str, int, torch.dtype], Tensor] = {}
+
+    def like(self, tensor: Tensor, shape: Sequence[int], role: str) -> Tensor:
+        """Return memory of a shape for what is taken from a tensor; it is the same for each section.
+
+        Args:
+            tensor: from which it is taken.
+            shape: of what is taken.
+            role: tells what is taken from one tensor for several ends apart, as rows and as keys.
+        """
+        name, size = (role, tensor.data_ptr(), tensor.dtype), math.prod(shape)
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.numel() < size:
+            buffer = self._buffers[name] = tensor.new_empty(size)
+        return buffer[:size].view(shape)
+
+
+def gather(tensor: Tensor, axis: int, places: Tensor, room: Workspace, role: str) -> Tensor:
+    """Return a copy of what lies at some places of `[B, .., length of the axis, ..]`, laid out in memory as there."""
+    length = tensor.shape[axis]
+    moved = tensor if axis == 1 or tensor.is_contiguous() else tensor.movedim(axis, 1)
+    at = axis if moved is tensor else 1
+    shape = [*moved.shape[:at], len(places), *moved.shape[at + 1 :]]
+    found = room.like(tensor, shape, role)
+    if moved.is_contiguous():  # rows of a matrix are copied as a whole, several times faster than along another axis
+        inner, outer = math.prod(moved.shape[at + 1 :]), math.prod(moved.shape[:at])
+        rows = (torch.arange(outer).unsqueeze(1) * length + places).flatten()
+        torch.index_select(moved.view(outer * length, inner), 0, rows, out=found.view(len(rows), inner))
+    else:
+        torch.index_select(moved, at, places, out=found)
+    return found if moved is tensor else found.movedim(1, axis)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,22 +97,26 @@ class Listed:
         found[self.real] = True
         return found[numbers]
 
-    def take(self, tensor: Tensor, axis: int) -> Tensor:
+    def take(self, tensor: Tensor, axis: int, room: Workspace, role: str) -> Tensor:
         """Return a copy of what lies at these places; of what is no place, that of any other."""
-        return tensor.index_select(axis, self.positions.clamp(max=tensor.shape[axis] - 1))
+        return gather(tensor, axis, self.positions.clamp(max=tensor.shape[axis] - 1), room, role)
 
     def put(self, tensor: Tensor, axis: int, taken: Tensor) -> None:
         """Write what was taken, and changed since, back; no two places are one."""
         places = self.positions
         if self.real is not None:
             places, taken = places[self.real], taken.index_select(axis, self.real)
-        tensor.index_copy_(axis, places, taken)
+        tensor[(slice(None),) * axis + (places,)] = taken
 
-    def take_sums(self, tensor: Tensor, axis: int) -> Tensor:
-        """Return zeros for sums at these places."""
+    def take_new(self, tensor: Tensor, axis: int, room: Workspace, role: str) -> Tensor:
+        """Return memory for what is to lie at these places."""
         shape = list(tensor.shape)
         shape[axis] = self.count
-        return tensor.new_zeros(shape)
+        return room.like(tensor, shape, role)
+
+    def take_sums(self, tensor: Tensor, axis: int, room: Workspace, role: str) -> Tensor:
+        """Return zeros for sums at these places."""
+        return self.take_new(tensor, axis, room, role).zero_()
 
     def add_sums(self, tensor: Tensor, axis: int, taken: Tensor) -> None:
         """Add sums up where several places are one, in order."""
@@ -139,7 +182,7 @@ class Places:
     def are_real(self, numbers: Tensor) -> None:
         """Return None: every number is a row or key."""
 
-    def take(self, tensor: Tensor, axis: int) -> Tensor:
+    def take(self, tensor: Tensor, axis: int, room: Workspace, role: str) -> Tensor:
         """Return what lies at these places of `[B, .., length of the axis, ..]`, as a view where `is_view`.
 
         With several classes the tensor has one batch entry, and the result has the classes in its place.
@@ -163,9 +206,13 @@ class Places:
         if self.length > 1 and self.count:
             tensor.index_copy_(axis, self.indices(torch.arange(self.count)), taken)
 
-    def take_sums(self, tensor: Tensor, axis: int) -> Tensor:
+    def take_new(self, tensor: Tensor, axis: int, room: Workspace, role: str) -> Tensor:
+        """Return what lies at these places, to be written over: a view, or a copy to be given to `put`."""
+        return self.take(tensor, axis, room, role)
+
+    def take_sums(self, tensor: Tensor, axis: int, room: Workspace, role: str) -> Tensor:
         """Return what lies at these places, to be added to: a view, or a copy to be given to `add_sums`."""
-        return self.take(tensor, axis)
+        return self.take(tensor, axis, room, role)
 
     def add_sums(self, tensor: Tensor, axis: int, taken: Tensor) -> None:
         """Write what was taken, and added to since, back; views need nothing."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from attnc.runtime.calls import Call
 from attnc.runtime.grids import grid_tiles
 from attnc.runtime.pairs import Pairs
-from attnc.runtime.places import Listed, Places
+from attnc.runtime.places import Listed, Places, Workspace
 from attnc.runtime.program import Order, Pass
 
 Run = tuple[int, int]
@@ -62,6 +62,7 @@ class Section:
         key, value: `[X, G, keys, D]`, `[X, G, keys, E]`.
         heads: coordinates of its heads.
         source: where it lies in the tensors of the call.
+        room: what copies are made in; those of one section are gone when the next one is made.
     """
 
     call: Call
@@ -71,14 +72,19 @@ class Section:
     value: Tensor
     heads: Pairs
     source: Cut
+    room: Workspace
 
     def of_rows(self, tensor: Tensor) -> Tensor:
         """Return this section of `[B, G, g, N, ...]`: a view, or a copy to be given to `put_rows`."""
-        return self.frame.rows.take(tensor[self.source], 3)
+        return self.frame.rows.take(tensor[self.source], 3, self.room, "rows")
+
+    def new_rows(self, tensor: Tensor) -> Tensor:
+        """Return the same where every element will be written: a view, or memory to be given to `put_rows`."""
+        return self.frame.rows.take_new(tensor[self.source], 3, self.room, "rows")
 
     def of_keys(self, tensor: Tensor) -> Tensor:
         """Return this section of sums `[B, G, M, ...]`: a view, or what is to be given to `put_keys`."""
-        return self.frame.keys.take_sums(tensor[self.source[:2]], 2)
+        return self.frame.keys.take_sums(tensor[self.source[:2]], 2, self.room, "sums")
 
     def put_rows(self, tensor: Tensor, taken: Tensor) -> None:
         """Write what `of_rows` gave, and changed since, back."""
@@ -103,40 +109,47 @@ class Section:
             self.value[cut[:2]],
             slice_pairs(self.heads, *cut),
             self.source,
+            self.room,
         )
 
 
 def cut_into_sections(call: Call) -> Iterator[Section]:
     """Yield the sections of a call, pass by pass."""
+    room = Workspace()
     for number, sweep in enumerate(call.program.passes):
         if sweep.query.is_plain and sweep.grid is None:
             keys = _places_of_keys(sweep.key, call.sizes.M)
-            yield _section(call, Frame(number, sweep, Places(call.sizes.N), keys), (0, call.sizes.B), (0, call.sizes.H))
+            frame = Frame(number, sweep, Places(call.sizes.N), keys)
+            yield _section(call, frame, (0, call.sizes.B), (0, call.sizes.H), room)
             continue
         for batch, heads, shift in _equal_shifts(call):
-            yield from _sections_of_pass(call, number, sweep, batch, heads, shift)
+            for frame, entries in _frames_of_pass(call, number, sweep, batch, heads, shift):
+                yield _section(call, frame, entries, heads, room)
 
 
-def _sections_of_pass(call: Call, number: int, sweep: Pass, batch: Run, heads: Run, shift: int) -> Iterator[Section]:
+def _frames_of_pass(
+    call: Call, number: int, sweep: Pass, batch: Run, heads: Run, shift: int
+) -> Iterator[tuple[Frame, Run]]:
+    """Yield the frames of some entries and heads, whose rows stand at the same positions, each with its entries."""
     queries, keys = call.sizes.N, call.sizes.M
     if sweep.grid is not None:
         for tiles in grid_tiles(call, number, batch, heads, shift):
             frame = Frame(number, sweep, tiles.rows, tiles.keys, tile=tiles.tile, alike=tiles.alike)
-            yield _section(call, frame, batch, heads)
+            yield frame, batch
         return
     if not sweep.query.is_residue:
         own, low = _places_of_rows(sweep.query, queries, shift)
-        yield _section(call, Frame(number, sweep, own, _places_of_keys(sweep.key, keys), low), batch, heads)
+        yield Frame(number, sweep, own, _places_of_keys(sweep.key, keys), low), batch
         return
     for frame in _class_frames(number, sweep, queries, keys, shift):
         if frame.rows.classes >= batch[1] - batch[0]:
             for entry in range(*batch):
-                yield _section(call, frame, (entry, entry + 1), heads)
+                yield frame, (entry, entry + 1)
             continue
         for one in range(frame.rows.classes):
             rows, key_places = (places.of_classes(one, one + 1) for places in (frame.rows, frame.keys))
             alone = replace(frame, rows=rows, keys=key_places, first_class=frame.first_class + one)
-            yield _section(call, alone, batch, heads)
+            yield alone, batch
 
 
 def _class_frames(number: int, sweep: Pass, queries: int, keys: int, shift: int) -> Iterator[Frame]:
@@ -243,17 +256,18 @@ def cut_of(entries: Run, heads: Run, members: int) -> Cut:
     return slice(*entries), slice(start // members, stop // members), slice(0, members)
 
 
-def _section(call: Call, frame: Frame, batch: Run, heads: Run) -> Section:
+def _section(call: Call, frame: Frame, batch: Run, heads: Run, room: Workspace) -> Section:
     cut = cut_of(batch, heads, call.sizes.g)
     named = batch if frame.sweep.by_batch else (0, batch[1] - batch[0])
     return Section(
         call,
         replace(frame, batch=named, heads=heads),
-        frame.rows.take(call.query[cut], 3),
-        frame.keys.take(call.key[cut[:2]], 2),
-        frame.keys.take(call.value[cut[:2]], 2),
+        frame.rows.take(call.query[cut], 3, room, "query"),
+        frame.keys.take(call.key[cut[:2]], 2, room, "key"),
+        frame.keys.take(call.value[cut[:2]], 2, room, "value"),
         slice_pairs(call.heads, *cut),
         cut,
+        room,
     )
 
 

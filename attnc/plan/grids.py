@@ -62,7 +62,7 @@ def grid_layout(pairs: PairSet, mask: Expr) -> Layout | None:
     if not divisors:
         return None
     reaches = Reaches(pairs, mask)
-    best: tuple[float, Layout] | None = None
+    best: tuple[tuple[float, float], Layout] | None = None
     for strides in _chains(divisors):
         found = _best_cut(reaches, mask, strides)
         if found is not None and (best is None or found[0] < best[0]):
@@ -98,8 +98,11 @@ def _chains(divisors: list[int]) -> Iterator[tuple[int, ...]]:
                 yield (*chosen, 1)
 
 
-def _best_cut(reaches: Reaches, mask: Expr, strides: tuple[int, ...]) -> tuple[float, Layout] | None:
-    """Return the tiles of a grid whose boxes have the fewest keys, and how many a row has then."""
+def _best_cut(reaches: Reaches, mask: Expr, strides: tuple[int, ...]) -> tuple[tuple[float, float], Layout] | None:
+    """Return the tiles of a grid whose boxes have the fewest keys, and how many a row has then.
+
+    What counts first is whole tiles of keys, and the keys themselves where those are as many.
+    """
     extents = (0, *(outer // inner for outer, inner in pairwise(strides)))
     sides = tuple(reaches.side(stride, extent) for stride, extent in zip(strides, extents, strict=True))
     if any(tables(bound) for side in sides for bound in (side.low, side.high) if bound is not None):
@@ -107,7 +110,7 @@ def _best_cut(reaches: Reaches, mask: Expr, strides: tuple[int, ...]) -> tuple[f
     if _width(Axis(strides[0], 0, ROWS), sides[0]) > FAR // 4:
         return None
     cuts = [_cuts(stride, extent, side, mask) for stride, extent, side in zip(strides, extents, sides, strict=True)]
-    best: tuple[float, tuple[_Cut, ...]] | None = None
+    best: tuple[tuple[float, float], tuple[_Cut, ...]] | None = None
     for sizes in _shapes(extents):
         chosen = tuple(min((cut for cut in cuts[n] if cut.axis.tile == sizes[n]), key=lambda cut: cut.width)
                        for n in range(len(sizes)))  # fmt: skip
@@ -115,7 +118,7 @@ def _best_cut(reaches: Reaches, mask: Expr, strides: tuple[int, ...]) -> tuple[f
             continue
         keys = math.prod(cut.width for cut in chosen)
         rows = ROWS * math.prod(cut.filled for cut in chosen)
-        cost = -(-keys // KEYS) * KEYS / rows
+        cost = -(-keys // KEYS) * KEYS / rows, keys / rows
         if best is None or cost < best[0]:
             best = cost, chosen
     if best is None:

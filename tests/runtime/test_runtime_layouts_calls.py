@@ -270,6 +270,6 @@ def test_query_key_and_value_may_share_memory(name):
     split = SPLITS[name]
     one = tensors(N=80, M=80, H=2, G=2, D=8, E=8, grad=False)[0]
     packed = torch.stack([one, one.flip(2), -one], -2).unbind(-2)
-    for given in ((one, one, one), packed):
-        expected = reference(attention_of(split.whole), *given, {}, dtype=torch.float64)
-        torch.testing.assert_close(function_of_split(split)(*given), expected, rtol=1e-9, atol=1e-9)
+    for call in ((one, one, one), packed):
+        expected = reference(attention_of(split.whole), *call, {}, dtype=torch.float64)
+        torch.testing.assert_close(function_of_split(split)(*call), expected, rtol=1e-9, atol=1e-9)

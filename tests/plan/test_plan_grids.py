@@ -28,10 +28,10 @@ HOLES = (
 
 CHOSEN = {
     NEAR: ["tile(128, 8, 8)"],
-    f"j <= i and {NEAR}": ["tile(128, 8, 8)"],
+    f"j <= i and {NEAR}": ["tile(128, 4, 16)"],
     NEAR.replace("128", "100"): ["tile(100, 8, 8)"],
     CELLS: ["tile(128, 8, 8, from -4, -4)"],
-    CUBES: ["tile(256, 16, 4, 2, 8)"],
+    CUBES: ["tile(256, 16, 4, 4, 4)"],
     f"{NEAR} and doc[b, i] == doc[b, j]": ["tile(128, 8, 8)"],
     f"j < 4 or {NEAR}": ["identity", "tile(128, 8, 8)"],
     "i // 128 == j // 128": ["identity"],
@@ -59,7 +59,7 @@ def test_waste_at_64_by_64(mask, most):
     ("mask", "axes"),
     [
         (HOLES, [(256, 0, 8, 0), (2, 128, 8, 0), (1, 2, 1, 0)]),
-        (CUBES, [(256, 0, 4, 0), (16, 16, 2, 0), (1, 16, 8, 0)]),
+        (CUBES, [(256, 0, 4, 0), (16, 16, 4, 0), (1, 16, 4, 0)]),
         (CELLS, [(128, 0, 8, 4), (1, 128, 8, 4)]),
     ],
 )

@@ -6,6 +6,8 @@ decrease. For the rows `low .. high` of a tile, a key whose id is that of some r
 keys with `S[j] >= P[high]` and `P[j] <= S[low]`: they are full. Four tables hold where these stretches begin and end
 for each position. For ids that never decrease, `S`, `P` and the ids are one, and the stretches are exact; for others
 they are right, and longer than they need be.
+
+Other data is known by its extremes: the least and the greatest element of each block of positions (`BlockExtreme`).
 """
 
 from __future__ import annotations
@@ -40,12 +42,47 @@ def summary_source(name: str) -> tuple[str, str] | None:
     return (table, kind) if point else None
 
 
+@dataclass(frozen=True, slots=True)
+class BlockExtreme:
+    """The least or the greatest elements of blocks of a table; of bools, whether all or any are true.
+
+    Attributes:
+        greatest: otherwise the least.
+        blocks: the dimensions that are cut into blocks, and how many elements each block has.
+        padded: the last block reads on past the end of the table, where 0 stands.
+    """
+
+    greatest: bool
+    blocks: tuple[tuple[int, int], ...]
+    padded: bool = False
+
+    @property
+    def kind(self) -> str:
+        """What names of summaries end with, and the runtime is told: `least_1x64`, `greatest0_2x64_3x64`."""
+        word = ("greatest" if self.greatest else "least") + ("0" if self.padded else "")
+        return "_".join([word, *(f"{axis}x{length}" for axis, length in self.blocks)])
+
+    @classmethod
+    def of(cls, kind: str) -> BlockExtreme | None:
+        """Return what a kind of summary says; None for bounds of runs."""
+        if kind in SUMMARIES:
+            return None
+        word, *blocks = kind.split("_")
+        cut = tuple((int(axis), int(length)) for axis, length in (block.split("x") for block in blocks))
+        return cls(word.startswith("greatest"), cut, word.endswith("0"))
+
+
 def summary_tensor(attention: Attention, name: str) -> Tensor:
     """Return the declaration of the user's tensor or of a summary."""
     source = summary_source(name)
     if source is None:
         return attention.tensor(name)
-    return replace(attention.tensor(source[0]), name=name, kind=TensorKind.INPUT, type=Type.INT)
+    table, extreme = attention.tensor(source[0]), BlockExtreme.of(source[1])
+    if extreme is None:
+        return replace(table, name=name, kind=TensorKind.INPUT, type=Type.INT)
+    cut = dict(extreme.blocks)
+    dims = tuple(None if axis in cut else dim for axis, dim in enumerate(table.dims))
+    return replace(table, name=name, kind=TensorKind.INPUT, dims=dims)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +101,16 @@ class Summaries:
 
     Attributes:
         tables: integer inputs whose last dimension is `M` and is promised never to decrease.
+        allowed: whether summaries may be read at all.
     """
 
     tables: frozenset[str] = field(default_factory=frozenset)
+    allowed: bool = False
 
     @classmethod
     def of(cls, attention: Attention) -> Summaries:
         """Return the tables of an attention that have summaries."""
-        return cls(frozenset(t.name for t in attention.tensors if t.sorted and t.dims and t.dims[-1] == _KEYS))
+        return cls(frozenset(t.name for t in attention.tensors if t.sorted and t.dims and t.dims[-1] == _KEYS), True)
 
     def run_bounds(self, expr: Binary, layout: Layout, align: AlignKind) -> RunBounds | None:
         """Return the bounds of the runs that `id[.., i] == id[.., j]` compares; None for anything else."""

@@ -15,8 +15,9 @@ from attnc.algebra.affine import Translator
 from attnc.algebra.bounds import Bound, BoundsWriter, chosen
 from attnc.algebra.boxes import derive_boxes
 from attnc.algebra.coordinates import KEYS, PLAIN, Layout
-from attnc.algebra.data_tests import TileLimits, data_test
+from attnc.algebra.data_tests import data_test
 from attnc.algebra.domains import RowDomain, new_translator, row_domain
+from attnc.algebra.extents import TileExtents, TileLimits
 from attnc.algebra.index_sets import (
     DEFAULT_OPERATIONS,
     OutOfBudgetError,
@@ -109,7 +110,7 @@ def derive_tiles(
         attention: with a mask free of parameters. The positions that the layout leaves out are taken to be masked.
         layout: the order of queries and keys. Bounds are numbers in it; residuals are about positions, as the mask is.
         operations: what one question about the mask may take; with fewer, more masks are tested everywhere.
-        summaries: whether bounds may read summaries of sorted inputs.
+        summaries: whether bounds and tests may read summaries of the inputs.
         query_tile: most rows of a query tile for which residuals must hold.
         key_tile: most keys of a key tile for which residuals must hold.
     """
@@ -191,6 +192,7 @@ class _Derivation:
     domain: RowDomain
     writer: BoundsWriter
     truth: Truth
+    extents: TileExtents
     query_tile: int
     key_tile: int
     notes: tuple[str, ...]
@@ -208,7 +210,9 @@ class _Derivation:
         domain = row_domain(translator)
         writer = BoundsWriter(translator.opaques, domain.known)
         truth = _within(whole, domain.pairs)
-        return cls(attention.mask, translator, domain, writer, truth, query_tile, key_tile, notes)
+        limits, summaries = TileLimits(query_tile, key_tile), translator.summaries.allowed
+        extents = TileExtents.of(attention, limits, summaries=summaries)
+        return cls(attention.mask, translator, domain, writer, truth, extents, query_tile, key_tile, notes)
 
     def tiles(self) -> TileSets:
         stretches = StretchFinder.of(self.domain, self.writer, self.truth.must, self.translator)
@@ -336,13 +340,21 @@ class _Derivation:
         )
 
     def _with_data_test(self, interval: KeyInterval) -> KeyInterval:
-        """Skip tiles that block tables exclude."""
-        if not self.translator.layout.is_plain:
+        """Skip tiles that data excludes."""
+        if not self.translator.layout.is_plain or interval.coverage is Coverage.FULL:
             return interval
-        test = data_test(interval.residual, TileLimits(self.query_tile, self.key_tile))
+        test = data_test(interval.residual, self.extents, self._is_covered)
         if test is None:
             return interval
         return replace(interval, tile_test=test if interval.tile_test is None else And((interval.tile_test, test)))
+
+    def _is_covered(self, condition: Expr) -> bool:
+        """Tell whether bounds of runs say where a comparison may hold."""
+        translator = self.translator
+        equal = isinstance(condition, Binary) and condition.op in (BinaryOp.EQ, BinaryOp.NE)
+        if not equal:
+            return False
+        return translator.summaries.run_bounds(condition, translator.layout, translator.align) is not None
 
     def _interval(self, piece: _Range, visited: isl.Set) -> KeyInterval | None:
         if piece.coverage is Coverage.FULL:

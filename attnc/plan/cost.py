@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 
 from attnc.algebra.coordinates import Layout
 from attnc.algebra.counting import bounds_differ_by_head, bounds_read
-from attnc.algebra.summaries import summarize, summary_source, summary_tensor
+from attnc.algebra.summaries import BlockExtreme, summarize, summary_source, summary_tensor
 from attnc.algebra.walking import Visit, is_full, passes_test, row_tiles, walk_tiles
 from attnc.ir.evaluate import Environment, Table
-from attnc.ir.nodes import IndexName, Read, SizeName
+from attnc.ir.nodes import And, IndexName, Read, SizeName
 from attnc.ir.program import Attention
 from attnc.ir.types import Type
 from attnc.ir.walk import walk
@@ -111,10 +111,13 @@ def _estimate_head(one: Pass, env: Environment) -> Estimate:
 def _touched(one: Pass, here: Environment, visit: Visit) -> float:
     """Return how many tiles of a visit pass its test, as far as a few of them tell; data lets all of them pass."""
     test, count = visit.interval.tile_test, visit.end - visit.begin
-    if test is None or any(isinstance(node, Read) and node.index for node in walk(test)):
+    parts = test.operands if isinstance(test, And) else () if test is None else (test,)
+    known = tuple(part for part in parts if not any(isinstance(node, Read) and node.index for node in walk(part)))
+    if not known:
         return count
+    interval = replace(visit.interval, tile_test=known[0] if len(known) == 1 else And(known))
     tested = range(visit.begin, visit.end, max(1, count // TESTS))
-    return count * sum(passes_test(visit.interval, here, one.layout, tile, TILE) for tile in tested) / len(tested)
+    return count * sum(passes_test(interval, here, one.layout, tile, TILE) for tile in tested) / len(tested)
 
 
 def _environment(attention: Attention, one: Pass, length: int) -> Environment:
@@ -136,11 +139,11 @@ def _typical(attention: Attention, name: str, length: int) -> Table:
     """Return values for an input: ids are those of documents of `DOCUMENT`, and nothing else cuts anything off."""
     source = summary_source(name)
     tensor = summary_tensor(attention, name)
-    if source is None:
+    if source is None or BlockExtreme.of(source[1]) is not None:
         value: Table = {Type.INT: length, Type.FLOAT: 1.0, Type.BOOL: True}[tensor.type]
     else:
         value = summarize([position // DOCUMENT for position in range(length)])[source[1]]
-    for _ in tensor.dims[source is not None :]:
+    for _ in tensor.dims if source is None else tensor.dims[1:]:
         value = [value]  # the entry of batch entry and head 0
     return value
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from attnc.runtime.pairs import Pairs, Sizes, Tape
 from attnc.runtime.program import Program
-from attnc.runtime.summaries import summarize_inputs
+from attnc.runtime.summaries import summarize_inputs, widened
 
 
 @contextmanager
@@ -52,7 +52,7 @@ def bind_tables(program: Program, inputs: Sequence[Tensor], sizes: Sizes) -> dic
         tables[argument.name] = tensor.expand(lengths)
     summaries = summarize_inputs(inputs, program.summaries)
     for (name, position, _), summary in zip(program.summaries, summaries, strict=True):
-        tables[name] = summary.expand(tables[program.tensors[position].name].shape)
+        tables[name] = widened(summary, inputs[position], tables[program.tensors[position].name].shape)
     return tables
 
 

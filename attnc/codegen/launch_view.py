@@ -12,6 +12,7 @@ the functions that the launcher calls of `attnc.runtime.launch` and `attnc.runti
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from attnc.algebra.summaries import summary_source
@@ -50,15 +51,14 @@ def launch_view(plan: Plan) -> LaunchView:
     kernels = tuple(replace(kernel, table=tables[kernel.tiles]) for kernel in kernels)
     kept = len(kept_sums(plan.attention)) if len(kernels) > 1 else -1
     named = tuple((name, lines) for lines, name in reversed(tables.items()))
-    return LaunchView(plan.attention.name, kernels[-1].normalize, kernels, inputs, summaries_text(plan), kept, named)
+    made = summaries_text(plan, plan.summaries)
+    return LaunchView(plan.attention.name, kernels[-1].normalize, kernels, inputs, made, kept, named)
 
 
-def summaries_text(plan: Plan) -> tuple[str, ...]:
-    """Return the summaries that a plan's bounds read, each as the tuple that the runtime takes."""
+def summaries_text(plan: Plan, names: Iterable[str]) -> tuple[str, ...]:
+    """Return the summaries among the names of tables, each as the tuple that the runtime takes."""
     positions = {tensor.name: position for position, tensor in enumerate(plan.attention.tensors)}
-    found = []
-    for name in plan.summaries:
-        source = summary_source(name)
-        assert source is not None
-        found.append(f'("{name}", {positions[source[0]]}, "{source[1]}")')
-    return tuple(found)
+    sources = ((name, summary_source(name)) for name in names)
+    return tuple(
+        f'("{name}", {positions[source[0]]}, "{source[1]}")' for name, source in sources if source is not None
+    )

@@ -7,7 +7,9 @@ import re
 from dataclasses import dataclass
 
 from attnc.algebra.coordinates import CoordinateMap, MapKind
-from attnc.algebra.key_intervals import Coverage
+from attnc.algebra.data_tests import reads_pairs, whole_test
+from attnc.algebra.extents import TileExtents, TileLimits
+from attnc.algebra.key_intervals import Coverage, KeyInterval
 from attnc.codegen.expr_torch import length_text, printable, quoted, torch_body
 from attnc.codegen.launch_view import summaries_text
 from attnc.codegen.layout import Bracket, call, lay_out, sequence
@@ -305,15 +307,29 @@ def _uses_score(expr: Expr) -> bool:
 def _pass_fields(plan: Plan, formulas: Formulas) -> list[Field]:
     read = [plan.attention.align.shift]
     for sweep in plan.passes:
-        read.extend(bound for interval in sweep.tiles.intervals for bound in (interval.start, interval.stop))
+        for interval in sweep.tiles.intervals:
+            read.extend((interval.start, interval.stop, *(test for _, test in tests_of(plan, sweep, interval))))
     passes = [_pass(plan, number, formulas) for number in range(len(plan.passes))]
     fields: list[Field] = [("passes", sequence(passes))]
     names = tuple(dict.fromkeys(name for expr in read for name in tables(expr)))
     if names:
         fields.append(("bound_tables", sequence([quoted(name) for name in names])))
-    if plan.summaries:
-        fields.append(("summaries", sequence(list(summaries_text(plan)))))
+    summaries = summaries_text(plan, names)
+    if summaries:
+        fields.append(("summaries", sequence(list(summaries))))
     return fields
+
+
+def tests_of(plan: Plan, sweep: Pass, interval: KeyInterval) -> tuple[tuple[str, Expr], ...]:
+    """Return what the CPU program tests of whole tiles: whether pairs may be allowed, and whether all are."""
+    if interval.tile_test is None:
+        return ()
+    found = [("test", interval.tile_test)]
+    if sweep.layout.is_plain and reads_pairs(interval.tile_test):
+        limits = TileLimits(sweep.tiles.query_tile, sweep.tiles.key_tile)
+        whole = whole_test(interval.residual, TileExtents.of(plan.attention, limits, summaries=True))
+        found.extend([("whole", whole)] if whole is not None else [])
+    return tuple(found)
 
 
 def _pass(plan: Plan, number: int, formulas: Formulas) -> Bracket:
@@ -333,8 +349,12 @@ def _pass(plan: Plan, number: int, formulas: Formulas) -> Bracket:
         elif interval.residual != TRUE:
             fields.append(("residual", formulas.name(f"residual{suffix}_{position}", interval.residual)))
             fields.extend(_period_fields(interval.residual, formulas, f"{suffix}_{position}"))
+        for what, test in tests_of(plan, sweep, interval):
+            fields.append((what, formulas.name(f"{what}{suffix}_{position}", test)))
         intervals.append(call("Interval", *fields))
     whole: list[Field] = [("intervals", sequence(intervals)), ("query_tile", str(sweep.tiles.query_tile))]
+    if any(interval.tile_test is not None for interval in sweep.tiles.intervals):
+        whole.append(("key_tile", str(sweep.tiles.key_tile)))
     if sweep.mask != TRUE:
         whole.append(("mask", formulas.name(f"mask{suffix}", sweep.mask)))
         whole.extend(_period_fields(sweep.mask, formulas, suffix))

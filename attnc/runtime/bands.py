@@ -25,6 +25,7 @@ class Band:
 
     Attributes:
         pieces: width of each stretch of keys and what tells which of its pairs are allowed.
+        starts: first key of each piece where they do not lie side by side, of a single block; else empty.
         first: no earlier band of its pass has any of these rows.
     """
 
@@ -35,6 +36,7 @@ class Band:
     count: int = 1
     key_step: int = 0
     first: bool = False
+    starts: tuple[int, ...] = ()
 
     @property
     def width(self) -> int:
@@ -49,13 +51,30 @@ class Band:
     def part(self, first: int, count: int, offset: int, width: int) -> Band:
         """Return some of the blocks, and of the keys of each."""
         pieces = cut_pieces(self.pieces, offset, offset + width)
+        key, starts = self.key + first * self.key_step + offset, self._starts_of(offset, offset + width)
         return replace(
             self,
             row=self.row + first * self.rows,
-            key=self.key + first * self.key_step + offset,
+            key=starts[0] if starts else key,
             pieces=tuple((stop - start, kind) for start, stop, kind in pieces),
             count=count,
+            starts=starts,
         )
+
+    def _starts_of(self, first: int, last: int) -> tuple[int, ...]:
+        """Return where the parts of the pieces begin that lie between two offsets."""
+        found, at = [], 0
+        for start, (width, _) in zip(self.starts, self.pieces, strict=bool(self.starts)):
+            if max(at, first) < min(at + width, last):
+                found.append(start + max(at, first) - at)
+            at += width
+        return tuple(found)
+
+    def runs(self) -> list[tuple[int, int]]:
+        """Return the first key and the width of each piece of a single block."""
+        widths = [width for width, _ in self.pieces]
+        starts = self.starts or [self.key + sum(widths[:number]) for number in range(len(widths))]
+        return list(zip(starts, widths, strict=True))
 
 
 def cut_pieces(pieces: tuple[tuple[int, int], ...], start: int, stop: int) -> list[Piece]:

@@ -26,8 +26,9 @@ from attnc.runtime.blocks import block_pairs, common_shape
 from attnc.runtime.calls import remember
 from attnc.runtime.pairs import Pairs
 from attnc.runtime.program import Formula
-from attnc.runtime.schedule import BASE, MASK_ELEMENTS, Cost, Schedule, make_schedules
+from attnc.runtime.schedule import BASE, MASK_ELEMENTS, Cost, Schedule
 from attnc.runtime.sections import Frame, Section, cut_of
+from attnc.runtime.skipping import choose_schedules
 from attnc.runtime.views import band_keys, band_rows
 
 _SCHEDULES: OrderedDict[object, tuple[Schedule, ...]] = OrderedDict()
@@ -128,11 +129,11 @@ def _schedules(section: Section, by_tiles: bool) -> tuple[Schedule, ...]:
     )
     read = [section.heads.tables[name] for name in program.bound_tables]
     if sum(table.numel() for table in read) > _LARGEST_KEY:
-        return make_schedules(section, cost)
+        return choose_schedules(section, cost)
     name = (program, sizes, frame, cost, *(_content(table) for table in read))
     found = _SCHEDULES.get(name)
     if found is None:
-        found = make_schedules(section, cost)
+        found = choose_schedules(section, cost)
         remember(_SCHEDULES, name, found)
     return found
 

@@ -60,6 +60,8 @@ class Interval:
         residual: what remains to be tested there; None if that is the whole mask.
         period: the residual does not change when query and key move by so many positions together; 0 if it may.
         far: simpler away from fixed positions; None if it is not.
+        test: whether a tile of rows and keys may hold an allowed pair; None where nothing is known of tiles.
+        whole: whether it holds no other pair, as far as data tells; None where it does not.
     """
 
     start: Formula
@@ -68,6 +70,8 @@ class Interval:
     residual: Formula | None = None
     period: int = 0
     far: Far | None = None
+    test: Formula | None = None
+    whole: Formula | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +142,7 @@ class Pass:
     Attributes:
         intervals: over numbers in the order of the pass; what they test is over positions.
         query_tile: rows of the largest tile for which residuals hold.
+        key_tile: keys of the largest tile for which tests hold.
         mask: of the pairs of this pass; None if every pair is allowed.
         period: the mask does not change when query and key move by so many positions together; 0 if it may.
         far: what the mask is away from fixed positions; None if it is no simpler there.
@@ -156,6 +161,7 @@ class Pass:
     key: Order = Order()
     by_batch: bool = False
     grid: Grid | None = None
+    key_tile: int = 128
 
     @property
     def covers_rows(self) -> bool:
@@ -177,7 +183,7 @@ class Program:
         scale: None is `1 / sqrt(D)`.
         passes: what computes the mask's pairs.
         bias_period: as the `period` of a pass, of the bias.
-        bound_tables: tables that the bounds of intervals or the shift read, summaries among them.
+        bound_tables: tables that the bounds and tests of intervals or the shift read, summaries among them.
         summaries: what is summarised before the passes run.
         mask_tables: tables that the mask or the shift reads.
         pair_tables: float tables that the score, the sigmoid's bias or the weight of a pair reads.

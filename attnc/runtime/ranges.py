@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from attnc.runtime.bands import FULL, MASK, Band, Piece
 from attnc.runtime.blocks import common_shape
@@ -50,21 +51,10 @@ class RangeFinder:
 
     def tiles(self, lows: list[int], highs: list[int]) -> list[list[list[Tile]]]:
         """Return the tiles of the row ranges, by entry and head; a single entry or head where all are alike."""
-        at, keys = self.at, self.frame.keys.count
-        low = at.shift if self.frame.low is None else self.frame.low
-        assert low is not None
-        at.i_lo = torch.tensor(lows).view(1, 1, -1) + low
-        at.i_hi = torch.tensor(highs).view(1, 1, -1) - 1 + low
-        done = torch.zeros((), dtype=torch.int64)
-        bounds = []
-        intervals = self.frame.sweep.intervals
-        for interval in intervals:
-            begin = torch.maximum(done, interval.start(at).clamp(0, keys))
-            done = torch.maximum(begin, interval.stop(at).clamp(0, keys))
-            bounds.extend([begin, done])
+        bounds = self.bounds(lows, highs)
         if not bounds:
             return [[[Tile(low, high, ()) for low, high in zip(lows, highs, strict=True)]]]
-        full = [interval.full for interval in intervals]
+        full = [interval.full for interval in self.frame.sweep.intervals]
         shape = common_shape(*(bound.shape for bound in bounds), (1, 1, len(lows)))
         table = torch.stack([bound.expand(shape) for bound in bounds], dim=-1)
         for axis in (0, 1):
@@ -77,6 +67,21 @@ class RangeFinder:
             ]
             for of_entry in table.tolist()
         ]
+
+    def bounds(self, lows: list[int], highs: list[int]) -> list[Tensor]:
+        """Return first key, and first key past the last, of each interval for row ranges: `[X, heads, ranges]`."""
+        at, keys = self.at, self.frame.keys.count
+        low = at.shift if self.frame.low is None else self.frame.low
+        assert low is not None
+        at.i_lo = torch.tensor(lows).view(1, 1, -1) + low
+        at.i_hi = torch.tensor(highs).view(1, 1, -1) - 1 + low
+        done = torch.zeros((), dtype=torch.int64)
+        bounds = []
+        for interval in self.frame.sweep.intervals:
+            begin = torch.maximum(done, interval.start(at).clamp(0, keys))
+            done = torch.maximum(begin, interval.stop(at).clamp(0, keys))
+            bounds.extend([begin, done])
+        return bounds
 
     def meets(self, far: Far, band: Band) -> bool:
         """Tell whether a band may meet the lines near which a condition is not what it is far away."""

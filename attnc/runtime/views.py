@@ -20,7 +20,12 @@ def row_numbers_view(tensor: Tensor, band: Band) -> Tensor:
 
 
 def key_view(tensor: Tensor, band: Band) -> Tensor:
-    """View keys of `[..., M, D]` as `[..., S, W, D]`; windows may overlap, so it is for reading only."""
+    """View keys of `[..., M, D]` as `[..., S, W, D]`; windows may overlap, so it is for reading only.
+
+    Pieces that do not lie side by side are copied.
+    """
+    if band.starts:
+        return torch.cat([tensor.narrow(-2, start, width) for start, width in band.runs()], -2).unsqueeze(-3)
     if band.key_step == 0:
         return tensor.narrow(-2, band.key, band.width).unsqueeze(-3).expand(*tensor.shape[:-2], band.count, -1, -1)
     span = (band.count - 1) * band.key_step + band.width
@@ -29,6 +34,12 @@ def key_view(tensor: Tensor, band: Band) -> Tensor:
 
 def add_to_keys(total: Tensor, part: Tensor, band: Band) -> None:
     """Add gradients `[..., S, W, D]` of the windows of a band to those of the keys `[..., M, D]`, in a fixed order."""
+    if band.starts:
+        offset = 0
+        for start, width in band.runs():
+            total.narrow(-2, start, width).add_(part.squeeze(-3)[..., offset : offset + width, :])
+            offset += width
+        return
     if band.key_step == 0:
         total.narrow(-2, band.key, band.width).add_(part.sum(-3) if band.count > 1 else part.squeeze(-3))
         return
@@ -45,6 +56,8 @@ def band_rows(band: Band, shared: bool) -> Tensor:
 
 def band_keys(band: Band, shared: bool) -> Tensor:
     """Return the numbers of the keys of a band, `[S, W]`, or those of its first block where all are alike."""
+    if band.starts:
+        return torch.cat([torch.arange(start, start + width) for start, width in band.runs()]).view(1, -1)
     first = torch.arange(band.key, band.key + band.width).view(1, -1)
     if shared or band.count == 1:
         return first

@@ -9,18 +9,22 @@ from typing import Any
 from attnc.algebra.coordinates import CoordinateMap, Layout, MapKind
 from attnc.algebra.counting import bounds_read
 from attnc.algebra.counting import count_pairs as count_pairs_by_sets
-from attnc.algebra.summaries import SUMMARIES, summary_source
+from attnc.algebra.summaries import SUMMARIES, BlockExtreme, summary_source
 from attnc.explanation_counts import Sizes
 from attnc.ir.evaluate import Environment, evaluate
 from attnc.ir.nodes import Index, IndexName
-from attnc.ir.program import Attention
+from attnc.ir.program import Attention, Tensor
 from attnc.ir.show import show
+from attnc.ir.types import Type
 from attnc.plan.choose import DENSE, LENGTH
 from attnc.plan.cost import estimate_pass
 from attnc.plan.kernel_plan import Pass, Plan
 
-SUMMARY_SIZE = 4
-"""Bytes of an element of a summary: int32."""
+RUN_SIZE = 4
+"""Bytes of an element of the bounds of runs: int32."""
+
+ELEMENT_SIZES = {Type.BOOL: 1, Type.INT: 8, Type.FLOAT: 4}
+"""Bytes of an element of extremes, which have the input's own type: those of torch's usual ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,7 @@ class Prepass:
     """Tables that are made of an input before any pass, on the device and in each call.
 
     Attributes:
-        kinds: which summaries; see `algebra.summaries`.
+        kinds: which summaries; see `algebra.summaries`. All are bounds of runs, or none is.
         bytes: of all of them together for one batch entry; None where a dimension is only known at a call.
     """
 
@@ -77,13 +81,23 @@ class Prepass:
     bytes: int | None
 
     @property
+    def of_runs(self) -> bool:
+        """Whether they are bounds of runs of equal ids, and not extremes of blocks."""
+        return self.kinds[0] in SUMMARIES
+
+    @property
+    def work(self) -> str:
+        """What making them takes."""
+        return "M log M" if self.of_runs else f"elements of {self.table}"
+
+    @property
     def names(self) -> tuple[str, ...]:
         """What the summaries are called in bounds."""
         return tuple(f"{self.table}.{kind}" for kind in self.kinds)
 
     def as_json(self) -> dict[str, Any]:
         """Return the entry of `prepasses`."""
-        return {"input": self.table, "tables": list(self.names), "bytes": self.bytes, "work": "M log M"}
+        return {"input": self.table, "tables": list(self.names), "bytes": self.bytes, "work": self.work}
 
 
 def weighed_choices(plan: Plan) -> tuple[Weighed, ...]:
@@ -116,21 +130,29 @@ def expected_costs(plan: Plan) -> Costs | None:
 
 def find_prepasses(attention: Attention, passes: tuple[Pass, ...], sizes: Sizes) -> tuple[Prepass, ...]:
     """Return the tables that the bounds of some pass read and that no caller gives."""
-    found: dict[str, set[str]] = {}
-    for one in passes:
-        for name in bounds_read(one.tiles):
-            source = summary_source(name)
-            if source is not None:
-                found.setdefault(source[0], set()).add(source[1])
+    found: dict[tuple[str, bool], dict[str, None]] = {}
+    for name in (name for one in passes for name in bounds_read(one.tiles)):
+        source = summary_source(name)
+        if source is not None:
+            found.setdefault((source[0], source[1] in SUMMARIES), {})[source[1]] = None
     made = []
-    for table, kinds in found.items():
-        ordered = tuple(kind for kind in SUMMARIES if kind in kinds)
-        dims = attention.tensor(table).dims
-        length = None
-        if None not in dims:
-            length = math.prod(int(evaluate(dim, Environment(sizes=sizes))) for dim in dims if dim is not None)
-        made.append(Prepass(table, ordered, None if length is None else SUMMARY_SIZE * len(ordered) * length))
+    for (table, of_runs), kinds in found.items():
+        ordered = tuple(kind for kind in SUMMARIES if kind in kinds) if of_runs else tuple(sorted(kinds))
+        counts = [_bytes(attention.tensor(table), kind, sizes) for kind in ordered]
+        known = [count for count in counts if count is not None]
+        made.append(Prepass(table, ordered, sum(known) if len(known) == len(counts) else None))
     return tuple(made)
+
+
+def _bytes(table: Tensor, kind: str, sizes: Sizes) -> int | None:
+    extreme = BlockExtreme.of(kind)
+    cut = {} if extreme is None else dict(extreme.blocks)
+    lengths = []
+    for axis, dim in enumerate(table.dims):
+        if dim is None:
+            return None
+        lengths.append(-(-int(evaluate(dim, Environment(sizes=sizes))) // cut.get(axis, 1)))
+    return math.prod(lengths) * (RUN_SIZE if extreme is None else ELEMENT_SIZES[table.type])
 
 
 def layout_reason(layout: Layout) -> str:

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from attnc.algebra.summaries import BlockExtreme
 from attnc.explanation import Explanation
 from attnc.explanation_plan import Costs, Prepass, Weighed, layout_reason
 from attnc.ir.program import NormalizeKind
@@ -114,12 +115,31 @@ def _named(choice: Weighed) -> str:
 
 def _prepass(prepass: Prepass) -> Iterator[str]:
     size = "" if prepass.bytes is None else f", {prepass.bytes:,} bytes for one batch entry"
-    yield from _wrapped(
-        f"Before the passes, on the device and without waiting for it: {len(prepass.kinds)} int32 tables from one pass"
-        f" over `{prepass.table}`, O(M log M){size}. Ids that are not sorted cost speed and never correctness."
-    )
+    before = "Before the passes, on the device and without waiting for it:"
+    if prepass.of_runs:
+        yield from _wrapped(
+            f"{before} {len(prepass.kinds)} int32 tables from one pass over `{prepass.table}`, O(M log M){size}."
+            " Ids that are not sorted cost speed and never correctness."
+        )
+    else:
+        yield from _wrapped(
+            f"{before} extremes of blocks of `{prepass.table}`, from one pass over it{size}. Tiles in which they leave"
+            " no allowed pair are skipped."
+        )
     for kind in prepass.kinds:
-        yield from _wrapped(f"`{prepass.table}.{kind}`: {SUMMARIES[kind]}", indent=4)
+        yield from _wrapped(f"`{prepass.table}.{kind}`: {_summary(kind)}", indent=4)
+
+
+def _summary(kind: str) -> str:
+    """Say what a summary holds."""
+    extreme = BlockExtreme.of(kind)
+    if extreme is None:
+        return SUMMARIES[kind]
+    word = "greatest (any)" if extreme.greatest else "least (all)"
+    blocks = " by ".join(str(length) for _, length in extreme.blocks)
+    axes = ", ".join(str(axis) for axis, _ in extreme.blocks)
+    past = ", with 0 past the end" if extreme.padded else ""
+    return f"the {word} of each block of {blocks} along dimension {axes}{past}"
 
 
 def _millions(cost: float) -> str:

@@ -33,7 +33,7 @@ ALLOWED = {
     "explanation_counts": {"ir", "algebra", "plan", "tile_map"},
     "explanation_plan": {"ir", "algebra", "plan", "explanation_counts"},
     "explanation_text": {"ir", "algebra", "plan", "explanation", "explanation_plan", "explanation_plan_text"},
-    "explanation_plan_text": {"ir", "plan", "explanation", "explanation_plan"},
+    "explanation_plan_text": {"ir", "algebra", "plan", "explanation", "explanation_plan"},
     "comparison": {*BASE, "syntax", "ir", "sema", "algebra"},
     "stage_text": {*BASE, "syntax", "ir", "plan", "codegen", "compiler"},
     "machine_code": {"diagnostics", "runtime", "compiler"},

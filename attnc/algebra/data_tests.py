@@ -292,7 +292,4 @@ def _reads(expr: Expr) -> tuple[int, int]:
 
 
 def _is_test_data(node: Expr) -> bool:
-    return (isinstance(node, Read) and bool(node.index)) or (
-        isinstance(node, Call) and node.function is Function.HASH
-    )
-
+    return (isinstance(node, Read) and bool(node.index)) or (isinstance(node, Call) and node.function is Function.HASH)

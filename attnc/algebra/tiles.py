@@ -351,8 +351,7 @@ class _Derivation:
     def _is_covered(self, condition: Expr) -> bool:
         """Tell whether bounds of runs say where a comparison may hold."""
         translator = self.translator
-        equal = isinstance(condition, Binary) and condition.op in (BinaryOp.EQ, BinaryOp.NE)
-        if not equal:
+        if not isinstance(condition, Binary) or condition.op not in (BinaryOp.EQ, BinaryOp.NE):
             return False
         return translator.summaries.run_bounds(condition, translator.layout, translator.align) is not None
 

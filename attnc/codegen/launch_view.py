@@ -59,6 +59,4 @@ def summaries_text(plan: Plan, names: Iterable[str]) -> tuple[str, ...]:
     """Return the summaries among the names of tables, each as the tuple that the runtime takes."""
     positions = {tensor.name: position for position, tensor in enumerate(plan.attention.tensors)}
     sources = ((name, summary_source(name)) for name in names)
-    return tuple(
-        f'("{name}", {positions[source[0]]}, "{source[1]}")' for name, source in sources if source is not None
-    )
+    return tuple(f'("{name}", {positions[source[0]]}, "{source[1]}")' for name, source in sources if source is not None)

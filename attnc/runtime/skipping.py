@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from attnc.runtime.bands import FULL, Band, Piece, is_shared, mask_period
+from attnc.runtime.blocks import common_shape
 from attnc.runtime.pairs import Pairs
 from attnc.runtime.program import Interval, Pass
 from attnc.runtime.ranges import RangeFinder, Tile, unite
@@ -79,7 +81,7 @@ def _tested_tiles(finder: RangeFinder, rows: int) -> list[list[list[Tile]]]:
     states = [
         _states(interval, at, *places[2 * number : 2 * number + 2]) for number, interval in enumerate(sweep.intervals)
     ]
-    shape = torch.broadcast_shapes((1, 1, len(lows), 1), *(state.shape for state in states))
+    shape = common_shape((1, 1, len(lows), 1), *(state.shape for state in states))
     for number, state in enumerate(states):
         begin, done = (bound.squeeze(-1).expand(shape[:3]).tolist() for bound in places[2 * number : 2 * number + 2])
         for entry, head, slab, first, last, is_full in _runs(state.expand(*shape[:3], -1)):
@@ -221,7 +223,7 @@ def _in_order(bands: list[Band], rows: int) -> tuple[tuple[Band, ...], bool]:
 
 def _gathered(slab: Tile, pieces: tuple[Piece, ...]) -> Band:
     widths = tuple((stop - start, kind) for start, stop, kind in pieces)
-    apart = any(one[1] != other[0] for one, other in zip(pieces, pieces[1:], strict=False))
+    apart = any(one[1] != other[0] for one, other in pairwise(pieces))
     starts = tuple(start for start, _, _ in pieces) if apart else ()
     return Band(slab.low, slab.high - slab.low, pieces[0][0], widths, starts=starts)
 

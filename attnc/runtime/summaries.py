@@ -1,8 +1,11 @@
 """What programs know of data before they run: bounds of runs of equal ids, and extremes of blocks of any table.
 
-Both take one pass over the data, on its device, and nothing waits for it. Of ids that are compared for equality: with `P[j]` the greatest id up to `j` and `S[j]` the least from `j` on, both never decrease, and the rows `low .. high`
-touch keys from `start[low]` to before `stop[high]` alone; those from `full_start[high]` to before `full_stop[low]` have
-the only id of all these rows. Exact for ids that never decrease; for others right, and longer than need be.
+Both take one pass over the data, on its device, and nothing waits for it.
+
+Of ids that are compared for equality: with `P[j]` the greatest id up to `j` and `S[j]` the least from `j` on, both
+never decrease, and the rows `low .. high` touch keys from `start[low]` to before `stop[high]` alone; those from
+`full_start[high]` to before `full_stop[low]` have the only id of all these rows. Exact for ids
+that never decrease; for others right, and longer than need be.
 
 Of other tables: the least and the greatest element of each block, `least_1x64` for blocks of 64 along dimension 1, and
 of several dimensions together. Past the end of the table the last block repeats its last element, or, as in
@@ -60,7 +63,7 @@ def _of_blocks(table: Tensor, axis: int, length: int, word: str) -> Tensor:
     if missing:
         last = table.narrow(axis, table.shape[axis] - 1, 1)
         past = torch.zeros_like(last) if word.endswith("0") else last
-        table = torch.cat([table, past.expand([missing if at == axis else size for at, size in enumerate(last.shape)])], axis)
+        table = torch.cat([table, past.expand(*last.shape[:axis], missing, *last.shape[axis + 1 :])], axis)
     cut = torch.unflatten(table, axis, (count, length))
     if table.dtype is torch.bool:
         return cut.any(axis + 1) if word.startswith("greatest") else cut.all(axis + 1)

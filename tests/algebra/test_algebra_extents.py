@@ -146,7 +146,6 @@ def check_wholes(tiles, wholes, env, shape, allowed):
 @pytest.mark.parametrize("mask", PATTERNS)
 def test_no_tile_with_an_allowed_pair_is_skipped(mask, align):
 
-
     draw = random.Random(mask + align)
     check_mask(mask, draw, (0, 1, 1, 5), align=align)
     check_mask(mask, draw, (INT_MIN, -1, 0, INT_MAX), align=align, sizes=SIZES[1:3])

@@ -33,7 +33,7 @@ def inputs_of(plan, queries, keys, values, seed):
         shape = []
         for dim in one.dims:
             text = "?" if dim is None else getattr(getattr(dim, "name", None), "value", None)
-            shape.append(max(0, keys - 3) if text == "?" else sizes[text] if text in sizes else 48)
+            shape.append(max(0, keys - 3) if text == "?" else sizes.get(text, 48))
         match one.type.value:
             case "int":
                 found[one.name] = stretches(shape, values, seed) if shape else 3

@@ -73,7 +73,10 @@ def inputs_of(name, batch, heads, queries, keys, seed):
             values = torch.tensor([0.0, 1.0, 5.0, float("nan")], dtype=torch.float64)
             return {"x": stretches((batch, heads, keys), values, draw)}
         case "padded":
-            return {"valid": stretches((batch, keys), torch.tensor([False, False, True]), draw), "sink": torch.zeros(heads)}
+            return {
+                "valid": stretches((batch, keys), torch.tensor([False, False, True]), draw),
+                "sink": torch.zeros(heads),
+            }
         case _:
             return {}
 

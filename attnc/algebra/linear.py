@@ -13,8 +13,11 @@ from math import gcd
 import islpy as isl
 
 from attnc.algebra.index_sets import integer
-from attnc.ir.nodes import Binary, BinaryOp, Const, Expr
+from attnc.ir.nodes import Binary, BinaryOp, Call, Const, Expr, Function, Read
 from attnc.ir.types import Type
+
+TAME = 2**61
+"""Elements of tables in sums are taken to lie up to here on either side of 0: a few of them add up to no overflow."""
 
 _UNKNOWN = "an existential variable has no closed form"
 
@@ -120,14 +123,16 @@ def _floor(rest: Linear, constant: int, divisor: int) -> Linear:
 
 
 def write(form: Linear, symbol: Callable[[str], Expr]) -> Expr:
-    """Write a linear form as IR, positive terms first."""
+    """Write a linear form as IR, positive terms first; data in it is held so small that nothing wraps around."""
     ordered = [term for term in form.terms if term[1] > 0] + [term for term in form.terms if term[1] < 0]
     constant = form.constant
     total: Expr | None = None
+    alone = constant == 0 and len(ordered) == 1 and ordered[0][1] == 1
     if constant > 0 and (not ordered or ordered[0][1] < 0):
         total, constant = Const(constant, Type.INT), 0
     for unit, factor in ordered:
         base = symbol(unit) if isinstance(unit, str) else _write_floor(unit, symbol)
+        base = base if alone else tame(base)
         size = factor if total is None else abs(factor)
         product = base if size == 1 else Binary(BinaryOp.MUL, base, Const(size, Type.INT), Type.INT)
         if total is None:
@@ -140,6 +145,15 @@ def write(form: Linear, symbol: Callable[[str], Expr]) -> Expr:
         return total
     op = BinaryOp.ADD if constant > 0 else BinaryOp.SUB
     return Binary(op, total, Const(abs(constant), Type.INT), Type.INT)
+
+
+def tame(expr: Expr) -> Expr:
+    """Return what a bound computes with: elements of tables may be any int, where all of interest are far smaller."""
+    if not isinstance(expr, Read) or not expr.index:
+        return expr
+    return Call(
+        Function.MIN, (Const(TAME, Type.INT), Call(Function.MAX, (Const(-TAME, Type.INT), expr), Type.INT)), Type.INT
+    )
 
 
 def _write_floor(unit: Floor, symbol: Callable[[str], Expr]) -> Expr:

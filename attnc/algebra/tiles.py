@@ -29,6 +29,7 @@ from attnc.algebra.index_sets import (
     new_context,
 )
 from attnc.algebra.key_intervals import Coverage, KeyInterval, TileSets
+from attnc.algebra.linear import tame
 from attnc.algebra.residuals import Residuals
 from attnc.algebra.runs import RunFinder
 from attnc.algebra.stretches import Run, StretchFinder, as_map, between
@@ -443,7 +444,7 @@ def _incremented(expr: Expr) -> Expr:
         case Where(condition=condition, then=then, otherwise=otherwise):
             return Where(condition, _incremented(then), _incremented(otherwise), Type.INT)
         case _:
-            return Binary(BinaryOp.ADD, expr, _ONE, Type.INT)
+            return Binary(BinaryOp.ADD, tame(expr), _ONE, Type.INT)
 
 
 def _where(condition: Expr, holds: isl.Set, then: Bound, otherwise: Bound) -> Bound:

@@ -23,6 +23,10 @@ attention any_length { input seen: bool[?]
 attention lengths { input size: int[B]
     input cut: int
     mask j < size[b] and i - j < cut }
+attention up_to { input last: int[B]
+    mask j <= last[b] }
+attention around { input middle: int[B, H]
+    mask abs(j - middle[b, h]) < 20 or j // 8 == middle[b, h] // 8 }
 """
 EXTREMES = torch.tensor([INT_MIN, INT_MIN + 1, -1, 0, INT_MAX - 1, INT_MAX])
 
@@ -111,9 +115,16 @@ def test_tables_of_any_length(module, target, length):
         check(module, "any_length", queries, keys, {"seen": seen, "rank": rank})
 
 
+@pytest.mark.parametrize("last", [(0, 150), (-1, 33), (INT_MIN, INT_MAX), (INT_MAX - 1, 2**62)])
+def test_ends_of_any_size(module, target, last):
+    check(module, "up_to", 100, 150, {"last": torch.tensor(last)})
+    middle = [max(one, INT_MIN + 200) for one in (*last, 40, 70)]  # the mask itself must not wrap around
+    check(module, "around", 100, 150, {"middle": torch.tensor([middle] * 2)})
+
+
 @pytest.mark.parametrize("cut", [-5, 0, 3, 200, 2**48])
 def test_lengths_and_scalars_of_any_size(module, target, cut):
-    for size in ((0, 150), (-7, 33), (-(2**61), 2**61)):
+    for size in ((0, 150), (-7, 33), (INT_MIN, INT_MAX)):
         check(module, "lengths", 100, 150, {"size": torch.tensor(size), "cut": cut})
 
 

@@ -33,6 +33,12 @@ MOST_ROWS = 256
 WORTH = 0.85
 """Share of the usual time below which tiles are left out: estimates err, and many calls suffer from busy machines."""
 
+MOST_UNITED = 8
+"""Pieces of two neighbours up to which they may be joined where they differ."""
+
+FEW_KEYS = 24
+"""Keys that a call takes the time of besides its own."""
+
 GATHERED_KEY = 24
 """Time of copying a key and its value into a gathered rectangle, in pairs."""
 
@@ -60,7 +66,7 @@ def skipping_schedules(section: Section, cost: Cost) -> tuple[Schedule, ...]:
         slabs = own[min(heads[0], len(own) - 1)]
         count = (places[1] - places[0]) * (heads[1] - heads[0])
         shared = replace(cost, pair=cost.pair * count)
-        bands = [band for slab in _joined(finder.frame, slabs, shared) for band in _bands(finder.frame, slab, shared)]
+        bands = [band for slab in _joined(slabs, shared) for band in _bands(finder.frame, slab, shared)]
         schedules.append(Schedule(places, heads, *_in_order(_repeated(bands), rows)))
     return tuple(schedules)
 
@@ -151,7 +157,7 @@ def _runs(state: Tensor) -> Iterator[tuple[int, int, int, int, int, bool]]:
 # -- bands
 
 
-def _joined(frame: Frame, slabs: list[Tile], cost: Cost) -> list[Tile]:
+def _joined(slabs: list[Tile], cost: Cost) -> list[Tile]:
     """Join neighbours, two by two and again, where one call for both takes less time."""
     size = max((slab.high - slab.low for slab in slabs), default=MOST_ROWS)
     while size < MOST_ROWS:
@@ -159,15 +165,22 @@ def _joined(frame: Frame, slabs: list[Tile], cost: Cost) -> list[Tile]:
         joined: list[Tile] = []
         for slab in slabs:
             last = joined[-1] if joined else None
+            both = None
             if last is not None and last.low // size == slab.low // size and last.pieces and slab.pieces:
-                both = Tile(last.low, slab.high, last.pieces) if last.pieces == slab.pieces else unite(last, slab)
-                apart = _slab_time(frame, last, cost) + _slab_time(frame, slab, cost)
-                if _slab_time(frame, both, cost) < apart:
-                    joined[-1] = both
-                    continue
-            joined.append(slab)
+                both = _both(last, slab)
+            if last is None or both is None or _slab_time(both, cost) > _slab_time(last, cost) + _slab_time(slab, cost):
+                joined.append(slab)
+            else:
+                joined[-1] = both
         slabs = joined
     return slabs
+
+
+def _both(left: Tile, right: Tile) -> Tile | None:
+    """Return two neighbours as one; None where they hardly have the same keys."""
+    if left.pieces == right.pieces:
+        return Tile(left.low, right.high, left.pieces)
+    return unite(left, right) if len(left.pieces) + len(right.pieces) <= MOST_UNITED else None
 
 
 def _bands(frame: Frame, slab: Tile, cost: Cost) -> Iterator[Band]:
@@ -183,6 +196,9 @@ def _bands(frame: Frame, slab: Tile, cost: Cost) -> Iterator[Band]:
         band = _gathered(slab, pieces)
         narrow = band.masked or cost.masks_everything
         widest = max(64, cost.widest * BASE // band.rows) if narrow else band.width
+        if widest >= band.width:
+            yield band
+            continue
         for offset in range(0, band.width, widest):
             yield band.part(0, 1, offset, min(widest, band.width - offset))
 
@@ -228,8 +244,14 @@ def _gathered(slab: Tile, pieces: tuple[Piece, ...]) -> Band:
     return Band(slab.low, slab.high - slab.low, pieces[0][0], widths, starts=starts)
 
 
-def _slab_time(frame: Frame, slab: Tile, cost: Cost) -> float:
-    return sum(_band_time(None, band, cost) for band in _bands(frame, slab, cost))
+def _slab_time(slab: Tile, cost: Cost) -> float:
+    """Estimate the time of a slab that shares no mask with others."""
+    rows, width = slab.high - slab.low, sum(stop - start for start, stop, _ in slab.pieces)
+    masked = sum(stop - start for start, stop, kind in slab.pieces if kind != FULL)
+    calls = 2 if masked and width - masked >= SPLIT else 1
+    pairs = rows * (width + FEW_KEYS * calls + MERGE_ROW * (calls - 1)) * cost.pair
+    copied = width * GATHERED_KEY * cost.pair if len(slab.pieces) > 1 else 0.0
+    return pairs + copied + masked * rows * MASK_PAIR + calls * CALL
 
 
 def _time(frame: Frame, schedule: Schedule, cost: Cost) -> float:
@@ -239,12 +261,12 @@ def _time(frame: Frame, schedule: Schedule, cost: Cost) -> float:
     return sum(_band_time(frame, band, shared) for band in schedule.bands)
 
 
-def _band_time(frame: Frame | None, band: Band, cost: Cost) -> float:
-    """Estimate the time of a band; a `frame` tells which masks its blocks share."""
-    pairs = band.count * band.rows * (band.width + 24) * cost.pair
+def _band_time(frame: Frame, band: Band, cost: Cost) -> float:
+    """Estimate the time of a band."""
+    pairs = band.count * band.rows * (band.width + FEW_KEYS) * cost.pair
     masks = 0
     for width, kind in band.pieces if band.masked else ():
-        shared = frame is not None and is_shared(frame, band, mask_period(frame, kind))
+        shared = is_shared(frame, band, mask_period(frame, kind))
         masks += width * (1 if shared else band.count) if kind != FULL else 0
     copied = band.width * GATHERED_KEY * cost.pair if band.starts else 0.0
     merged = 0.0 if band.first else band.count * band.rows * MERGE_ROW * cost.pair

@@ -17,7 +17,6 @@ from attnc.ir.nodes import IndexName, SizeName
 from attnc.ir.program import Attention
 from attnc.ir.types import Type
 from attnc.ir.walk import tables
-from attnc.plan.choose import LENGTH
 from attnc.plan.kernel_plan import Plan
 
 MOST_EVALUATED = 1 << 32
@@ -53,6 +52,7 @@ class Explanation:
     """A plan in numbers, for one batch entry.
 
     Attributes:
+        whole: the plan with its variants for all lengths; `plan` is the one for this length.
         pairs: allowed pairs of one head, the mean over heads where they differ; None where data decides.
         density: their share of all pairs.
         tiles: of all passes together.
@@ -65,6 +65,7 @@ class Explanation:
         prepasses: what is made of inputs before the passes.
     """
 
+    whole: Plan
     plan: Plan
     length: int
     heads: int
@@ -124,7 +125,11 @@ class Explanation:
     def _plan_as_json(self) -> dict[str, Any]:
         several = len(self.passes) > 1
         return {
-            "weighed_at": LENGTH if self.choices else None,
+            "variants": [
+                {"up_to": limit, "layouts": [str(one.layout) for one in variant.passes]}
+                for variant, limit in zip(self.whole.variants, self.whole.limits, strict=True)
+            ],
+            "weighed_at": self.plan.weighed_at if self.choices else None,
             "proven_disjoint": self.plan.proven_disjoint if several else None,
             "choices": [one.as_json() for one in self.choices],
         }
@@ -166,6 +171,7 @@ def facts_as_json(facts: Facts) -> dict[str, bool | None]:
 
 def explain_plan(plan: Plan, *, length: int, heads: int, head_size: int) -> Explanation:
     """Count what a plan does for `length` queries and keys."""
+    whole, plan = plan, plan.at(length)
     attention = plan.attention
     sizes = call_sizes(length, heads, head_size)
     pairs, notes = _pairs(attention, sizes)
@@ -176,6 +182,7 @@ def explain_plan(plan: Plan, *, length: int, heads: int, head_size: int) -> Expl
     passes = tuple(one for one, _ in counted)
     notes += [note for _, note in counted if note]
     return Explanation(
+        whole,
         plan,
         length,
         heads,

@@ -16,7 +16,7 @@ from attnc.ir.nodes import Index, IndexName
 from attnc.ir.program import Attention, Tensor
 from attnc.ir.show import show
 from attnc.ir.types import Type
-from attnc.plan.choose import DENSE, LENGTH
+from attnc.plan.choose import DENSE
 from attnc.plan.cost import estimate_pass
 from attnc.plan.kernel_plan import Pass, Plan
 
@@ -33,7 +33,7 @@ class Weighed:
 
     Attributes:
         passes: layout and mask of each.
-        cost: expected time in pairs of one head, at `LENGTH` positions.
+        cost: expected time in pairs of one head, at the length for which the plan was weighed.
         relative: the same, in costs of the cheapest way.
     """
 
@@ -49,7 +49,7 @@ class Weighed:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """What the chosen passes are expected to cost, in pairs of one head at `LENGTH` positions.
+    """What the chosen passes are expected to cost, in pairs of one head at the length for which they were weighed.
 
     Attributes:
         passes: of each.
@@ -121,8 +121,8 @@ def expected_costs(plan: Plan) -> Costs | None:
     reads = any(bounds_read(one.tiles) for one in plan.passes)
     if len(plan.passes) == 1 and reads:  # tiles that data decides are dear to walk
         return Costs((total,), 0.0, None)
-    estimates = [estimate_pass(attention, one, LENGTH) for one in plan.passes]
-    pairs = None if reads else count_pairs_by_sets(attention, LENGTH, LENGTH)
+    estimates = [estimate_pass(attention, one, plan.weighed_at) for one in plan.passes]
+    pairs = None if reads else count_pairs_by_sets(attention, plan.weighed_at, plan.weighed_at)
     density = sum(one.computed for one in estimates) / float(pairs) if pairs else None
     costs = tuple(one.cost for one in estimates)
     return Costs(costs, max(0.0, total - sum(costs)), density)

@@ -10,7 +10,7 @@ from attnc.algebra.summaries import BlockExtreme
 from attnc.explanation import Explanation
 from attnc.explanation_plan import Costs, Prepass, Weighed, layout_reason
 from attnc.ir.program import NormalizeKind
-from attnc.plan.choose import DENSE, LENGTH
+from attnc.plan.choose import DENSE
 from attnc.plan.cost import TILE
 from attnc.plan.kernel_plan import Plan
 
@@ -47,6 +47,8 @@ def plain_table(*headings: str) -> Table:
 def plan_lines(explanation: Explanation) -> Iterator[RenderableType]:
     """Yield the derivation of a plan from the normal form."""
     plan = explanation.plan
+    if explanation.whole.short:
+        yield from _wrapped(_by_length(explanation))
     yield from _wrapped(_passes_sentence(plan))
     if len(plan.passes) > 1 or not plan.passes[0].layout.is_plain:
         for place, (one, cost) in enumerate(zip(plan.passes, explanation.passes, strict=True), start=1):
@@ -56,6 +58,21 @@ def plan_lines(explanation: Explanation) -> Iterator[RenderableType]:
         yield from _prepass(prepass)
     if explanation.costs is not None:
         yield from _weighing(explanation.choices, explanation.costs, plan)
+
+
+def _by_length(explanation: Explanation) -> str:
+    """Say which plan computes calls of which length, and which of them is shown."""
+    *shorter, longest = explanation.whole.variants
+    parts = [f"up to {variant.weighed_at:,} queries and keys {_named_passes(variant)}" for variant in shorter]
+    return (
+        f"One module, and the call's length decides: {', '.join(parts)}, beyond that {_named_passes(longest)}."
+        f" Here is what {explanation.length:,} positions take."
+    )
+
+
+def _named_passes(plan: Plan) -> str:
+    layouts = ["plain order" if one.layout.is_plain else str(one.layout) for one in plan.passes]
+    return " + ".join(layouts)
 
 
 def _passes_sentence(plan: Plan) -> str:
@@ -78,7 +95,7 @@ def _weighing(choices: tuple[Weighed, ...], costs: Costs, plan: Plan) -> Iterato
     if len(choices) == 1:
         yield from _wrapped(_alone(costs, plan))
         return
-    yield from _wrapped(f"Weighed at {LENGTH:,} positions. {UNITS}")
+    yield from _wrapped(f"Weighed at {plan.weighed_at:,} positions. {UNITS}")
     table = plain_table("", "cost", "", "")
     parts = [f"pass {place} {_millions(cost)}" for place, cost in enumerate(costs.passes, start=1)]
     if len(parts) > 1:
@@ -94,7 +111,7 @@ def _alone(costs: Costs, plan: Plan) -> str:
     """Say why nothing else was weighed."""
     if plan.attention.decompose is not None:
         return "Nothing else was weighed: the pattern's `decompose` statement asks for this."
-    cost = f"Expected cost at {LENGTH:,} positions: {_millions(sum(costs.passes))} pairs of one head."
+    cost = f"Expected cost at {plan.weighed_at:,} positions: {_millions(sum(costs.passes))} pairs of one head."
     if costs.is_dense:
         return (
             f"{cost} Nothing else was weighed: tiles of {TILE} x {TILE} compute {costs.density:.2f} pairs for each"

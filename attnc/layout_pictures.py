@@ -56,7 +56,7 @@ class LayoutPanel:
 
 
 def make_layout_panels(plan: Plan, length: int, *, heads: int = 8, head: int = 0) -> list[LayoutPanel]:
-    """Return a panel for each pass.
+    """Return a panel for each pass of the variant that is for this length.
 
     Args:
         plan: of the attention.
@@ -66,6 +66,7 @@ def make_layout_panels(plan: Plan, length: int, *, heads: int = 8, head: int = 0
     """
     shape = square(length, heads=heads)
     data: Data = make_data(plan.attention, shape, seed=0) if reads_data(plan.attention) else {}
+    plan = plan.at(length)
     many = len(plan.passes)
     return [
         _make_panel(plan.attention, one, shape, data, head, f", pass {number} of {many}" if many > 1 else "")

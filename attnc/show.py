@@ -100,6 +100,7 @@ def make_panel(plan: Plan, length: int, *, heads: int = 8, head: int = 0) -> Pan
     shape = square(length, heads=heads)
     with_data = reads_data(attention)
     data: Data = make_data(attention, shape, seed=0) if with_data else {}
+    plan = plan.at(length)
     only = plan.passes[0]
     in_order = len(plan.passes) == 1 and only.layout.is_plain
     tiles = only.tiles if in_order else derive_tiles(attention, summaries=True)

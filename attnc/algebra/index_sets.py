@@ -57,10 +57,11 @@ def budget(context: isl.Context, operations: int = DEFAULT_OPERATIONS) -> Iterat
 
 
 @contextmanager
-def allowance(context: isl.Context, operations: int = DEFAULT_OPERATIONS) -> Iterator[None]:
+def allowance(context: isl.Context, operations: int = DEFAULT_OPERATIONS) -> Iterator[list[int]]:
     """Run a whole derivation so that no isl call in it is without a budget, and so that failures do not add up.
 
-    After a few questions have exhausted their budgets, further ones get little: the mask is a hard one.
+    After a few questions have exhausted their budgets, further ones get little: the mask is a hard one. The block is
+    given a list whose only element counts them.
 
     Args:
         context: of the derivation.
@@ -69,10 +70,11 @@ def allowance(context: isl.Context, operations: int = DEFAULT_OPERATIONS) -> Ite
     Raises:
         OutOfBudgetError: a call outside of every inner budget took too long.
     """
-    failures, most = _failures.set([0]), _most.set(operations)
+    counted = [0]
+    failures, most = _failures.set(counted), _most.set(operations)
     try:
         with budget(context, operations):
-            yield
+            yield counted
     finally:
         _failures.reset(failures)
         _most.reset(most)

@@ -72,6 +72,8 @@ class TileSets:
         query_tile, key_tile: the largest tile for which residuals hold.
         notes: why it is not exact: `data-dependent: doc`, `operation budget`, ...
         alike: of a grid: whether tiles of queries around which boxes lie alike see alike, key by key.
+        unfinished: whether a question about the mask exhausted its budget, so that more operations may give better
+            intervals.
     """
 
     intervals: tuple[KeyInterval, ...]
@@ -80,3 +82,4 @@ class TileSets:
     key_tile: int
     notes: tuple[str, ...] = ()
     alike: bool = False
+    unfinished: bool = False

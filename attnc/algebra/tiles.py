@@ -123,8 +123,9 @@ def derive_tiles(
     if summaries:
         translator.summaries = Summaries.of(attention)
     try:
-        with allowance(translator.context, operations):
-            return _Derivation.of(attention, translator, query_tile, key_tile).tiles()
+        with allowance(translator.context, operations) as exhausted:
+            tiles = _Derivation.of(attention, translator, query_tile, key_tile).tiles()
+            return replace(tiles, unfinished=exhausted[0] > 0)
     except OutOfBudgetError:
         relaxed = _relaxed(attention.mask)
         if summaries or relaxed is not None:
@@ -168,7 +169,7 @@ def _tested(tiles: TileSets, mask: Expr) -> TileSets:
         if joined and joined[-1].stop == tested.start and joined[-1].tile_test == tested.tile_test:
             tested = replace(tested, start=joined.pop().start)
         joined.append(tested)
-    return replace(tiles, intervals=tuple(joined), exact=False, notes=(*tiles.notes, RELAXED))
+    return replace(tiles, intervals=tuple(joined), exact=False, notes=(*tiles.notes, RELAXED), unfinished=True)
 
 
 def everywhere(attention: Attention, query_tile: int, key_tile: int, layout: Layout = PLAIN) -> TileSets:
@@ -183,7 +184,7 @@ def everywhere(attention: Attention, query_tile: int, key_tile: int, layout: Lay
         ragged=True,
         label="stretch",
     )
-    return TileSets((interval,), False, query_tile, key_tile, (OUT_OF_BUDGET,))
+    return TileSets((interval,), False, query_tile, key_tile, (OUT_OF_BUDGET,), unfinished=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -173,7 +173,7 @@ def _measure(
         if any(result.name == "attnc" and result.timing for result in comparison.results):
             with torch.no_grad():
                 computed = pairs_multiplied(lambda: function(case.query, case.key, case.value, **case.data), shape)
-    layouts = tuple(str(one.layout) for one in plan.passes)
+    layouts = tuple(str(one.layout) for one in plan.at(shape.queries).passes)
     return _row(pattern, comparison, layouts, in_tiles, tile, computed)
 
 

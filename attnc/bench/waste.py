@@ -31,6 +31,8 @@ PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
 def pairs_in_tiles(plan: Plan, shape: Shape, data: Data, query_tile: int, key_tile: int) -> float:
     """Count the pairs in the tiles that all passes visit, padding included: one head, the mean over batch and heads.
 
+    The passes are those of the variant for the lengths of the shape.
+
     Args:
         plan: whose residuals hold for tiles of this size.
         shape: the sizes.
@@ -40,7 +42,7 @@ def pairs_in_tiles(plan: Plan, shape: Shape, data: Data, query_tile: int, key_ti
     """
     known: Data = {name: value.cpu() if isinstance(value, torch.Tensor) else value for name, value in data.items()}
     total = Fraction(0)
-    for one in plan.passes:
+    for one in plan.at(max(shape.queries, shape.keys)).passes:
         own = replace(plan.attention, mask=one.mask)
         heads = range(shape.heads if bounds_differ_by_head(one.tiles) else 1)
         batches = range(shape.batch if _differ_by_batch(one.tiles) else 1)

@@ -132,8 +132,14 @@ class KernelView:
     tiles: tuple[str, ...]
 
 
-def kernel_view(plan: Plan, sweep: Sweep | None = None) -> KernelView:
-    """Decide everything about one of the Triton kernels of a plan, the last one unless said."""
+def kernel_view(plan: Plan, sweep: Sweep | None = None, *, variant: str = "") -> KernelView:
+    """Decide everything about one of the Triton kernels of a plan.
+
+    Args:
+        plan: whose passes the kernel runs.
+        sweep: the kernel; the last one unless said.
+        variant: what tells the kernels of this plan from those of other lengths.
+    """
     sweep = sweeps_of(plan)[-1] if sweep is None else sweep
     attention = plan.attention
     softmax = attention.normalize.kind is NormalizeKind.SOFTMAX
@@ -158,7 +164,7 @@ def kernel_view(plan: Plan, sweep: Sweep | None = None) -> KernelView:
     heavy, gathered = _is_heavy(sweep, weighing) or bool(sweep.before), any(loop.order is not None for loop in loops)
     defaults = tile_rows(sweep.query_tile, sweep.key_tile, heavy=heavy, gathered=gathered)
     values = _parameters(attention, used, tables, sweep, careful=careful is not None)
-    stem = "_".join(part for part in (attention.name, sweep.label) if part)
+    stem = "_".join(part for part in (attention.name, variant, sweep.label) if part)
     return KernelView(
         function=f"_{stem}_kernel",
         table=f"_{stem}_tiles",

@@ -1,4 +1,4 @@
-"""What the launcher of an attention's kernels says.
+"""What the launchers of an attention's kernels say.
 
 `templates/launcher.py.jinja` renders a `LaunchView`, named `launch`, to the kernels of a plan, the tables of their
 tiles, and a launcher
@@ -6,8 +6,10 @@ tiles, and a launcher
     _<name>_launch(query, key, value, out, lse, inputs, scale, precision)
 
 which writes `out` and, unless it is None, `lse`: of the scores that the kernels compute, so that `Scoring.dropped` is
-for the caller to add. The module around it must have in scope what `kernel_view` asks for, and `RowOrder`, `Tiles` and
-the functions that the launcher calls of `attnc.runtime.launch` and `attnc.runtime.row_orders`.
+for the caller to add. A plan that has other passes for short sequences has a launcher and kernels for those besides,
+`_<name>_up_to_<limit>_launch`; kernels that would be the same are written once. The module around them must have in
+scope what `kernel_view` asks for, and `RowOrder`, `Tiles` and the functions that launchers call of
+`attnc.runtime.launch` and `attnc.runtime.row_orders`.
 """
 
 from __future__ import annotations
@@ -23,36 +25,77 @@ from attnc.plan.kernel_plan import Plan
 
 @dataclass(frozen=True, slots=True)
 class LaunchView:
-    """The kernels of a plan, in the order in which they run, and their launcher.
+    """The kernels of a plan for some lengths, in the order in which they run, and their launcher.
 
     Attributes:
+        name: what the names of the launcher and of its kernels begin with, after an underscore.
+        limit: the longest sequences that it is for; None for no limit.
+        kernels: those that it runs.
+        written: those of them that no launcher before it runs.
         summaries: name, position of the ids and kind of each summary that is made before the first kernel, as text.
         kept: numbers that a row has besides its output while kernels hand it on; -1 where there is one kernel.
-        tables: names and lines of the tables of tiles, each once.
+        tables: names and lines of the tables of tiles, each once, without those that an earlier launcher has.
     """
 
     name: str
+    limit: int | None
     normalize: str
     kernels: tuple[KernelView, ...]
+    written: tuple[KernelView, ...]
     inputs: tuple[InputView, ...]
     summaries: tuple[str, ...]
     kept: int
     tables: tuple[tuple[str, tuple[str, ...]], ...]
 
 
-def launch_view(plan: Plan) -> LaunchView:
-    """Decide everything about the Triton kernels of a plan."""
-    kernels = tuple(kernel_view(plan, sweep) for sweep in sweeps_of(plan))
+def launch_views(plan: Plan) -> tuple[LaunchView, ...]:
+    """Decide everything about the Triton kernels of a plan: those for any length first, then those for short ones."""
+    known: dict[KernelView, KernelView] = {}
+    tables: dict[tuple[str, ...], str] = {}
+    lengths = zip(plan.variants, plan.limits, strict=True)
+    return tuple(_launch_view(variant, limit, known, tables) for variant, limit in reversed(list(lengths)))
+
+
+def variant_name(limit: int | None) -> str:
+    """Return what names of a variant's own parts have besides that of the attention; empty without a limit."""
+    return "" if limit is None else f"up_to_{limit}"
+
+
+def _launch_view(
+    plan: Plan, limit: int | None, known: dict[KernelView, KernelView], known_tables: dict[tuple[str, ...], str]
+) -> LaunchView:
+    """Decide about the kernels of one variant.
+
+    Args:
+        plan: the variant, alone.
+        limit: see `LaunchView`.
+        known: kernels of earlier variants, by what they are apart from their names; learns those of this one.
+        known_tables: names of the tables of tiles of earlier variants; learns those of this one.
+    """
+    variant = variant_name(limit)
+    views = [kernel_view(plan, sweep, variant=variant) for sweep in sweeps_of(plan)]
+    nameless = [replace(view, function="", table="") for view in views]
+    written = tuple(view for view, same in zip(views, nameless, strict=True) if same not in known)
+    known |= {same: view for view, same in zip(views, nameless, strict=True) if same not in known}
+    kernels = tuple(known[same] for same in nameless)
     inputs = tuple(
         replace(versions[0], used=any(one.used for one in versions))
         for versions in zip(*(kernel.inputs for kernel in kernels), strict=True)
     )
-    tables = {kernel.tiles: kernel.table for kernel in reversed(kernels)}
-    kernels = tuple(replace(kernel, table=tables[kernel.tiles]) for kernel in kernels)
-    kept = len(kept_sums(plan.attention)) if len(kernels) > 1 else -1
-    named = tuple((name, lines) for lines, name in reversed(tables.items()))
-    made = summaries_text(plan, plan.summaries)
-    return LaunchView(plan.attention.name, kernels[-1].normalize, kernels, inputs, made, kept, named)
+    tables = {kernel.tiles: kernel.table for kernel in reversed(kernels) if kernel.tiles not in known_tables}
+    known_tables |= tables
+    kernels = tuple(replace(kernel, table=known_tables[kernel.tiles]) for kernel in kernels)
+    return LaunchView(
+        "_".join(part for part in (plan.attention.name, variant) if part),
+        limit,
+        kernels[-1].normalize,
+        kernels,
+        written,
+        inputs,
+        summaries_text(plan, plan.summaries),
+        len(kept_sums(plan.attention)) if len(kernels) > 1 else -1,
+        tuple((name, lines) for lines, name in reversed(tables.items())),
+    )
 
 
 def summaries_text(plan: Plan, names: Iterable[str]) -> tuple[str, ...]:

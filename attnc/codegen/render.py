@@ -11,7 +11,7 @@ from importlib import metadata
 import jinja2
 
 from attnc.codegen.expr_torch import printable
-from attnc.codegen.launch_view import LaunchView, launch_view
+from attnc.codegen.launch_view import LaunchView, launch_views
 from attnc.codegen.names import check_builtins, check_names, public_names
 from attnc.codegen.runtime_source import RuntimeSource, import_line, read_runtime
 from attnc.codegen.view import AttentionView, attention_view
@@ -50,7 +50,7 @@ class ModuleView:
     imports: tuple[str, ...]
     exports: tuple[str, ...]
     runtime: str
-    attentions: tuple[tuple[AttentionView, LaunchView], ...]
+    attentions: tuple[tuple[AttentionView, tuple[LaunchView, ...]], ...]
 
 
 def render_module(plans: Sequence[Plan], *, source: SourceFile | None = None, standalone: bool = False) -> str:
@@ -72,7 +72,7 @@ def render_module(plans: Sequence[Plan], *, source: SourceFile | None = None, st
     span = attentions[0].span
     shown = source or (span.source if span is not None else SourceFile("<pattern>", ""))
     seed = f"{metadata.version('attnc')} {'standalone' if standalone else 'module'}\n{shown.text}"
-    pairs = tuple((attention_view(plan, seed), launch_view(plan)) for plan in plans)
+    pairs = tuple((attention_view(plan, seed), launch_views(plan)) for plan in plans)
     exports = tuple(name for attention in attentions for name in public_names(attention.name))
     draft = ModuleView(_pattern_comments(shown), _title(shown), (), exports, "", pairs)
     body = _environment().get_template("module.py.jinja").render(module=draft)
@@ -85,9 +85,9 @@ def render_module(plans: Sequence[Plan], *, source: SourceFile | None = None, st
 
 
 def render_kernel(plan: Plan) -> str:
-    """Write the Triton kernels and the launcher of one attention as they stand in its module."""
-    text: str = _environment().get_template("launcher.py.jinja").render(launch=launch_view(plan))
-    return text.strip("\n") + "\n"
+    """Write the Triton kernels and the launchers of one attention as they stand in its module."""
+    template = _environment().get_template("launcher.py.jinja")
+    return "\n\n\n".join(template.render(launch=launch).strip("\n") for launch in launch_views(plan)) + "\n"
 
 
 @cache

@@ -11,7 +11,7 @@ from attnc.algebra.data_tests import reads_pairs, whole_test
 from attnc.algebra.extents import TileExtents, TileLimits
 from attnc.algebra.key_intervals import Coverage, KeyInterval
 from attnc.codegen.expr_torch import length_text, printable, quoted, torch_body
-from attnc.codegen.launch_view import summaries_text
+from attnc.codegen.launch_view import summaries_text, variant_name
 from attnc.codegen.layout import Bracket, call, lay_out, sequence
 from attnc.codegen.names import class_name
 from attnc.codegen.period import far_form, shift_period
@@ -306,11 +306,14 @@ def _uses_score(expr: Expr) -> bool:
 
 def _pass_fields(plan: Plan, formulas: Formulas) -> list[Field]:
     read = [plan.attention.align.shift]
-    for sweep in plan.passes:
+    for sweep in (one for variant in plan.variants for one in variant.passes):
         for interval in sweep.tiles.intervals:
             read.extend((interval.start, interval.stop, *(test for _, test in tests_of(plan, sweep, interval))))
-    passes = [_pass(plan, number, formulas) for number in range(len(plan.passes))]
-    fields: list[Field] = [("passes", sequence(passes))]
+    *shorter, whole = plan.variants
+    fields: list[Field] = [("passes", _passes(whole, "", formulas))]
+    if shorter:
+        pairs = zip(shorter, plan.limits, strict=False)
+        fields.append(("short", sequence([_short(variant, limit, formulas) for variant, limit in pairs])))
     names = tuple(dict.fromkeys(name for expr in read for name in tables(expr)))
     if names:
         fields.append(("bound_tables", sequence([quoted(name) for name in names])))
@@ -332,12 +335,34 @@ def tests_of(plan: Plan, sweep: Pass, interval: KeyInterval) -> tuple[tuple[str,
     return tuple(found)
 
 
-def _pass(plan: Plan, number: int, formulas: Formulas) -> Bracket:
-    """Write one pass; names of its formulas tell several passes apart."""
-    sweep = plan.passes[number]
+def _short(plan: Plan, limit: int | None, formulas: Formulas) -> Bracket:
+    """Write the passes of a variant for short sequences."""
+    name = variant_name(limit)
+    return call(
+        "Short",
+        ("limit", str(limit)),
+        ("passes", _passes(plan, f"_{name}", formulas)),
+        ("launch", f"_{plan.attention.name}_{name}_launch"),
+    )
+
+
+def _passes(plan: Plan, suffix: str, formulas: Formulas) -> Bracket:
+    """Write the passes of a variant; names of their formulas tell them apart.
+
+    Args:
+        plan: the variant, alone.
+        suffix: what the names have that no other variant's have.
+        formulas: of the attention.
+    """
+    letters = [f"_{chr(ord('a') + number) if number < 26 else number}" for number in range(len(plan.passes))]
+    suffixes = [suffix + letter for letter in letters] if len(letters) > 1 else [suffix]
+    return sequence([_pass(plan, one, name, formulas) for one, name in zip(plan.passes, suffixes, strict=True)])
+
+
+def _pass(plan: Plan, sweep: Pass, suffix: str, formulas: Formulas) -> Bracket:
+    """Write one pass."""
     if sweep.layout.is_grid:
-        return _grid_pass(plan, number, formulas)
-    suffix = _suffix(plan, number)
+        return _grid_pass(plan, sweep, suffix, formulas)
     intervals = []
     for position, interval in enumerate(sweep.tiles.intervals):
         fields: list[Field] = [
@@ -368,16 +393,8 @@ def _pass(plan: Plan, number: int, formulas: Formulas) -> Bracket:
     return call("Pass", *whole)
 
 
-def _suffix(plan: Plan, number: int) -> str:
-    """Return what tells the formulas of one pass from those of the others."""
-    if len(plan.passes) == 1:
-        return ""
-    return f"_{chr(ord('a') + number) if number < 26 else number}"
-
-
-def _grid_pass(plan: Plan, number: int, formulas: Formulas) -> Bracket:
+def _grid_pass(plan: Plan, sweep: Pass, suffix: str, formulas: Formulas) -> Bracket:
     """Write a pass whose queries lie in tiles of a grid: what is tested in boxes, and how far these reach."""
-    sweep, suffix = plan.passes[number], _suffix(plan, number)
     axes = []
     for place, (axis, side) in enumerate(zip(sweep.layout.query.axes, sweep.layout.key.sides, strict=True)):
         fields: list[Field] = [

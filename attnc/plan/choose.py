@@ -20,7 +20,8 @@ from attnc.diagnostics import CompileError, Diagnostic, InternalError, Label
 from attnc.ir.nodes import Score
 from attnc.ir.program import AlignKind, Attention, NormalizeKind
 from attnc.plan.cost import estimate_passes
-from attnc.plan.kernel_plan import Choice, Form, Library, Pass, Plan, Scoring
+from attnc.plan.kernel_plan import Choice, Form, Library, Pass, Plan, Scoring, Short
+from attnc.plan.lengths import cheapest_by_length
 from attnc.plan.overrides import alternatives
 from attnc.plan.split import Part, decompositions
 from attnc.source import Span
@@ -66,7 +67,24 @@ def plan_attention(attention: Attention, *, length: int = LENGTH) -> Plan:
         only = Pass(Form.LIBRARY, simplified.mask, derive_tiles(simplified), library=library)
         return replace(plan, passes=(only,))
     choices = choose_passes(simplified, length)
-    return _with_proof(replace(plan, passes=_refined(simplified, choices[0].passes), choices=choices))
+    plan = _chosen(replace(plan, choices=choices, weighed_at=length))
+    if asked is not None:
+        return plan
+    return replace(plan, short=_short(plan))
+
+
+def _chosen(plan: Plan) -> Plan:
+    """Take the cheapest of the choices."""
+    return _with_proof(replace(plan, passes=_refined(plan.attention, plan.choices[0].passes)))
+
+
+def _short(plan: Plan) -> tuple[Short, ...]:
+    """Return what computes sequences for which a plan's passes do not pay."""
+    found = []
+    for limit, choices in cheapest_by_length(plan.attention, plan.choices, plan.weighed_at):
+        chosen = _chosen(replace(plan, choices=choices))
+        found.append(Short(limit, chosen.passes, choices, chosen.proven_disjoint))
+    return tuple(found)
 
 
 def _refined(attention: Attention, passes: tuple[Pass, ...]) -> tuple[Pass, ...]:
@@ -137,7 +155,7 @@ def make_passes(
 
 def with_passes(plan: Plan, parts: Iterable[Part]) -> Plan:
     """Return a plan that computes each part of the mask in a layout of its own, see `make_passes`."""
-    return replace(plan, passes=make_passes(plan.attention, parts))
+    return replace(plan, passes=make_passes(plan.attention, parts), short=())
 
 
 def library_call(attention: Attention, scoring: Scoring, facts: Facts) -> Library | None:

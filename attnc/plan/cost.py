@@ -2,6 +2,12 @@
 
 The unit is the time of one pair in a full tile. Counts of tiles are exact; for long sequences they are those of evenly
 spaced query tiles, scaled up.
+
+The other times were fitted to the CPU program: five patterns in plain order and in their own layouts, from 128 to 4096
+positions, one thread, float32, heads of 64. There a pair takes some 4 ns of one head, and of 30 ratios between the two
+the mean one is predicted to a factor of 1.4; the wrong way is taken in two cases, where it loses less than 1.5 times.
+A GPU computes pairs a thousand times faster, but also many heads and batch entries at once: a launch of 5 us is worth
+2,000 to 20,000 pairs of each of a few hundred heads, so that one set of numbers has to serve both.
 """
 
 from __future__ import annotations
@@ -12,7 +18,7 @@ from dataclasses import dataclass, replace
 from attnc.algebra.coordinates import Layout
 from attnc.algebra.counting import bounds_differ_by_head, bounds_read
 from attnc.algebra.summaries import BlockExtreme, summarize, summary_source, summary_tensor
-from attnc.algebra.walking import Visit, is_full, passes_test, row_tiles, walk_tiles
+from attnc.algebra.walking import Visit, count_keys, is_full, passes_test, row_tiles, walk_tiles
 from attnc.ir.evaluate import Environment, Table
 from attnc.ir.nodes import And, IndexName, Read, SizeName
 from attnc.ir.program import Attention
@@ -22,6 +28,9 @@ from attnc.plan.kernel_plan import Pass
 
 TILE = 64
 """Rows and keys of the tiles that are counted."""
+
+SMALLEST = 16
+"""Rows and keys of the smallest tiles: those of classes with few positions."""
 
 SAMPLED = 24
 """Query tiles of a pass that are walked."""
@@ -38,8 +47,8 @@ PARTIAL = 1.15
 TESTED = 150
 """Time of a tile test that fails."""
 
-ROWS = 100
-"""Time of loading and storing one query row."""
+ROWS = 20
+"""Time of loading and storing one query row: what a row more costs that shares its keys with many others."""
 
 GATHERED = 1.1
 """Time of a pair whose key is not beside the one before it in memory."""
@@ -47,11 +56,14 @@ GATHERED = 1.1
 DOCUMENT = 512
 """Length of the runs of equal ids that are imagined."""
 
-MERGED_ROW = 200
-"""Time of merging one row of a further launch into what is there: traffic of an output in float32."""
+MERGED_ROW = 30
+"""Time of merging one row of a further launch into what is there: traffic of an output in float32, which stays in the
+cache while sequences are short. With 200, two passes of `strided` seemed to lose up to 2048 positions, at which they
+were three times as fast as one."""
 
-LAUNCH = 250_000
-"""Time of a further launch, shared by eight heads."""
+LAUNCH = 10_000
+"""Time of a further launch, shared by eight heads: 0.3 ms of a CPU. With 250,000, all splits seemed to lose up to 1024
+positions, at which they were 2.5 times as fast as one pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,22 +102,29 @@ def estimate_pass(attention: Attention, one: Pass, length: int) -> Estimate:
 
 
 def _estimate_head(one: Pass, env: Environment) -> Estimate:
-    rows, full, partial, tested = 0, 0, 0.0, 0.0
+    rows, full, partial, tested = 0, 0.0, 0.0, 0.0
     tiles = list(row_tiles(env, one.layout, TILE))
     step = max(1, len(tiles) // SAMPLED)
     walked = tiles[step // 2 :: step]
     for here in walked:
-        rows += here.indices[IndexName.QUERY_HIGH] - here.indices[IndexName.QUERY_LOW] + 1
+        height = here.indices[IndexName.QUERY_HIGH] - here.indices[IndexName.QUERY_LOW] + 1
+        rows += height
+        area = _padded(height) * _padded(count_keys(here, one.layout))
         for visit in walk_tiles(one.tiles, here, TILE):
             if is_full(visit):
-                full += visit.end - visit.begin
+                full += (visit.end - visit.begin) * area
             else:
                 touched = _touched(one, here, visit)
-                partial, tested = partial + touched, tested + visit.end - visit.begin - touched
+                partial += touched * area
+                tested += visit.end - visit.begin - touched
     scale = len(tiles) / len(walked) if walked else 0.0
-    area = TILE * TILE * scale
-    pairs = (full + PARTIAL * partial) * area * (1.0 if one.layout.is_plain else GATHERED)
-    return Estimate((full + partial) * area, pairs + (tested * TESTED + rows * ROWS) * scale)
+    pairs = (full + PARTIAL * partial) * (1.0 if one.layout.is_plain else GATHERED)
+    return Estimate((full + partial) * scale, (pairs + tested * TESTED + rows * ROWS) * scale)
+
+
+def _padded(count: int) -> int:
+    """Return the side of the tiles that so many rows or keys are cut into: a class may have far fewer than `TILE`."""
+    return min(TILE, -(-count // SMALLEST) * SMALLEST)
 
 
 def _touched(one: Pass, here: Environment, visit: Visit) -> float:

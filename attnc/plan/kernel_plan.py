@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from attnc.algebra.coordinates import PLAIN, Layout
@@ -80,16 +80,34 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
+class Short:
+    """What computes short sequences, where the passes that suit long ones do not pay.
+
+    Attributes:
+        limit: most queries and most keys of a call that it is for.
+        passes, choices, proven_disjoint: as those of a plan; weighed at `limit`.
+    """
+
+    limit: int
+    passes: tuple[Pass, ...]
+    choices: tuple[Choice, ...]
+    proven_disjoint: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """Everything that code generation needs of one attention.
 
     Attributes:
         attention: after simplification.
-        passes: disjoint, and together the whole mask; merged by log-sum-exp where there are several.
+        passes: disjoint, and together the whole mask; merged by log-sum-exp where there are several. They are right
+            for every length; those of `short` take the place of these up to their limits.
         derivation: what simplification did, in order.
         choices: the ways that were weighed, the cheapest first; empty where there was nothing to choose.
         proven_disjoint: whether sets prove that several passes are disjoint and complete; else they are by
             construction alone (each part is written as what earlier parts leave over).
+        weighed_at: queries and keys for which `choices` were compared.
+        short: what shorter sequences are computed by instead, by rising limits; empty where `passes` suit all.
     """
 
     attention: Attention
@@ -99,9 +117,38 @@ class Plan:
     derivation: tuple[Step, ...] = ()
     choices: tuple[Choice, ...] = ()
     proven_disjoint: bool = False
+    weighed_at: int = 0
+    short: tuple[Short, ...] = ()
+
+    @property
+    def variants(self) -> tuple[Plan, ...]:
+        """The plans by length, each alone: those of `short` in order, then the one that has no limit."""
+        shorter = (
+            replace(
+                self,
+                passes=one.passes,
+                choices=one.choices,
+                proven_disjoint=one.proven_disjoint,
+                weighed_at=one.limit,
+                short=(),
+            )
+            for one in self.short
+        )
+        return (*shorter, replace(self, short=()))
+
+    @property
+    def limits(self) -> tuple[int | None, ...]:
+        """The longest sequences that each of `variants` is for; None for no limit."""
+        return (*(one.limit for one in self.short), None)
+
+    def at(self, length: int) -> Plan:
+        """Return the variant that computes calls whose queries or keys, whichever are more, are so many."""
+        pairs = zip(self.variants, self.limits, strict=True)
+        return next(variant for variant, limit in pairs if limit is None or length <= limit)
 
     @property
     def summaries(self) -> tuple[str, ...]:
-        """Names of the summaries of ids that bounds read, each once: they are made before the passes run."""
-        names = (name for one in self.passes for name in bounds_read(one.tiles))
+        """Names of the summaries of ids that the bounds of any variant read, each once: they are made before passes."""
+        every = (self.passes, *(one.passes for one in self.short))
+        names = (name for passes in every for one in passes for name in bounds_read(one.tiles))
         return tuple(dict.fromkeys(name for name in names if summary_source(name) is not None))

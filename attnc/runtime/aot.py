@@ -186,7 +186,10 @@ def record_launches(
     precision: str | None = None,
     tiles: Tiles | None = None,
 ) -> list[tuple[Any, dict[str, Any]]]:
-    """Call a launcher on tensors without data; return the kernels that it would have launched, and their arguments."""
+    """Call launchers on tensors without data; return the kernels that they would have launched, and their arguments.
+
+    Those for sequences of any length come first, then those of the launchers for short ones that are not among them.
+    """
     if program.launch is None:
         raise RuntimeError(f"{program.name} has no Triton kernel here: is triton installed?")
     query, key, value = (
@@ -198,8 +201,13 @@ def record_launches(
     inputs = tuple(_stand_in(tensor, sizes) for tensor in program.tensors)
     launches: list[tuple[Any, dict[str, Any]]] = []
     with _recording(module, launches), assume_target(target, tiles):
-        program.launch(query, key, value, out, lse, inputs, None, precision)
-    return launches
+        for launch in (program.launch, *(short.launch for short in program.short)):
+            assert launch is not None
+            launch(query, key, value, out, lse, inputs, None, precision)
+    found: dict[str, tuple[Any, dict[str, Any]]] = {}
+    for kernel, arguments in launches:
+        found.setdefault(kernel.__name__, (kernel, arguments))
+    return list(found.values())
 
 
 def _sizes(head_size: int, value_size: int | None) -> tuple[int, int, int]:

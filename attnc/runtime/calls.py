@@ -43,6 +43,7 @@ def make_call(
     program: Program, query: Tensor, key: Tensor, value: Tensor, inputs: Sequence[Tensor], scale: float | None
 ) -> Call:
     """Prepare checked arguments: nothing is copied but what has to be."""
+    program = program.at(query.shape[2], key.shape[2])
     sizes, groups = call_sizes(query, key, value), key.shape[1]
     dtype = compute_dtype(query.dtype)
     query, key, value = (_ready(tensor, dtype) for tensor in (query, key, value))

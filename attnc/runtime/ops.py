@@ -172,6 +172,7 @@ def _launch(
     precision: str | None,
     with_lse: bool,
 ) -> tuple[Tensor, Tensor]:
+    program = program.at(query.shape[2], key.shape[2])
     if program.launch is None:
         raise RuntimeError(f"{program.name}: tensors on {query.device} need triton, which is not installed")
     shape = query.shape[:3] if with_lse and program.has_lse else (0,)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -170,6 +170,20 @@ class Pass:
 
 
 @dataclass(frozen=True, slots=True)
+class Short:
+    """What computes short sequences in place of a program's own passes.
+
+    Attributes:
+        limit: most queries and most keys that it is for.
+        launch: runs the Triton kernels of these passes; None where triton is missing.
+    """
+
+    limit: int
+    passes: tuple[Pass, ...]
+    launch: Callable[..., None] | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Program:
     """One attention, ready to run on a CPU.
 
@@ -182,6 +196,7 @@ class Program:
         factor, bias: where `linear`, the score is `factor * scale * dot + bias`, the bias free of the dot product.
         scale: None is `1 / sqrt(D)`.
         passes: what computes the mask's pairs.
+        short: what computes them where there are few queries and few keys, by rising limits.
         bias_period: as the `period` of a pass, of the bias.
         bound_tables: tables that the bounds and tests of intervals or the shift read, summaries among them.
         summaries: what is summarised before the passes run.
@@ -197,6 +212,7 @@ class Program:
     normalize: str
     shift: Formula
     passes: tuple[Pass, ...]
+    short: tuple[Short, ...] = ()
     mask: Formula | None = None
     score: Callable[[Pairs, Tensor], Tensor] | None = None
     linear: bool = True
@@ -220,6 +236,16 @@ class Program:
     def has_lse(self) -> bool:
         """Whether a log-sum-exp is defined."""
         return self.normalize == "softmax"
+
+    def at(self, queries: int, keys: int) -> Program:
+        """Return the program with the passes that are for these lengths, and no others.
+
+        Lengths that `torch.compile` traces with become guards on which side of a limit they are.
+        """
+        for short in self.short:
+            if queries <= short.limit and keys <= short.limit:
+                return replace(self, passes=short.passes, launch=short.launch, short=())
+        return replace(self, short=()) if self.short else self
 
     def is_library_call(self, queries: int, keys: int) -> bool:
         """Tell whether one call of `scaled_dot_product_attention`, aligned at the start, computes these lengths."""

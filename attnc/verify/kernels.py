@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from types import TracebackType
 from typing import Any, Self
@@ -49,9 +49,24 @@ class KernelWorker:
             self._process.communicate()
 
     def run(
-        self, compiled: Compiled, params: Mapping[str, Any], attention: str, variant: str, cases: Sequence[Trial]
+        self,
+        compiled: Compiled,
+        params: Mapping[str, Any],
+        attention: str,
+        variant: str,
+        cases: Sequence[Trial],
+        *,
+        number: int = 0,
     ) -> Outcome:
         """Compare outputs and log-sum-exps of one attention's kernels with the reference.
+
+        Args:
+            compiled: the pattern.
+            params: its parameters.
+            attention: the attention's name.
+            variant: what reports call it.
+            cases: to be tried.
+            number: which of the variants that its plan has by length; the first one is run as the module has it.
 
         Raises:
             KernelsUnavailable: triton is not installed.
@@ -64,6 +79,7 @@ class KernelWorker:
             "text": compiled.source.text,
             "params": dict(params),
             "attention": attention,
+            "number": number,
             "cases": [_as_json(trial) for trial in cases],
         }
         answer = self._ask(request)
@@ -112,8 +128,11 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     path = request["path"]
     source = SourceFile(request["name"], request["text"], None if path is None else _path(path))
     compiled = plan_source(source, request["params"])
-    module = import_compiled(compiled)
     plan = next(plan for plan in compiled.plans if plan.attention.name == request["attention"])
+    if request["number"]:
+        plan = plan.variants[request["number"]]
+        compiled = replace(compiled, plans=(plan,))
+    module = import_compiled(compiled)
     worst = 0.0
     for number, given in enumerate(request["cases"], start=1):
         trial = _from_json(given)

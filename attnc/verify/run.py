@@ -13,6 +13,8 @@ from attnc.compiler import Compiled, import_compiled, plan_source
 from attnc.diagnostics import CompileError
 from attnc.ir.show import show
 from attnc.plan.kernel_plan import Plan
+from attnc.plan.lengths import MOST_SHORT
+from attnc.stage_text import variant_words
 from attnc.verify.kernels import KernelsUnavailable, KernelWorker
 from attnc.verify.outcome import Mismatch, Outcome
 from attnc.verify.programs import check_companions, check_gradients, check_outputs, check_scale
@@ -28,24 +30,36 @@ TOPICS = 9
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One attention at one set of parameters, compiled."""
+    """One attention at one set of parameters, compiled.
+
+    Attributes:
+        number: which of the plan's variants for some lengths it is.
+        lengths: which calls that one is for; empty where the plan has no other.
+    """
 
     compiled: Compiled
     plan: Plan
     module: ModuleType
     params: Mapping[str, Any]
+    number: int = 0
+    lengths: str = ""
 
     @property
     def label(self) -> str:
-        """The values of its parameters."""
-        return ", ".join(f"{name} = {show(value)}" for name, value in self.plan.attention.params)
+        """The values of its parameters, and which variant it is."""
+        values = [f"{name} = {show(value)}" for name, value in self.plan.attention.params]
+        return ", ".join([*values, *([f"plan {self.lengths}"] if self.lengths else [])])
 
 
 def variants(compiled: Compiled, params: Mapping[str, Any]) -> Iterator[Variant]:
-    """Yield each attention as it was compiled, and then with small parameters, where that makes a difference."""
+    """Yield each attention as it was compiled, and then with small parameters, where that makes a difference.
+
+    Where a plan has variants for short and for long calls, each is verified at every size: the first one in the whole
+    module, which chooses it for small sizes, the others in modules without a choice.
+    """
     module = import_compiled(compiled)
     for plan in compiled.plans:
-        yield Variant(compiled, plan, module, params)
+        yield from _by_length(compiled, plan, module, params)
         small = small_parameters(plan.attention, frozenset(params))
         if not small:
             continue
@@ -55,12 +69,19 @@ def variants(compiled: Compiled, params: Mapping[str, Any]) -> Iterator[Variant]
             continue  # other values than the author's may contradict each other, or what is asserted
         name = plan.attention.name
         chosen = next(other for other in again.plans if other.attention.name == name)
-        yield Variant(again, chosen, import_compiled(again), {**params, **small})
+        yield from _by_length(again, chosen, import_compiled(again), {**params, **small})
+
+
+def _by_length(compiled: Compiled, plan: Plan, module: ModuleType, params: Mapping[str, Any]) -> Iterator[Variant]:
+    named = variant_words(plan) if plan.short else ("",)
+    for number, (words, one) in enumerate(zip(named, plan.variants, strict=True)):
+        own = import_compiled(replace(compiled, plans=(one,))) if number else module
+        yield Variant(compiled, one, own, params, number, words)
 
 
 def steps(compiled: Compiled) -> int:
     """Return an upper bound of how often `verify_compiled` calls `advance`."""
-    return 2 * TOPICS * len(compiled.plans)
+    return 2 * TOPICS * (1 + MOST_SHORT) * len(compiled.plans)
 
 
 def verify_compiled(
@@ -126,6 +147,7 @@ def try_all(variant: Variant, topic: str, check: Check, cases: list[Trial]) -> O
 def _try_kernels(variant: Variant, every: list[Trial], worker: KernelWorker) -> Outcome:
     half = [replace(trial, dtype=torch.float16, seed=trial.seed + 80) for trial in every[3:5]]
     try:
-        return worker.run(variant.compiled, variant.params, variant.plan.attention.name, variant.label, every + half)
+        name = variant.plan.attention.name
+        return worker.run(variant.compiled, variant.params, name, variant.label, every + half, number=variant.number)
     except KernelsUnavailable as reason:
         return Outcome(variant.plan.attention.name, variant.label, "kernels", note=str(reason))

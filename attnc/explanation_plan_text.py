@@ -62,11 +62,11 @@ def plan_lines(explanation: Explanation) -> Iterator[RenderableType]:
 
 def _by_length(explanation: Explanation) -> str:
     """Say which plan computes calls of which length, and which of them is shown."""
-    *shorter, longest = explanation.whole.variants
-    parts = [f"up to {variant.weighed_at:,} queries and keys {_named_passes(variant)}" for variant in shorter]
+    whole = explanation.whole
+    parts = [f"{words} {_named_passes(one)}" for words, one in zip(whole.ranges, whole.variants, strict=True)]
     return (
-        f"One module, and the call's length decides: {', '.join(parts)}, beyond that {_named_passes(longest)}."
-        f" Here is what {explanation.length:,} positions take."
+        f"One module, and the call's length decides: {', '.join(parts)}. Here is what {explanation.length:,} positions"
+        " take."
     )
 
 

@@ -98,18 +98,12 @@ def plan_text(plan: Plan) -> str:
     facts = ", ".join(f"{name} {_truth(getattr(plan.facts, name))}" for name in _fact_names(plan))
     lines = [f"plan of {plan.attention.name}", f"{INDENT}proven: {facts}"]
     lines += [f"{INDENT}{line}" for line in _scoring_lines(plan)]
-    for words, variant in zip(variant_words(plan), plan.variants, strict=True):
+    for words, variant in zip(plan.ranges, plan.variants, strict=True):
         inner = [line for number, one in enumerate(variant.passes, start=1) for line in _pass_lines(number, one)]
         if plan.short:
             inner = [f"{words}:", *(INDENT + line for line in inner)]
         lines += [INDENT + line for line in inner]
     return "\n".join(lines)
-
-
-def variant_words(plan: Plan) -> tuple[str, ...]:
-    """Say which calls each variant of a plan is for: `up to 704 queries and keys`, `beyond that`."""
-    *limits, _ = plan.limits
-    return (*(f"up to {limit:,} queries and keys" for limit in limits), "beyond that" if limits else "always")
 
 
 def _fact_names(plan: Plan) -> Iterator[str]:

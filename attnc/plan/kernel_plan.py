@@ -141,6 +141,11 @@ class Plan:
         """The longest sequences that each of `variants` is for; None for no limit."""
         return (*(one.limit for one in self.short), None)
 
+    @property
+    def ranges(self) -> tuple[str, ...]:
+        """Which calls each of `variants` is for, in words: `up to 704 queries and keys`, `beyond that`."""
+        return (*(f"up to {one.limit:,} queries and keys" for one in self.short), "beyond that" if self.short else "")
+
     def at(self, length: int) -> Plan:
         """Return the variant that computes calls whose queries or keys, whichever are more, are so many."""
         pairs = zip(self.variants, self.limits, strict=True)

@@ -14,7 +14,6 @@ from attnc.diagnostics import CompileError
 from attnc.ir.show import show
 from attnc.plan.kernel_plan import Plan
 from attnc.plan.lengths import MOST_SHORT
-from attnc.stage_text import variant_words
 from attnc.verify.kernels import KernelsUnavailable, KernelWorker
 from attnc.verify.outcome import Mismatch, Outcome
 from attnc.verify.programs import check_companions, check_gradients, check_outputs, check_scale
@@ -73,8 +72,7 @@ def variants(compiled: Compiled, params: Mapping[str, Any]) -> Iterator[Variant]
 
 
 def _by_length(compiled: Compiled, plan: Plan, module: ModuleType, params: Mapping[str, Any]) -> Iterator[Variant]:
-    named = variant_words(plan) if plan.short else ("",)
-    for number, (words, one) in enumerate(zip(named, plan.variants, strict=True)):
+    for number, (words, one) in enumerate(zip(plan.ranges, plan.variants, strict=True)):
         own = import_compiled(replace(compiled, plans=(one,))) if number else module
         yield Variant(compiled, one, own, params, number, words)
 

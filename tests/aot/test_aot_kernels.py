@@ -16,13 +16,16 @@ HEAD_SIZES = (64, 128, 256)
 COMPILE = """
 import importlib.util, json, sys
 import torch
-from attnc.codegen.launch_view import launch_view
+from attnc.codegen.launch_view import launch_views
 from attnc.codegen.render import render_module
 from attnc.plan.choose import plan_attention
 from attnc.runtime.aot import compile_kernels
 from attnc.sema.check import check_program
 from attnc.source import SourceFile
 from attnc.syntax.parse import parse_source
+
+def kernels_of(plan):
+    return [kernel for launch in launch_views(plan) for kernel in launch.written]
 
 pattern, folder, targets, head_sizes, dtypes = json.loads(sys.argv[1])
 source = SourceFile(pattern, open(pattern).read())
@@ -38,7 +41,7 @@ for plan in plans:
         for size in head_sizes:
             for dtype in dtypes:
                 reports = compile_kernels(module, target, getattr(torch, dtype), size, name=plan.attention.name)
-                for report, kernel in zip(reports, launch_view(plan).kernels, strict=True):
+                for report, kernel in zip(reports, kernels_of(plan), strict=True):
                     fields = ("registers", "spills", "shared", "shared_limit", "matrix_instructions", "dtype", "target")
                     row = {"name": report.kernel, "head_size": size, **{f: getattr(report, f) for f in fields}}
                     row["gathered"] = any(loop.order is not None for loop in kernel.loops)

@@ -132,7 +132,7 @@ def layout_plan(text):
 )
 @pytest.mark.parametrize("length", [1, 700, 2048])
 def test_passes_are_drawn_in_their_own_order(text, length):
-    plan = layout_plan(text)
+    plan = layout_plan(text).at(length)
     panels = make_layout_panels(plan, length, heads=4, head=2)
     assert len(panels) == len(plan.passes)
     for one, panel in zip(plan.passes, panels, strict=True):

@@ -9,7 +9,7 @@ from pathlib import Path
 import jinja2
 import torch
 
-from attnc.codegen.launch_view import launch_view
+from attnc.codegen.launch_view import launch_views
 from attnc.ir.evaluate import Environment, evaluate
 from attnc.ir.nodes import SizeName
 from attnc.ir.program import NormalizeKind
@@ -47,7 +47,7 @@ def render_kernel(plan):
         trim_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template("launcher.py.jinja").render(launch=launch_view(plan))
+    return environment.get_template("launcher.py.jinja").render(launch=launch_views(plan)[0])
 
 
 def load_kernel(plan):

@@ -29,7 +29,7 @@ from attnc.algebra.proofs import prove_facts
 from attnc.algebra.scoring import derive_scoring
 from attnc.algebra.simplify import simplify_attention
 from attnc.algebra.table_proofs import mark_reads
-from attnc.codegen.launch_view import launch_view
+from attnc.codegen.launch_view import launch_views
 from attnc.codegen.sweeps import sweeps_of
 from attnc.diagnostics import InternalError
 from attnc.ir.nodes import TRUE, And, Binary, BinaryOp, Const, Index, IndexName, Unary, UnaryOp
@@ -290,9 +290,9 @@ def test_large_positions_do_not_leave_32_bits():
 
 
 def test_passes_with_one_order_of_queries_share_a_kernel():
-    assert len(launch_view(named_plan("fixed")[0]).kernels) == 1
-    assert len(launch_view(split_plan(PLANS["two classes"])).kernels) == 1
-    assert [kernel.function for kernel in launch_view(split_plan(PLANS["all three"])).kernels] == [
+    assert len(launch_views(named_plan("fixed")[0])[0].kernels) == 1
+    assert len(launch_views(split_plan(PLANS["two classes"]))[0].kernels) == 1
+    assert [kernel.function for kernel in launch_views(split_plan(PLANS["all three"]))[0].kernels] == [
         "_foo_rows_kernel",
         "_foo_residue_4_kernel",
         "_foo_kernel",
@@ -321,7 +321,7 @@ def test_layouts_that_no_kernel_can_count_are_refused():
     for layout in (residue(2**30), Layout(IDENTITY, residue(4).key), Layout(residue(4, 1).key, IDENTITY)):
         passes = (replace(plan.passes[0], layout=layout),)
         with pytest.raises(InternalError):
-            launch_view(replace(plan, passes=passes))
+            launch_views(replace(plan, passes=passes))
 
 
 def names_in(function, context):

@@ -16,9 +16,9 @@ from attnc.ir.nodes import Index, IndexName
 from attnc.ir.program import Attention, Tensor
 from attnc.ir.show import show
 from attnc.ir.types import Type
-from attnc.plan.choose import DENSE
 from attnc.plan.cost import estimate_pass
 from attnc.plan.kernel_plan import Pass, Plan
+from attnc.plan.weighing import DENSE
 
 RUN_SIZE = 4
 """Bytes of an element of the bounds of runs: int32."""

@@ -10,9 +10,9 @@ from attnc.algebra.summaries import BlockExtreme
 from attnc.explanation import Explanation
 from attnc.explanation_plan import Costs, Prepass, Weighed, layout_reason
 from attnc.ir.program import NormalizeKind
-from attnc.plan.choose import DENSE
 from attnc.plan.cost import TILE
 from attnc.plan.kernel_plan import Plan
+from attnc.plan.weighing import DENSE
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

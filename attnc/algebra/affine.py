@@ -60,6 +60,17 @@ FLOAT32_INTEGERS = 2**24
 """Up to here every integer is a float32, so that a comparison of a float with such a number means what it says."""
 
 
+FLIPPED = {
+    BinaryOp.EQ: BinaryOp.EQ,
+    BinaryOp.NE: BinaryOp.NE,
+    BinaryOp.LT: BinaryOp.GT,
+    BinaryOp.LE: BinaryOp.GE,
+    BinaryOp.GT: BinaryOp.LT,
+    BinaryOp.GE: BinaryOp.LE,
+}
+"""What a comparison is with its sides exchanged."""
+
+
 @dataclass(slots=True)
 class Translator:
     """Turns expressions of one attention into sets over `[i, j]`: numbers of queries and keys in the layout's order.
@@ -237,6 +248,9 @@ class Translator:
             return self._floats_compared(op, left, right)
         if left == right:
             return self._everything(op in (BinaryOp.EQ, BinaryOp.LE, BinaryOp.GE))
+        blocks = self._blocks_compared(op, left, right)
+        if blocks is not None:
+            return exactly(blocks)
         first, second = self.number(left), self.number(right)
         if first is not None and second is not None:
             return exactly(compared(op, first, second))
@@ -248,6 +262,44 @@ class Translator:
             return equal if op is BinaryOp.EQ else equal.negated()
         self._explain(Binary(op, left, right, Type.BOOL))
         return compared_ranges(op, self.range(left), self.range(right), self.universe())
+
+    def _blocks_compared(self, op: BinaryOp, left: Expr, right: Expr) -> isl.Set | None:
+        """Compare the blocks in which a query and a key lie; None where that is not what is compared.
+
+        `i // n == j // n` is `n * (i // n) <= j < n * (i // n) + n`: with one division in place of two, questions about
+        the set take a fraction of the operations.
+        """
+        match left, right:
+            case (
+                Binary(op=BinaryOp.FLOORDIV, left=first, right=Const(value=int() as size)),
+                Binary(op=BinaryOp.FLOORDIV, left=second, right=Const(value=other)),
+            ) if size == other and size > 1:
+                pass
+            case _:
+                return None
+        by_query = [bool(indices(one) & {IndexName.QUERY, IndexName.ROW}) for one in (first, second)]
+        if by_query == [False, True]:
+            return self._blocks_compared(FLIPPED[op], right, left)
+        query, key = self.number(left), self.number(second)
+        if by_query != [True, False] or query is None or key is None:
+            return None
+        start = query.scale_val(isl.Val.int_from_si(self.context, size))
+        stop = start.add(self.constant(size))
+        match op:
+            case BinaryOp.EQ:
+                return start.le_set(key).intersect(key.lt_set(stop))
+            case BinaryOp.NE:
+                return key.lt_set(start).union(key.ge_set(stop))
+            case BinaryOp.LE:
+                return key.ge_set(start)
+            case BinaryOp.LT:
+                return key.ge_set(stop)
+            case BinaryOp.GE:
+                return key.lt_set(stop)
+            case BinaryOp.GT:
+                return key.lt_set(start)
+            case _:
+                return None
 
     def _equal_ids(self, bounds: RunBounds) -> Truth:
         """Return the keys of the runs of a query tile, by parameters that stand for their bounds."""

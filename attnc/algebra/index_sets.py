@@ -32,8 +32,13 @@ class OutOfBudgetError(Exception):
 
 
 @contextmanager
-def budget(context: isl.Context, operations: int = DEFAULT_OPERATIONS) -> Iterator[None]:
+def budget(context: isl.Context, operations: int = DEFAULT_OPERATIONS, *, counts: bool = True) -> Iterator[None]:
     """Run isl under an operation budget. An inner one has its own count, after which the outer one starts afresh.
+
+    Args:
+        context: of the sets.
+        operations: that may be taken.
+        counts: whether exhausting it says that the mask is a hard one.
 
     Raises:
         OutOfBudgetError: the budget is exhausted. The context stays usable.
@@ -48,7 +53,7 @@ def budget(context: isl.Context, operations: int = DEFAULT_OPERATIONS) -> Iterat
         yield
     except isl.Error:
         # near the limit isl fails in many words (`syntax error` among them), so any error counts as exhaustion
-        if failures is not None:
+        if failures is not None and counts:
             failures[0] += 1
         raise OutOfBudgetError from None
     finally:
@@ -80,10 +85,12 @@ def allowance(context: isl.Context, operations: int = DEFAULT_OPERATIONS) -> Ite
         _most.reset(most)
 
 
-def attempt(context: isl.Context, question: Callable[[], T], operations: int = DEFAULT_OPERATIONS) -> T | None:
-    """Answer a question under a budget, or None where it is exhausted."""
+def attempt(
+    context: isl.Context, question: Callable[[], T], operations: int = DEFAULT_OPERATIONS, *, counts: bool = True
+) -> T | None:
+    """Answer a question under a budget, or None where it is exhausted; see `budget`."""
     try:
-        with budget(context, operations):
+        with budget(context, operations, counts=counts):
             return question()
     except OutOfBudgetError:
         return None

@@ -39,7 +39,7 @@ from attnc.ir.nodes import (
     Where,
 )
 from attnc.ir.types import Type
-from attnc.ir.walk import substitute
+from attnc.ir.walk import substitute, walk
 
 _Connective = And | Or
 
@@ -169,6 +169,21 @@ def _where_merged(node: Where) -> Expr | None:
     return None
 
 
+def _where_known(node: And) -> Expr | None:
+    known = {atom_key(operand): True for operand in node.operands}
+    known |= {key: False for operand in node.operands if (key := negated_key(operand)) is not None}
+    for position, operand in enumerate(node.operands):
+        for inner in walk(operand):
+            if not isinstance(inner, Where) or any(isinstance(part, Bound) for part in walk(inner.condition)):
+                continue  # a quantifier's variable may be another one of the same name
+            holds = known.get(atom_key(inner.condition))
+            if holds is not None:
+                chosen = inner.then if holds else inner.otherwise
+                changed = substitute(operand, {inner: chosen})
+                return replace(node, operands=(*node.operands[:position], changed, *node.operands[position + 1 :]))
+    return None
+
+
 def _short_quantifier(node: Quantifier) -> Expr | None:
     if node.count == 1:
         return substitute(node.body, {Bound(node.variable): Const(0, Type.INT)})
@@ -228,6 +243,8 @@ BOOL_RULES = (
     Rule("where-of-negation", "where(not c, x, y) -> where(c, y, x)", (Where,), _where_of_negation),
     # where(c, where(c, x, y), z) -> where(c, x, z)
     Rule("where-repeated", "where(c, where(c, x, y), z) -> where(c, x, z)", (Where,), _where_repeated),
+    # c and f(where(c, x, y)) -> c and f(x);  not c and f(where(c, x, y)) -> not c and f(y)
+    Rule("where-known", "c and f(where(c, x, y)) -> c and f(x)", (And,), _where_known),
     # where(c, where(d, x, y), y) -> where(c and d, x, y)
     Rule("where-merged", "where(c, where(d, x, y), y) -> where(c and d, x, y)", (Where,), _where_merged),
     # any(t < 0, a) -> false;  any(t < 1, a[t]) -> a[0]

@@ -6,8 +6,10 @@ that the kernel evaluates. See `key_intervals` for the contract, and docs/archit
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import partial
 
 import islpy as isl
 
@@ -53,10 +55,17 @@ from attnc.ir.nodes import (
 )
 from attnc.ir.program import Attention
 from attnc.ir.types import Type
-from attnc.ir.walk import walk
+from attnc.ir.walk import indices, walk
 
 RELAXED = "operation budget: bounds are those of a part of the mask's conditions"
 OUT_OF_BUDGET = "operation budget: the mask is tested everywhere"
+
+VISITED_OPERATIONS = 10_000
+"""What leaving out the keys of an earlier range may take."""
+
+MANY_DIVISIONS, MANY_DIVISIONS_TOIL = 3, 4
+"""From so many divisions in one piece of a mask on, a question gets as many times fewer operations: each takes several
+times as long, and what 50,000 of them do not answer, 200,000 did not either for any such mask that was tried."""
 
 _ZERO = Const(0, Type.INT)
 _ONE = Const(1, Type.INT)
@@ -117,17 +126,21 @@ def derive_tiles(
     """
     if layout.is_grid:
         translator = new_translator(attention, new_context())
-        with allowance(translator.context, operations):
-            return derive_boxes(attention, translator, layout, key_tile)
+        with allowance(translator.context, operations) as exhausted:
+            tiles = derive_boxes(attention, translator, layout, key_tile)
+        return replace(tiles, unfinished=exhausted[0] > 0)
     translator = new_translator(attention, new_context(), layout)
     if summaries:
         translator.summaries = Summaries.of(attention)
     try:
-        with allowance(translator.context, operations) as exhausted:
-            tiles = _Derivation.of(attention, translator, query_tile, key_tile).tiles()
-            return replace(tiles, unfinished=exhausted[0] > 0)
+        with allowance(translator.context, operations) as first:
+            derivation = _Derivation.of(attention, translator, query_tile, key_tile)
+        with allowance(translator.context, operations // derivation.toil) as second:
+            tiles = derivation.tiles()
+        return replace(tiles, unfinished=first[0] + second[0] > 0)
     except OutOfBudgetError:
         relaxed = _relaxed(attention.mask)
+        summaries = summaries and bool(translator.runs)
         if summaries or relaxed is not None:
             mask = attention.mask if relaxed is None else relaxed
             known = replace(attention, mask=mask)
@@ -150,7 +163,7 @@ def _relaxed(mask: Expr) -> Expr | None:
 
 
 def _is_hard(node: Expr) -> bool:
-    return isinstance(node, Binary) and node.op in (BinaryOp.MOD, BinaryOp.FLOORDIV)
+    return isinstance(node, Binary) and node.op in (BinaryOp.MOD, BinaryOp.FLOORDIV) and bool(indices(node.left))
 
 
 def _tested(tiles: TileSets, mask: Expr) -> TileSets:
@@ -215,6 +228,12 @@ class _Derivation:
         limits, summaries = TileLimits(query_tile, key_tile), translator.summaries.allowed
         extents = TileExtents.of(attention, limits, summaries=summaries)
         return cls(attention.mask, translator, domain, writer, truth, extents, query_tile, key_tile, notes)
+
+    @property
+    def toil(self) -> int:
+        """How many times as long isl's operations take: with many divisions they are on large matrices."""
+        divisions = max((part.dim(isl.dim_type.div) for part in self.truth.may.get_basic_sets()), default=0)
+        return MANY_DIVISIONS_TOIL if divisions >= MANY_DIVISIONS else 1
 
     def tiles(self) -> TileSets:
         stretches = StretchFinder.of(self.domain, self.writer, self.truth.must, self.translator)
@@ -383,17 +402,22 @@ class _Derivation:
         return not empty(allowed.intersect(self.domain.rows).intersect(past))
 
     def _visited(self, piece: _Range, earlier: list[_Range]) -> isl.Set:
-        """Return rows and keys of the tiles that a range can visit, whatever the tile sizes up to the largest."""
-        margin = self.key_tile - 1
+        """Return rows and keys of the tiles that a range can visit, whatever the tile sizes up to the largest.
+
+        Where it is too hard to say, there are more of them: then more is tested.
+        """
+        margin, context = self.key_tile - 1, self.translator.context
         start_margin = 0 if piece.start_up else margin
         pairs = self._query_rows()
         pairs = pairs.intersect_params(piece.stop.value.pos_set())  # a range that stops at 0 visits nothing
         pairs = pairs.intersect(self._keys_from(piece.start.value, start_margin))
         pairs = pairs.intersect(self._keys_up_to(piece.stop.value, margin if piece.stop_up else 0))
         for before in earlier:
-            pairs = pairs.intersect(self._keys_from(before.start.value, 0 if before.start_up else margin))
-            pairs = pairs.intersect(self._keys_from(before.stop.value, 0 if before.stop_up else margin))
-        return attempt(self.translator.context, pairs.coalesce) or pairs
+            for bound, up in ((before.start, before.start_up), (before.stop, before.stop_up)):
+                later = partial(self._keys_from, bound.value, 0 if up else margin)
+                question = partial(_intersected, pairs, later)
+                pairs = attempt(context, question, VISITED_OPERATIONS, counts=False) or pairs
+        return attempt(context, pairs.coalesce) or pairs
 
     def _query_rows(self) -> isl.Set:
         short = isl.Set.read_from_str(
@@ -406,6 +430,10 @@ class _Derivation:
 
     def _keys_up_to(self, bound: isl.PwAff, margin: int) -> isl.Set:
         return self.translator.key().lt_set(_shifted(bound, margin).insert_domain(self.domain.pairs.get_space()))
+
+
+def _intersected(points: isl.Set, others: Callable[[], isl.Set]) -> isl.Set:
+    return points.intersect(others())
 
 
 def _within(truth: Truth, domain: isl.Set) -> Truth:

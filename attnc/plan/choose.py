@@ -8,9 +8,7 @@ from itertools import islice
 
 from attnc.algebra.assertions import check_assertions
 from attnc.algebra.congruences import PairSet
-from attnc.algebra.counting import bounds_read, count_pairs
 from attnc.algebra.facts import Facts
-from attnc.algebra.index_sets import DEFAULT_OPERATIONS
 from attnc.algebra.proofs import prove_facts
 from attnc.algebra.scoring import derive_scoring
 from attnc.algebra.simplify import simplify_attention
@@ -19,11 +17,11 @@ from attnc.algebra.tiles import derive_tiles
 from attnc.diagnostics import CompileError, Diagnostic, InternalError, Label
 from attnc.ir.nodes import Score
 from attnc.ir.program import AlignKind, Attention, NormalizeKind
-from attnc.plan.cost import estimate_passes
 from attnc.plan.kernel_plan import Choice, Form, Library, Pass, Plan, Scoring, Short
 from attnc.plan.lengths import cheapest_by_length
 from attnc.plan.overrides import alternatives
 from attnc.plan.split import Part, decompositions
+from attnc.plan.weighing import DENSE, GOOD, Weigher, make_passes
 from attnc.source import Span
 
 LENGTH = 8192
@@ -31,15 +29,6 @@ LENGTH = 8192
 
 MOST_CHOICES = 8
 """So many ways to compute a mask are weighed."""
-
-OPERATIONS = 30_000
-"""What a question about a part of a mask may take; one that takes more is no good part."""
-
-COUNTED = 100_000
-"""What counting the pairs of one head may take; a mask that takes more has no known density."""
-
-DENSE = 1.3
-"""A plan that computes so many pairs for each allowed one is not worth improving."""
 
 
 def plan_attention(attention: Attention, *, length: int = LENGTH) -> Plan:
@@ -75,7 +64,7 @@ def plan_attention(attention: Attention, *, length: int = LENGTH) -> Plan:
 
 def _chosen(plan: Plan) -> Plan:
     """Take the cheapest of the choices."""
-    return _with_proof(replace(plan, passes=_refined(plan.attention, plan.choices[0].passes)))
+    return _with_proof(replace(plan, passes=plan.choices[0].passes))
 
 
 def _short(plan: Plan) -> tuple[Short, ...]:
@@ -85,13 +74,6 @@ def _short(plan: Plan) -> tuple[Short, ...]:
         chosen = _chosen(replace(plan, choices=choices))
         found.append(Short(limit, chosen.passes, choices, chosen.proven_disjoint))
     return tuple(found)
-
-
-def _refined(attention: Attention, passes: tuple[Pass, ...]) -> tuple[Pass, ...]:
-    """Derive tiles again, with a full budget, where a small one may not have been enough."""
-    if (len(passes) == 1 and passes[0].layout.is_plain) or all(one.tiles.exact for one in passes):
-        return passes
-    return make_passes(attention, ((one.mask, one.layout) for one in passes))
 
 
 def _with_proof(plan: Plan) -> Plan:
@@ -115,42 +97,26 @@ def choose_passes(attention: Attention, length: int = LENGTH) -> tuple[Choice, .
     Raises:
         CompileError: a `decompose` statement does not fit the mask.
     """
-    weighed: list[Choice] = []
+    weigher = Weigher(attention, length)
     asked = alternatives(attention)
-    enough = None
-    for parts in islice(decompositions(attention) if asked is None else asked, MOST_CHOICES):
-        passes = make_passes(attention, parts, operations=OPERATIONS if weighed else DEFAULT_OPERATIONS)
-        estimate = estimate_passes(attention, passes, length)
-        weighed.append(Choice(passes, estimate.cost))
-        if asked is not None or any(bounds_read(one.tiles) for one in passes):
-            continue
-        if enough is None:
-            enough = DENSE * (count_pairs(attention, length, length, operations=COUNTED) or 0)
-        if estimate.computed <= enough:
-            break
-    return tuple(sorted(weighed, key=lambda choice: choice.cost))
+    if asked is not None:
+        choices = [weigher.with_effort(weigher.weigh(parts)) for parts in islice(asked, MOST_CHOICES)]
+        return tuple(sorted(choices, key=lambda choice: choice.cost))
+    ways = islice(decompositions(attention), MOST_CHOICES)
+    weighed = [weigher.first(next(ways))]
+    while not weigher.is_within(weighed[-1].passes, DENSE) and (parts := next(ways, None)) is not None:
+        weighed.append(weigher.weigh(parts))
+    return tuple(_revised(weigher, weighed))
 
 
-def make_passes(
-    attention: Attention, parts: Iterable[Part], *, operations: int = DEFAULT_OPERATIONS
-) -> tuple[Pass, ...]:
-    """Derive the tiles of each part of a mask in a layout of its own.
-
-    Args:
-        attention: simplified.
-        parts: disjoint masks that together are the attention's, each with the layout of its pass. The layout's
-            positions hold every pair of the mask.
-        operations: see `derive_tiles`.
-    """
-    return tuple(
-        Pass(
-            Form.SOFTMAX,
-            mask,
-            derive_tiles(replace(attention, mask=mask), layout=layout, operations=operations, summaries=True),
-            layout,
-        )
-        for mask, layout in parts
-    )
+def _revised(weigher: Weigher, weighed: list[Choice]) -> list[Choice]:
+    """Sort choices by cost, and derive those with more effort that are or may be the cheapest one."""
+    plain, *others = weighed
+    best = min(weighed, key=lambda choice: choice.cost)
+    if best is not plain and not weigher.is_within(best.passes, GOOD):
+        plain = weigher.with_effort(plain)
+    ordered = sorted([plain, *others], key=lambda choice: choice.cost)
+    return sorted([weigher.with_effort(ordered[0]), *ordered[1:]], key=lambda choice: choice.cost)
 
 
 def with_passes(plan: Plan, parts: Iterable[Part]) -> Plan:

@@ -24,7 +24,8 @@ MOST_DENSE = 0.75
 def candidate_layouts(pairs: PairSet, mask: Expr) -> tuple[Layout, ...]:
     """Return layouts other than the plain one whose positions hold every pair of a mask.
 
-    Residue classes come with the longest period first. Runs are the shortest ones for queries, for keys and for both.
+    Those that can hold the fewest pairs come first. Residue classes are those of the longest periods. Runs are the
+    shortest ones for queries, for keys and for both.
     The last one may be a grid.
     """
     periods = _periods(mask)
@@ -38,7 +39,16 @@ def candidate_layouts(pairs: PairSet, mask: Expr) -> tuple[Layout, ...]:
     for layout in (Layout(IDENTITY, keys), Layout(queries, IDENTITY), Layout(queries, keys), grid):
         if layout is not None and layout not in found and layout != PLAIN:
             found.append(layout)
-    return tuple(found)
+    return tuple(sorted(found, key=_share))
+
+
+def _share(layout: Layout) -> float:
+    """Return which share of all pairs a layout can hold: of many pairs in few positions, the tiles are full."""
+    if layout.is_grid:
+        return math.inf  # it holds all of them, and comes last
+    if layout.classes > 1:
+        return 1 / layout.classes
+    return math.prod(one.length / one.period for one in (layout.query, layout.key))
 
 
 def _shortest_runs(pairs: PairSet, mask: Expr, index: Index, periods: tuple[int, ...]) -> CoordinateMap:

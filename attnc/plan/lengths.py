@@ -23,6 +23,9 @@ MOST_SHORT = 2
 """So many ways besides that for long sequences a plan has; those for the shortest ones are left out first. The one for
 long sequences is not taken up again below another: there, little is to be won."""
 
+MOST_COMPARED = 3
+"""So many of the choices that are the cheapest for long sequences are compared for shorter ones, and plain order."""
+
 Shorter = tuple[int, tuple[Choice, ...]]
 """A limit, and the choices with what they cost there: the one to take first, the others by rising cost."""
 
@@ -35,7 +38,8 @@ def cheapest_by_length(attention: Attention, choices: Sequence[Choice], length: 
         choices: the one for sequences of `length` first.
         length: the longest that is asked for.
     """
-    costs = _Costs(attention, choices)
+    plain = (choice for choice in choices[MOST_COMPARED:] if all(one.layout.is_plain for one in choice.passes))
+    costs = _Costs(attention, (*choices[:MOST_COMPARED], *plain))
     found: list[Shorter] = []
     current, above = 0, length
     for here in reversed([SHORTEST << power for power in range((length // SHORTEST).bit_length())]):

@@ -22,6 +22,9 @@ MOST_OPERANDS = 12
 MOST_HOLES = 1
 """A part that excludes more congruences than this is as sparse as what it was taken from."""
 
+MOST_APART = 4
+"""Up to so many disjuncts in plain order are computed one after the other; with more, programs walk too many loops."""
+
 MOST_LAYOUTS = 3
 """Layouts besides the plain one that the parts of one mask may have."""
 
@@ -36,11 +39,24 @@ def decompositions(attention: Attention) -> Iterator[tuple[Part, ...]]:
     yield from (((attention.mask, layout),) for layout in candidate_layouts(pairs, attention.mask))
     for disjuncts in _disjunctions(attention.mask):
         groups = _grouped(pairs, disjuncts)
+        yield from _apart(pairs, groups)
         for parts in _choices(groups):
             for order in (parts, parts[::-1]):
                 found = _disjoint(pairs, order)
                 if len(found) > 1 and all(_holes(mask) <= MOST_HOLES for mask, _ in found):
                     yield found
+
+
+def _apart(pairs: PairSet, groups: dict[Layout, list[Expr]]) -> Iterator[tuple[Part, ...]]:
+    """Yield every disjunct by itself, where several are in plain order.
+
+    One interval list for all of them has to cover what lies between, or is more than the budget allows; lists of their
+    own are walked in one kernel.
+    """
+    if 1 < len(groups[PLAIN]) <= MOST_APART:
+        found = _disjoint(pairs, [(one, layout) for layout, disjuncts in groups.items() for one in disjuncts])
+        if len(found) > 1 and all(_holes(mask) <= MOST_HOLES for mask, _ in found):
+            yield found
 
 
 def split_by(attention: Attention, condition: Expr) -> tuple[Expr, Expr]:

@@ -104,7 +104,9 @@ def choose_passes(attention: Attention, length: int = LENGTH) -> tuple[Choice, .
         return tuple(sorted(choices, key=lambda choice: choice.cost))
     ways = islice(decompositions(attention), MOST_CHOICES)
     weighed = [weigher.first(next(ways))]
-    while not weigher.is_within(weighed[-1].passes, DENSE) and (parts := next(ways, None)) is not None:
+    for parts in ways:
+        if weigher.is_spent or weigher.is_within(weighed[-1].passes, DENSE):
+            break
         weighed.append(weigher.weigh(parts))
     return tuple(_revised(weigher, weighed))
 

@@ -22,7 +22,7 @@ QUICK = 30_000
 """What a question about a whole mask with remainders or quotients may take at first: its parts are often simpler."""
 
 MOST_HARD = 2
-"""After so many interval lists that a budget has cut short, others get little and none gets more: planning ends."""
+"""After so many interval lists that a budget has cut short, the best of what was found is taken."""
 
 COUNTED = 1_000_000
 """What counting the pairs of one head may take; a mask that takes more has no known density."""
@@ -31,7 +31,7 @@ DENSE = 1.3
 """A plan that computes so many pairs for each allowed one is not worth improving."""
 
 GOOD = 2.5
-"""Passes that compute no more pairs for each allowed one are not derived again with more effort."""
+"""Where passes compute no more pairs for each allowed one, the whole mask is not looked at again with more effort."""
 
 
 @dataclass(slots=True)
@@ -59,8 +59,13 @@ class Weigher:
         listed = tuple(parts)
         for part in listed:
             if part not in self._passes:
-                self._passes[part] = self._derived(part, QUICK if self._hard >= MOST_HARD else operations)
+                self._passes[part] = self._derived(part, QUICK if self.is_spent else operations)
         return self._priced(tuple(self._passes[part] for part in listed))
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether so much was too hard that it is time to choose."""
+        return self._hard >= MOST_HARD
 
     def first(self, parts: tuple[Part, ...]) -> Choice:
         """Weigh the whole mask in plain order, of which much may be too hard."""
@@ -69,7 +74,7 @@ class Weigher:
         )
 
     def with_effort(self, choice: Choice) -> Choice:
-        """Derive passes again where an exhausted budget made them wasteful, and price them anew."""
+        """Derive passes again that an exhausted budget has cut short, and price them anew."""
         better = tuple(self._improved(one) for one in choice.passes)
         return choice if better == choice.passes else self._priced(better)
 
@@ -83,7 +88,7 @@ class Weigher:
         return None not in counts and computed <= most * allowed
 
     def _improved(self, one: Pass) -> Pass:
-        if self._hard >= MOST_HARD or not _is_cut_short(one) or self.is_within((one,), GOOD):
+        if self.is_spent or not _is_cut_short(one):
             return one
         return self._derived((one.mask, one.layout), DEFAULT_OPERATIONS)
 

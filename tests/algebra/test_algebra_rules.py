@@ -149,6 +149,11 @@ EXAMPLES = {
         (where(P, where(P, X, Y), S), "where(j < i, x, s)"),
         (where(P, X, where(P, Y, S)), "where(j < i, x, s)"),
     ],
+    "where-known": [
+        (And((P, compare("<", where(P, X, Y), S))), "j < i and x < s"),
+        (And((invert(P), compare("<", where(P, X, Y), S))), "j >= i and y < s"),
+        (And((compare(">", I, J), Q, compare("<", add(where(P, X, Y), where(P, Y, S)), S))), None),
+    ],
     "where-merged": [
         (where(P, where(Q, X, Y), Y), "where(j < i and keep[b, j], x, y)"),
         (where(P, X, where(Q, X, Y)), "where(j < i or keep[b, j], x, y)"),

@@ -1,7 +1,7 @@
 """Which plan serves which length."""
 
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +9,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "algebra"))
 from brief_ir import attention
 
+from attnc.algebra.coordinates import PLAIN, Layout
 from attnc.ir.program import Deferred
 from attnc.plan.choose import choose_passes, plan_attention
 from attnc.plan.cost import estimate_passes
@@ -86,23 +87,31 @@ def test_what_is_asked_for_holds_for_every_length():
 def test_there_are_few_variants_and_the_crossovers_are_found(monkeypatch):
     """Costs that are lines: `a + b * length`, each the least over some lengths."""
     lines = {0: (3000.0, 1.0), 1: (1000.0, 3.0), 2: (100.0, 7.0), 3: (1.0, 40.0)}
-    choices = [Choice((number,), 0.0) for number in lines]
+    choices = [Choice((Numbered(number),), 0.0) for number in lines]
 
     class Found:
         def __init__(self, cost):
             self.cost = cost
 
     def estimate(_, passes, length):
-        start, slope = lines[passes[0]]
+        start, slope = lines[passes[0].number]
         return Found(start + slope * length)
 
     monkeypatch.setattr("attnc.plan.lengths.estimate_passes", estimate)
     found = cheapest_by_length(attention("True"), choices, 8192)
     assert len(found) == MOST_SHORT
     assert [limit for limit, _ in found] == [192, 960]
-    assert [kept[0].passes for _, kept in found] == [(2,), (1,)]
+    assert [kept[0].passes[0].number for _, kept in found] == [2, 1]
     assert [choice.cost for choice in found[1][1]] == [1000 + 3 * 960, 3000 + 960, 100 + 7 * 960, 1 + 40 * 960]
     assert cheapest_by_length(attention("True"), choices[:1], 8192) == ()
+
+
+@dataclass(frozen=True)
+class Numbered:
+    """Stands for a pass."""
+
+    number: int
+    layout: Layout = PLAIN
 
 
 @pytest.mark.parametrize("length", [64, 100, 1000])

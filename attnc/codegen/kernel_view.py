@@ -54,6 +54,8 @@ from attnc.plan.kernel_plan import Plan
 LOG2_E = math.log2(math.e)
 HEAVY_WORK = 6
 """Operations on pairs beyond which a kernel gets smaller tiles: kernels of the examples spill from there on."""
+MOST_LOOPS = 5
+"""Loops over keys beyond which a kernel gets smaller tiles: one with seven spills without."""
 _REAL_KEY = Binary(BinaryOp.LT, Index(IndexName.KEY), Size(SizeName.KEYS), Type.BOOL)
 
 
@@ -160,8 +162,9 @@ def kernel_view(plan: Plan, sweep: Sweep | None = None, *, variant: str = "") ->
     careful_order = orders.get(walked.pop()) if len(walked) == 1 else None
     careful = _write_careful(writer, sweep, weighing)
     used = _close(writer, loops, careful, rows, careful_order)
-    # Sums of earlier kernels take registers as much arithmetic does.
-    heavy, gathered = _is_heavy(sweep, weighing) or bool(sweep.before), any(loop.order is not None for loop in loops)
+    # Sums of earlier kernels take registers as much arithmetic does, and so do many loops.
+    heavy = _is_heavy(sweep, weighing) or bool(sweep.before) or len(loops) > MOST_LOOPS
+    gathered = any(loop.order is not None for loop in loops)
     defaults = tile_rows(sweep.query_tile, sweep.key_tile, heavy=heavy, gathered=gathered)
     values = _parameters(attention, used, tables, sweep, careful=careful is not None)
     stem = "_".join(part for part in (attention.name, variant, sweep.label) if part)

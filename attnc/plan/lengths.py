@@ -13,8 +13,11 @@ from attnc.ir.program import Attention
 from attnc.plan.cost import estimate_passes
 from attnc.plan.kernel_plan import Choice
 
-SHORTEST = 64
-"""Length from which costs are compared; a limit is a multiple of it."""
+SHORTEST = 128
+"""Length from which costs are compared: of shorter sequences a tile or two are all there is."""
+
+STEP = 64
+"""A limit is a multiple of it."""
 
 WORTH = 0.9
 """Another way is worth its code where it costs less than this share of what the one for long sequences costs."""
@@ -55,8 +58,8 @@ def cheapest_by_length(attention: Attention, choices: Sequence[Choice], length: 
 def _crossover(costs: _Costs, pair: tuple[int, int], low: int, high: int) -> int:
     """Return about the longest sequence for which the first of two choices is the cheaper one: so it is at `low`."""
     best, other = pair
-    while high - low > SHORTEST:
-        middle = (low + high) // 2 // SHORTEST * SHORTEST
+    while high - low > STEP:
+        middle = (low + high) // 2 // STEP * STEP
         if costs.of(best, middle) < costs.of(other, middle):
             low = middle
         else:

@@ -21,6 +21,12 @@ from attnc.ir.walk import substitute
 
 NOTE = "the box of keys around a tile of queries may hold keys that none of them sees"
 
+OPERATIONS = 60_000
+"""What finding out how far a mask reaches along one axis may take; many axes are asked for, most of them in vain."""
+
+MOST_FAILED = 6
+"""After so many axes for which that was too little, no other one is tried."""
+
 MOST_KEYS = 64
 """Keys of a tile."""
 
@@ -41,12 +47,17 @@ class Reaches:
     pairs: PairSet
     mask: Expr
     _found: dict[tuple[int, int], Side] = field(default_factory=dict)
+    _failed: list[tuple[int, int]] = field(default_factory=list)
 
     def side(self, stride: int, extent: int) -> Side:
         """Return how far boxes must reach along an axis; `Side(None, None)` where that is too hard to find."""
         if (stride, extent) not in self._found:
             context = self.pairs.translator.context
-            found = attempt(context, lambda: self._side(stride, extent))
+            found = None
+            if len(self._failed) < MOST_FAILED:
+                found = attempt(context, lambda: self._side(stride, extent), OPERATIONS)
+            if found is None:
+                self._failed.append((stride, extent))
             self._found[stride, extent] = found or Side(None, None)
         return self._found[stride, extent]
 

@@ -12,6 +12,7 @@ from attnc.algebra.affine import Translator
 from attnc.algebra.domains import new_translator, whole_domain
 from attnc.algebra.index_sets import OutOfBudgetError, allowance, attempt, new_context
 from attnc.algebra.residuals import Residuals
+from attnc.algebra.stretches import row_contiguous
 from attnc.ir.nodes import And, Binary, BinaryOp, Const, Expr, Index, IndexName, Or, Unary, UnaryOp
 from attnc.ir.program import Attention
 from attnc.ir.types import Type
@@ -58,6 +59,11 @@ class PairSet:
         """Tell whether a mask is proven to allow no pair."""
         pairs = self.pairs(mask)
         return pairs is not None and bool(pairs.is_empty())
+
+    def contiguous(self, mask: Expr) -> bool:
+        """Tell whether the keys of each query are proven to be one stretch."""
+        pairs = self.pairs(mask)
+        return pairs is not None and bool(attempt(self.translator.context, lambda: row_contiguous(pairs), OPERATIONS))
 
     def without(self, mask: Expr, others: tuple[Expr, ...]) -> Expr:
         """Return a mask less what other masks allow, written with as few of their conditions as are needed."""

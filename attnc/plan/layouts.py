@@ -7,7 +7,7 @@ from itertools import combinations
 
 from attnc.algebra.congruences import KEY, QUERY, PairSet
 from attnc.algebra.coordinates import IDENTITY, PLAIN, CoordinateMap, Layout, residue, runs
-from attnc.ir.nodes import Binary, BinaryOp, Const, Expr, Index
+from attnc.ir.nodes import And, Binary, BinaryOp, Const, Expr, Index, Or
 from attnc.ir.walk import walk
 from attnc.plan.grids import grid_layout
 
@@ -16,6 +16,9 @@ MOST_PERIODS = 24
 
 LONGEST_PERIOD = 1 << 20
 """Longer periods than sequences are no use."""
+
+SPARSE = 1 / 8
+"""Where a layout can hold no more of all pairs, they are taken to be dense in it."""
 
 MOST_DENSE = 0.75
 """Leaving out fewer positions than a quarter is not worth walking them in runs."""
@@ -26,7 +29,7 @@ def candidate_layouts(pairs: PairSet, mask: Expr) -> tuple[Layout, ...]:
 
     Those that can hold the fewest pairs come first. Residue classes are those of the longest periods. Runs are the
     shortest ones for queries, for keys and for both.
-    The last one may be a grid.
+    The last one may be a grid, whose keys are gathered: it is looked for where no other order makes pairs dense.
     """
     periods = _periods(mask)
     found = [
@@ -35,17 +38,22 @@ def candidate_layouts(pairs: PairSet, mask: Expr) -> tuple[Layout, ...]:
         if (ahead := pairs.key_ahead(mask, period)) is not None
     ][:2]
     queries, keys = (_shortest_runs(pairs, mask, index, periods) for index in (QUERY, KEY))
-    grid = grid_layout(pairs, mask)
-    for layout in (Layout(IDENTITY, keys), Layout(queries, IDENTITY), Layout(queries, keys), grid):
-        if layout is not None and layout not in found and layout != PLAIN:
+    for layout in (Layout(IDENTITY, keys), Layout(queries, IDENTITY), Layout(queries, keys)):
+        if layout not in found and layout != PLAIN:
             found.append(layout)
-    return tuple(sorted(found, key=_share))
+    found.sort(key=share)
+    dense = any(share(layout) <= SPARSE for layout in found) or _has_parts(mask) or pairs.contiguous(mask)
+    grid = None if dense else grid_layout(pairs, mask)
+    return tuple(found) if grid is None or grid in found else (*found, grid)
 
 
-def _share(layout: Layout) -> float:
+def _has_parts(mask: Expr) -> bool:
+    """Tell whether a mask is a disjunction, whose parts are looked at by themselves."""
+    return isinstance(mask, Or) or (isinstance(mask, And) and any(isinstance(one, Or) for one in mask.operands))
+
+
+def share(layout: Layout) -> float:
     """Return which share of all pairs a layout can hold: of many pairs in few positions, the tiles are full."""
-    if layout.is_grid:
-        return math.inf  # it holds all of them, and comes last
     if layout.classes > 1:
         return 1 / layout.classes
     return math.prod(one.length / one.period for one in (layout.query, layout.key))

@@ -29,6 +29,9 @@ long sequences is not taken up again below another: there, little is to be won."
 MOST_COMPARED = 3
 """So many of the choices that are the cheapest for long sequences are compared for shorter ones, and plain order."""
 
+HOPELESS = 8
+"""An order other than the plain one that costs so many times as much for long sequences is not compared."""
+
 Shorter = tuple[int, tuple[Choice, ...]]
 """A limit, and the choices with what they cost there: the one to take first, the others by rising cost."""
 
@@ -41,8 +44,9 @@ def cheapest_by_length(attention: Attention, choices: Sequence[Choice], length: 
         choices: the one for sequences of `length` first.
         length: the longest that is asked for.
     """
-    plain = (choice for choice in choices[MOST_COMPARED:] if all(one.layout.is_plain for one in choice.passes))
-    costs = _Costs(attention, (*choices[:MOST_COMPARED], *plain))
+    compared = [choice for choice in choices[:MOST_COMPARED] if choice.cost <= HOPELESS * choices[0].cost]
+    plain = (one for one in choices if one not in compared and all(part.layout.is_plain for part in one.passes))
+    costs = _Costs(attention, (*compared, *plain))
     found: list[Shorter] = []
     current, above = 0, length
     for here in reversed([SHORTEST << power for power in range((length // SHORTEST).bit_length())]):

@@ -21,6 +21,9 @@ OPERATIONS = 100_000
 QUICK = 30_000
 """What a question about a whole mask with remainders or quotients may take at first: its parts are often simpler."""
 
+NEGLIGIBLE = 0.05
+"""A pass that costs no more than this share of all passes is left as it is."""
+
 MOST_HARD = 2
 """After so many interval lists that a budget has cut short, the best of what was found is taken."""
 
@@ -75,7 +78,7 @@ class Weigher:
 
     def with_effort(self, choice: Choice) -> Choice:
         """Derive passes again that an exhausted budget has cut short, and price them anew."""
-        better = tuple(self._improved(one) for one in choice.passes)
+        better = tuple(self._improved(one, NEGLIGIBLE * choice.cost) for one in choice.passes)
         return choice if better == choice.passes else self._priced(better)
 
     def is_within(self, passes: tuple[Pass, ...], most: float) -> bool:
@@ -87,8 +90,9 @@ class Weigher:
         computed = sum(estimate_pass(self.attention, one, self.length).computed for one in passes)
         return None not in counts and computed <= most * allowed
 
-    def _improved(self, one: Pass) -> Pass:
-        if self.is_spent or not _is_cut_short(one):
+    def _improved(self, one: Pass, least: float) -> Pass:
+        """Derive a pass again, if it costs at least so much."""
+        if self.is_spent or not _is_cut_short(one) or estimate_pass(self.attention, one, self.length).cost < least:
             return one
         return self._derived((one.mask, one.layout), DEFAULT_OPERATIONS)
 

@@ -39,6 +39,17 @@ CHOSEN = {
     ],
     "j <= i and (i - j) % 4 == 0 and (i - j) % 6 == 0": ["residue(12)"],
     "j <= i and not (i // 128 != j // 128 and j % 128 < 120)": ["identity", "keys in runs(128: 120 .. 127)"],
+    "j <= i and (i // 256 == j // 256 or i // 1024 == j // 1024 and i % 4 == 0 and j % 4 == 0)": [
+        "identity",
+        "queries in runs(4: 0), keys in runs(4: 0)",
+    ],
+    "j < 64 or i < 64 and j >= 64 and (j - 64) // 128 == i or i >= 64 and j >= 64 and abs(i - j) <= 84": [
+        "identity",
+        "identity",
+        "identity",
+    ],
+    "i < M // 2 and j >= M // 2 and (j - M // 2) // 64 < i // 64 or"
+    " i >= M // 2 and j >= M // 2 and (j - M // 2) // 64 <= (i - M // 2) // 64": ["identity", "identity"],
     "j <= i and (i - j) % 100000 == 0": ["identity"],
     "j < i and i < j": ["identity"],
     "j <= i and doc[b, i] == doc[b, j]": ["identity"],
@@ -109,6 +120,9 @@ SMALL = (
     "j <= i and ((i - j) % 4 == 0 or (i - j) % 6 == 0)",
     "j <= i and (keep[b, j] or (i - j) % 4 == 0 or j < length[b])",
     "(i // 8 == j // 8 and (i - j) % 2 == h % 2) or i // 2 == j // 2",
+    "j <= i and (i // 4 == j // 4 or i // 8 == j // 8 and i % 2 == 0 and j % 2 == 0)",
+    "j < 3 or i < 3 and (j - 3) // 4 == i or i >= 3 and abs(i - j) <= 2",
+    "i < M // 2 and j < M // 2 and i // 4 == j // 4 or i < M // 2 and j >= M // 2 and (j - M // 2) // 4 < i // 4",
 )
 
 
@@ -133,9 +147,11 @@ def test_decompositions_of_random_masks(mask):
     example = replace(attention(tensors=TENSORS), mask=mask)
     plan = plan_attention(example)
     env = environment(example, 17, 19, heads=3, tables=tables_for(2, 3, 19, 1))
-    allowed, counts = dense(example, env), walked(plan.passes, env, 8, 8)
-    assert {pair for pair, count in counts.items() if count} == {pair for pair in allowed if allowed[pair]}
-    assert max(counts.values(), default=0) <= 1
+    allowed = dense(example, env)
+    for variant in plan.variants:
+        counts = walked(variant.passes, env, 8, 8)
+        assert {pair for pair, count in counts.items() if count} == {pair for pair in allowed if allowed[pair]}
+        assert max(counts.values(), default=0) <= 1
 
 
 def overridden(mask, form, **arguments):

@@ -45,7 +45,12 @@ def test_schema_of_every_example(path):
         for sweep in one["passes"]:
             assert set(sweep) == {"layout", "form", "pairs_computed", "mask", "pairs", "tiles"}
             assert sweep["form"] in ("softmax", "linear", "chunked", "library")
-        assert set(one["plan"]) == {"weighed_at", "proven_disjoint", "choices"}
+        assert set(one["plan"]) == {"variants", "weighed_at", "proven_disjoint", "choices"}
+        *limits, last = [variant["up_to"] for variant in one["plan"]["variants"]]
+        assert last is None
+        assert limits == sorted(limits)
+        own = next(each for each in one["plan"]["variants"] if (each["up_to"] or 1 << 30) >= 300)
+        assert own["layouts"] == [each["layout"] for each in one["passes"]]
         if one["pairs"] is None:
             assert one["density"] is None
             assert one["flops"] is None

@@ -12,15 +12,15 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 COLUMNS = (
-    "pairs", "density", "in 64 x 64", "waste", "computed", "waste", "attnc", "flex", "flex 64", "mask build", "sdpa",
+    "pairs", "density", "in 64 x 64", "waste 64", "computed", "waste", "attnc", "flex", "flex 64", "mask build", "sdpa",
     "floor", "x floor", "flex / attnc", "best flex / attnc", "with build",
 )  # fmt: skip
 
 METHOD = """\
 Times are medians of interleaved samples, and only of contenders whose output agreed with float64 first. `pairs` are the
 allowed ones of one head; `in 64 x 64` those in visited tiles of that size, `computed` those in the rectangles that
-really ran ({tile}); each `waste` is pairs computed for each allowed one. `flex` is FlexAttention compiled, with blocks
-of 128 (its default) and of 64; `mask build` is the time of its default block mask, which `with build` counts and the
+really ran ({tile}); `waste 64` and `waste` are those for each allowed one. `flex` is FlexAttention compiled, with
+blocks of 128 (its default) and of 64; `mask build` is the time of its default block mask, which `with build` counts and the
 other ratios do not. `sdpa` has the pattern as a dense mask, where that fits into memory. `floor` is the density times
 SDPA without a mask in the same run: what the arithmetic of the allowed pairs alone would take.
 """
@@ -80,7 +80,10 @@ def summary(rows: Sequence[SuiteRow]) -> Table:
 
 def as_markdown(rows: Sequence[SuiteRow], machine: Mapping[str, object], settings: Mapping[str, object]) -> str:
     """Write a report: a table for each length, what could not be measured and why, and what the columns mean."""
-    lines = ["# Sparse patterns", "", f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}."]
+    threads = f"{machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
+    lines = ["# Sparse patterns: attnc beside other ways to compute them", ""]
+    place = f"{machine['device']}, {threads}, torch {machine['torch']}"
+    lines += [f"Measured by `attnc bench --suite sparsity` on {place}."]
     chosen = ", ".join(f"{name} {_plain(value)}" for name, value in settings.items() if value is not None)
     tiles = ", ".join(dict.fromkeys(row.tile for row in rows if row.tile)) or "none"
     lines += [f"Settings: {chosen}.", "", METHOD.format(tile=tiles).rstrip()]
@@ -94,7 +97,10 @@ def as_markdown(rows: Sequence[SuiteRow], machine: Mapping[str, object], setting
         lines += [f"- {row.pattern} at {row.length}, {name}: {_escaped(why)}" for row, name, why in problems]
     ideas = {row.pattern: row for row in _ordered(rows)}
     lines += ["", "## Patterns", ""]
-    lines += [f"- **{name}**: {_escaped(row.idea)} Passes: {'; '.join(row.layouts)}." for name, row in ideas.items()]
+    lines += [
+        f"- **{name}**: {_escaped(row.idea)} Passes at N = {row.length}: {'; '.join(row.layouts)}."
+        for name, row in ideas.items()
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -199,7 +199,7 @@ def test_reports_have_every_number():
     ]  # fmt: skip
     assert text.index("## N = 128") < text.index("## N = 256") < text.index("## Without a time")
     assert "- strided at 256, attnc: wrong \\| output" in text
-    assert "An idea \\| with a bar. Passes: identity; residue(8)." in text
+    assert "An idea \\| with a bar. Passes at N = 256: identity; residue(8)." in text
     assert summary([row(), failed]).row_count == 2
 
 

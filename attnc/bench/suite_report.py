@@ -21,8 +21,8 @@ Times are medians of interleaved samples, and only of contenders whose output ag
 allowed ones of one head; `in 64 x 64` those in visited tiles of that size, `computed` those in the rectangles that
 really ran ({tile}); `waste 64` and `waste` are those for each allowed one. `flex` is FlexAttention compiled, with
 blocks of 128 (its default) and of 64; `mask build` is the time of its default block mask, which `with build` counts and
-the other ratios do not. `sdpa` has the pattern as a dense mask, where that fits into memory. `floor` is the density times
-SDPA without a mask in the same run: what the arithmetic of the allowed pairs alone would take.
+the other ratios do not. `sdpa` has the pattern as a dense mask, where that fits into memory. `floor` is the density
+times SDPA without a mask in the same run: what the arithmetic of the allowed pairs alone would take.
 """
 
 

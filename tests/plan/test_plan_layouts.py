@@ -7,6 +7,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "algebra"))
@@ -14,6 +15,8 @@ from brief_ir import attention
 from expressions import TENSORS, masks, tables_for
 from tile_checks import dense, environment
 
+from attnc.algebra.counting import bounds_read
+from attnc.algebra.summaries import summary_source
 from attnc.algebra.walking import passes_test, positions, row_tiles, walk_tiles
 from attnc.diagnostics import CompileError
 from attnc.ir.nodes import Const, IndexName
@@ -23,6 +26,7 @@ from attnc.ir.types import Type
 from attnc.plan.choose import choose_passes, make_passes, plan_attention
 from attnc.plan.cost import estimate_pass
 from attnc.plan.split import decompositions
+from attnc.runtime.summaries import summarize
 
 CHOSEN = {
     "j <= i and i - j < 256": ["identity"],
@@ -107,6 +111,17 @@ def walked(passes, env, query_tile, key_tile):
     return counts
 
 
+def summarized(env, passes):
+    """Add what is made of tables before passes to an environment."""
+    sources = {name: summary_source(name) for one in passes for name in bounds_read(one.tiles)}
+    made = {
+        name: summarize(torch.tensor(env.tables[source[0]]), source[1]).tolist()
+        for name, source in sources.items()
+        if source is not None
+    }
+    return replace(env, tables={**env.tables, **made})
+
+
 def attention_of(one):
     """Return an attention whose mask is that of a pass."""
     return replace(attention(tensors=TENSORS), mask=one.mask)
@@ -133,7 +148,7 @@ def test_every_decomposition_covers_the_mask_once(mask, align):
         passes = make_passes(example, parts)
         for queries, keys in ((1, 1), (13, 17), (17, 9)):
             env = environment(example, queries, keys, heads=3, head=queries % 3, tables=tables_for(2, 3, keys, 1))
-            allowed, counts = dense(example, env), walked(passes, env, 8, 4)
+            allowed, counts = dense(example, env), walked(passes, summarized(env, passes), 8, 4)
             names = [f"[{one.layout}] {show(one.mask)}" for one in passes]
             assert {pair for pair, count in counts.items() if count} == {pair for pair in allowed if allowed[pair]}, (
                 names
@@ -149,7 +164,7 @@ def test_decompositions_of_random_masks(mask):
     env = environment(example, 17, 19, heads=3, tables=tables_for(2, 3, 19, 1))
     allowed = dense(example, env)
     for variant in plan.variants:
-        counts = walked(variant.passes, env, 8, 8)
+        counts = walked(variant.passes, summarized(env, variant.passes), 8, 8)
         assert {pair for pair, count in counts.items() if count} == {pair for pair in allowed if allowed[pair]}
         assert max(counts.values(), default=0) <= 1
 

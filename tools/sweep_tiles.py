@@ -29,7 +29,7 @@ import torch
 from attnc.compiler import import_compiled, plan_source
 from attnc.files import read_pattern
 from attnc.runtime.aot import SHARED_LIMITS, KernelReport, compile_kernels
-from attnc.runtime.launch import Tiles
+from attnc.runtime.tiles import Tiles
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")

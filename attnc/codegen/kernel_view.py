@@ -305,7 +305,7 @@ def _write_careful(writer: Writer, sweep: Sweep, weighing: Weighing) -> Body | N
     """Write the loop body for the whole mask; needed where some loop tests more than the end of the keys."""
     if all(fold(interval.residual) == TRUE for one in sweep.passes for interval in one.tiles.intervals):
         return None
-    writer.blocks, writer.margin = [writer.blocks[0], Block()], 3
+    writer.blocks, writer.margin = [writer.blocks[0], Block()], 4
     writer.aliases["BLOCK_N"] = "CHUNK_N"
     body = write_body(writer, And((sweep.mask, _REAL_KEY)), weighing)
     del writer.aliases["BLOCK_N"]
@@ -324,6 +324,8 @@ def _close(
     used = {*writer.used, "N", "H"}
     if loops:
         used |= {"M", "g", "value"}
+    if len(loops) > 1:
+        used.add("floor_mod")
     if careful is not None:
         used |= {"is_spoiled", "finite_part", "nonfinite_code", "nonfinite_sum"}
     if any(loop.order is None for loop in loops):
@@ -401,40 +403,43 @@ def _parameters(
     attention: Attention, used: frozenset[str], tables: Tables, sweep: Sweep, *, careful: bool
 ) -> tuple[Argument, ...]:
     """Return the kernel's parameters and what the launcher passes for them, in order."""
-    dot = "dot" in used
+    dot, call = "dot" in used, "step" if "value" in used else "call"
     softmax = attention.normalize.kind is NormalizeKind.SOFTMAX
     tensors = {"query": "q", "key": "k"} if dot else {}
     if "value" in used:
         tensors["value"] = "v"
     if sweep.is_last:
         tensors["out"] = "o"
-    values = [Argument(f"{tensor}_ptr", f"call.{tensor}") for tensor in tensors]
+    values = [Argument(f"{tensor}_ptr", f"{call}.{tensor}") for tensor in tensors]
     if softmax and sweep.is_last:
-        values.append(Argument("lse_ptr", "call.lse"))
+        values.append(Argument("lse_ptr", f"{call}.lse"))
     if sweep.before or not sweep.is_last:
-        values.append(Argument("kept_out_ptr", "call.kept_out"))
-        values.extend(Argument(f"kept_{one}_ptr", f"call.kept_{one}") for one in kept_sums(attention))
+        values.append(Argument("kept_out_ptr", f"{call}.kept_out"))
+        values.extend(Argument(f"kept_{one}_ptr", f"{call}.kept_{one}") for one in kept_sums(attention))
+    if "value" in used:
+        values.append(Argument("part_out_ptr", f"{call}.part_out"))
+        values.extend(Argument(f"part_{one}_ptr", f"{call}.part_{one}") for one in kept_sums(attention))
     values.extend(argument for table in tables.all for argument in table.arguments.values())
     for tensor, letter in tensors.items():
         for axis, suffix in enumerate("bhn"):
-            values.append(Argument(f"{letter}_stride_{suffix}", f"call.{tensor}.stride({axis})"))
-    values.extend(Argument(size, f"call.{size}", specialize=False) for size in "NMHgBD" if size in used)
+            values.append(Argument(f"{letter}_stride_{suffix}", f"{call}.{tensor}.stride({axis})"))
+    values.extend(Argument(size, f"{call}.{size}", specialize=False) for size in "NMHgBD" if size in used)
     constants = [("VALUE_SIZE", "value_size"), ("BLOCK_M", "tiles.query")]
     if "value" in used:
         constants.append(("BLOCK_N", "tiles.key"))
     constants.append(("BLOCK_V", "block_v"))
     if dot:
-        values.append(Argument("qk_scale", "call.qk_scale", specialize=False))
-        constants.extend([("HEAD_SIZE", "D"), ("BLOCK_D", "block_d")])
+        values.append(Argument("qk_scale", f"{call}.qk_scale", specialize=False))
+        constants.extend([("HEAD_SIZE", "head_size"), ("BLOCK_D", "block_d")])
     if dot and attention.scale is not None:
         constants.append(("SCALE_GIVEN", "scale_given"))
     if careful:
         constants.extend([("CHUNK_N", "chunk_n"), ("CHUNK_V", "chunk_v")])
     if "value" in used:
-        constants.append(("PRECISION", "precision"))
+        constants.extend([("PRECISION", "precision"), ("SHARES", "shares"), ("JOINED", "joined")])
     if "values" in used:
         constants.append(("DESCRIPTORS", "tiles.descriptors"))
     if "index_type" in used:
         constants.append(("WIDE_TABLES", "wide_tables"))
-    values.extend(Argument(name, f"call.{source}", constant=True) for name, source in constants)
+    values.extend(Argument(name, f"{call}.{source}", constant=True) for name, source in constants)
     return tuple(values)

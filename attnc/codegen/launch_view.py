@@ -27,7 +27,8 @@ class LaunchView:
 
     Attributes:
         summaries: name, position of the ids and kind of each summary that is made before the first kernel, as text.
-        kept: numbers that a row has besides its output while kernels hand it on; -1 where there is one kernel.
+        keeps: whether kernels hand on what they have summed.
+        sums: how many numbers a row has besides its output while it is summed.
         tables: names and lines of the tables of tiles, each once.
     """
 
@@ -36,7 +37,8 @@ class LaunchView:
     kernels: tuple[KernelView, ...]
     inputs: tuple[InputView, ...]
     summaries: tuple[str, ...]
-    kept: int
+    keeps: bool
+    sums: int
     tables: tuple[tuple[str, tuple[str, ...]], ...]
 
 
@@ -49,10 +51,16 @@ def launch_view(plan: Plan) -> LaunchView:
     )
     tables = {kernel.tiles: kernel.table for kernel in reversed(kernels)}
     kernels = tuple(replace(kernel, table=tables[kernel.tiles]) for kernel in kernels)
-    kept = len(kept_sums(plan.attention)) if len(kernels) > 1 else -1
-    named = tuple((name, lines) for lines, name in reversed(tables.items()))
-    made = summaries_text(plan, plan.summaries)
-    return LaunchView(plan.attention.name, kernels[-1].normalize, kernels, inputs, made, kept, named)
+    return LaunchView(
+        name=plan.attention.name,
+        normalize=kernels[-1].normalize,
+        kernels=kernels,
+        inputs=inputs,
+        summaries=summaries_text(plan, plan.summaries),
+        keeps=len(kernels) > 1,
+        sums=len(kept_sums(plan.attention)),
+        tables=tuple((name, lines) for lines, name in reversed(tables.items())),
+    )
 
 
 def summaries_text(plan: Plan, names: Iterable[str]) -> tuple[str, ...]:

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnc.runtime.launch import Tiles, assume_target
 from attnc.runtime.pairs import Sizes
 from attnc.runtime.program import Program, TensorArgument
+from attnc.runtime.tiles import Tiles, assume_target
 
 ARCHITECTURES = {
     "sm_80": ("cuda", 80, 32),
@@ -89,6 +89,7 @@ def compile_kernels(
     value_size: int | None = None,
     precision: str | None = None,
     tiles: Tiles | None = None,
+    shares: int = 0,
 ) -> tuple[KernelReport, ...]:
     """Compile the kernels of one attention of a generated module, in the order in which a call runs them.
 
@@ -101,6 +102,8 @@ def compile_kernels(
         value_size: of the value; `head_size` unless said.
         precision: of products of float32.
         tiles: instead of the module's own for this target, type and head size.
+        shares: programs that share the keys of the same rows, which are then followed by a launch that joins what they
+            leave; 0 for what suits a call with many rows.
 
     Raises:
         ValueError: an unknown target, or a module with several attentions and no `name`.
@@ -109,7 +112,7 @@ def compile_kernels(
     if target not in ARCHITECTURES:
         raise ValueError(f"unknown target {target}; known: {', '.join(ARCHITECTURES)}")
     program = find_program(module, name)
-    launches = record_launches(module, program, target, dtype, head_size, value_size, precision, tiles)
+    launches = record_launches(module, program, target, dtype, head_size, value_size, precision, tiles, shares)
     return tuple(_report(kernel, arguments, target, dtype, head_size) for kernel, arguments in launches)
 
 
@@ -185,6 +188,7 @@ def record_launches(
     value_size: int | None = None,
     precision: str | None = None,
     tiles: Tiles | None = None,
+    shares: int = 0,
 ) -> list[tuple[Any, dict[str, Any]]]:
     """Call a launcher on tensors without data; return the kernels that it would have launched, and their arguments."""
     if program.launch is None:
@@ -197,7 +201,7 @@ def record_launches(
     sizes = Sizes(B=2, H=4, N=LENGTH, M=LENGTH, D=head_size, g=1, value_size=value.shape[3])
     inputs = tuple(_stand_in(tensor, sizes) for tensor in program.tensors)
     launches: list[tuple[Any, dict[str, Any]]] = []
-    with _recording(module, launches), assume_target(target, tiles):
+    with _recording(module, launches), assume_target(target, tiles, shares=shares):
         program.launch(query, key, value, out, lse, inputs, None, precision)
     return launches
 

@@ -94,6 +94,7 @@ class KernelView:
             masked.
         reverse: whether the last query tiles start first, having the most work.
         rows: the order of rows; None for plain order.
+        long_rows: how many of the first rows have many more keys than the others, as text over `call`; empty for none.
         resumed: name of the rows that kernels before this one have summed for; empty if there are none.
         keeps: whether sums are left for another kernel, where the last one writes the result.
         careful_order: of the keys of the second walk; None for plain order.
@@ -120,6 +121,7 @@ class KernelView:
     careful: Body | None
     reverse: bool
     rows: RowOrder | None
+    long_rows: str
     resumed: str
     keeps: bool
     careful_order: KeyOrder | None
@@ -157,7 +159,8 @@ def kernel_view(plan: Plan, sweep: Sweep | None = None) -> KernelView:
     # Sums of earlier kernels take registers as much arithmetic does.
     heavy, gathered = _is_heavy(sweep, weighing) or bool(sweep.before), any(loop.order is not None for loop in loops)
     defaults = tile_rows(sweep.query_tile, sweep.key_tile, heavy=heavy, gathered=gathered)
-    values = _parameters(attention, used, tables, sweep, careful=careful is not None)
+    long_rows = "" if rows is not None or not loops else _long_rows(plan)
+    values = _parameters(attention, used, tables, sweep, careful=careful is not None, ranged=bool(long_rows))
     stem = "_".join(part for part in (attention.name, sweep.label) if part)
     return KernelView(
         function=f"_{stem}_kernel",
@@ -175,6 +178,7 @@ def kernel_view(plan: Plan, sweep: Sweep | None = None) -> KernelView:
         careful=careful,
         reverse=reverse,
         rows=rows,
+        long_rows=long_rows,
         resumed=resumed,
         keeps=not sweep.is_last,
         careful_order=careful_order if careful is not None else None,
@@ -210,6 +214,18 @@ def _write_resumed(writer: Writer, sweep: Sweep) -> str:
         return ""
     real = Binary(BinaryOp.LT, Index(IndexName.ROW), Size(SizeName.QUERIES), Type.BOOL)
     return writer.root(And((sweep.resumed, real)), "resumed").text
+
+
+def _long_rows(plan: Plan) -> str:
+    """Write how many rows are long, where that is known before the call's data are: rows are positions less a shift."""
+    shift = plan.attention.align.shift
+    if not plan.long_rows:
+        return ""
+    if _is_unshifted(plan.attention):
+        return str(plan.long_rows)
+    if shift == Binary(BinaryOp.SUB, Size(SizeName.KEYS), Size(SizeName.QUERIES), Type.INT):
+        return f"{plan.long_rows} + call.N - call.M"
+    return str(plan.long_rows - shift.value) if isinstance(shift, Const) else ""
 
 
 def kept_sums(attention: Attention) -> str:
@@ -400,7 +416,7 @@ def _tiles_text(config: TileConfig) -> str:
 
 
 def _parameters(
-    attention: Attention, used: frozenset[str], tables: Tables, sweep: Sweep, *, careful: bool
+    attention: Attention, used: frozenset[str], tables: Tables, sweep: Sweep, *, careful: bool, ranged: bool
 ) -> tuple[Argument, ...]:
     """Return the kernel's parameters and what the launcher passes for them, in order."""
     dot, call = "dot" in used, "step" if "value" in used else "call"
@@ -424,6 +440,8 @@ def _parameters(
         for axis, suffix in enumerate("bhn"):
             values.append(Argument(f"{letter}_stride_{suffix}", f"{call}.{tensor}.stride({axis})"))
     values.extend(Argument(size, f"{call}.{size}", specialize=False) for size in "NMHgBD" if size in used)
+    if ranged:
+        values.extend(Argument(name, f"{call}.{name}", specialize=False) for name in ("row_start", "row_end"))
     constants = [("VALUE_SIZE", "value_size"), ("BLOCK_M", "tiles.query")]
     if "value" in used:
         constants.append(("BLOCK_N", "tiles.key"))

@@ -21,6 +21,7 @@ from attnc.ir.nodes import Score
 from attnc.ir.program import AlignKind, Attention, NormalizeKind
 from attnc.plan.cost import estimate_passes
 from attnc.plan.kernel_plan import Choice, Form, Library, Pass, Plan, Scoring
+from attnc.plan.long_rows import count_long_rows
 from attnc.plan.overrides import alternatives
 from attnc.plan.split import Part, decompositions
 from attnc.source import Span
@@ -66,7 +67,9 @@ def plan_attention(attention: Attention, *, length: int = LENGTH) -> Plan:
         only = Pass(Form.LIBRARY, simplified.mask, derive_tiles(simplified), library=library)
         return replace(plan, passes=(only,))
     choices = choose_passes(simplified, length)
-    return _with_proof(replace(plan, passes=_refined(simplified, choices[0].passes), choices=choices))
+    passes = _refined(simplified, choices[0].passes)
+    long_rows = count_long_rows(simplified, passes, LENGTH)
+    return _with_proof(replace(plan, passes=passes, choices=choices, long_rows=long_rows))
 
 
 def _refined(attention: Attention, passes: tuple[Pass, ...]) -> tuple[Pass, ...]:

@@ -90,6 +90,7 @@ class Plan:
         choices: the ways that were weighed, the cheapest first; empty where there was nothing to choose.
         proven_disjoint: whether sets prove that several passes are disjoint and complete; else they are by
             construction alone (each part is written as what earlier parts leave over).
+        long_rows: positions from 0 on whose rows, in passes in plain order, have many more keys than the others.
     """
 
     attention: Attention
@@ -99,6 +100,7 @@ class Plan:
     derivation: tuple[Step, ...] = ()
     choices: tuple[Choice, ...] = ()
     proven_disjoint: bool = False
+    long_rows: int = 0
 
     @property
     def summaries(self) -> tuple[str, ...]:

@@ -56,6 +56,8 @@ class KernelReport:
         shared: bytes of shared memory of a program.
         shared_limit: bytes that a program of this target may use.
         matrix_instructions: number of them in the code.
+        shares: how many programs share the keys of the same rows.
+        joined: how many programs' sums it joins, instead of walking keys; 0 for none.
         assembly: PTX or AMD assembly.
         binary: what the device would be given.
     """
@@ -70,8 +72,24 @@ class KernelReport:
     shared: int
     shared_limit: int
     matrix_instructions: int
+    shares: int
+    joined: int
     assembly: str
     binary: bytes
+
+    @property
+    def name(self) -> str:
+        """What the launch computes: the kernel's name, and which of its steps where it is launched in several."""
+        name = self.kernel.removeprefix("_").removesuffix("_kernel")
+        if self.joined:
+            return f"{name}, sums joined"
+        return f"{name}, keys shared" if self.shares > 1 else name
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether a kernel of a 16-bit type is without spills, on matrix units, and fits in shared memory."""
+        multiplies = self.matrix_instructions > 0 or self.joined > 0
+        return self.fits and (self.dtype == "float32" or (self.spills == 0 and multiplies))
 
     @property
     def fits(self) -> bool:
@@ -155,6 +173,8 @@ def _report(kernel: Any, arguments: dict[str, Any], target: str, dtype: torch.dt
         shared=compiled.metadata.shared,
         shared_limit=SHARED_LIMITS[target] * 1024,
         matrix_instructions=len(_MATRIX[backend].findall(assembly)),
+        shares=arguments.get("SHARES", 1),
+        joined=arguments.get("JOINED", 0),
         assembly=assembly,
         binary=compiled.asm["cubin" if backend == "cuda" else "hsaco"],
     )

@@ -56,6 +56,7 @@ class Launch:
         shares: programs that take turns at the keys of the same rows and leave sums; with 1 each has rows of its own.
         joined: how many programs have left sums of the same rows, to be joined instead of walking keys; 0 for none.
         part_out, part_m, part_l: sums that such programs leave.
+        row_start, row_end: the rows of this launch, where a kernel takes them: all of them or some.
     """
 
     query: Tensor
@@ -91,6 +92,8 @@ class Launch:
     part_out: Tensor | None = None
     part_m: Tensor | None = None
     part_l: Tensor | None = None
+    row_start: int = 0
+    row_end: int = 0
 
 
 def start_launch(
@@ -162,6 +165,7 @@ def start_launch(
         block_v=block_v,
         chunk_n=_chunk(max(block_d, block_v), chosen),
         shares=shares,
+        row_end=queries,
     )
 
 
@@ -187,16 +191,34 @@ def keep_sums(call: Launch, *, rows: int) -> None:
     call.kept_out, call.kept_m, call.kept_l = _new_sums(call, (call.B, call.H, call.N), rows)
 
 
-def launch_steps(call: Launch, *, rows: int) -> tuple[Launch, ...]:
+def launch_steps(call: Launch, *, rows: int, long_rows: int = 0) -> tuple[Launch, ...]:
     """Return what a kernel is launched with: once, or for shares of the keys of all rows and then for joining those.
 
     Args:
         call: the launch of the kernel.
         rows: see `keep_sums`.
+        long_rows: how many of the first rows have many more keys than the others. They are computed first, by programs
+            that share their keys, where there are programs to spare.
     """
-    if call.shares == 1:
+    if call.shares > 1:
+        return _shared(call, rows)
+    end = -(-long_rows // FEW_ROWS) * FEW_ROWS
+    if not 0 < end < call.N:
         return (call,)
-    out, maxima, sums = _new_sums(call, (call.B, call.H, call.shares, call.N), rows)
+    few, heads = replace(call.tiles, query=FEW_ROWS, warps=4), call.B * call.H
+    programs = end // FEW_ROWS * heads
+    shares = count_shares(few, programs, call.M, call.query.device)
+    if shares == 1:
+        return (call,)
+    chunk = _chunk(max(call.block_d, call.block_v), few)
+    first = replace(call, tiles=few, grid=(programs,), chunk_n=chunk, shares=shares, row_end=end)
+    others = replace(call, grid=(-(-(call.N - end) // call.tiles.query) * heads,), row_start=end)
+    return (*_shared(first, rows), others)
+
+
+def _shared(call: Launch, rows: int) -> tuple[Launch, Launch]:
+    """Return the launch of programs that share keys, and that of what joins their sums."""
+    out, maxima, sums = _new_sums(call, (call.B, call.H, call.shares, call.row_end), rows)
     share = replace(call, grid=(call.grid[0] * call.shares,), part_out=out, part_m=maxima, part_l=sums)
     return share, replace(share, grid=call.grid, shares=1, joined=call.shares)
 

@@ -53,6 +53,19 @@ def run(statements, sizes, shares, *, poisoned=False, **more):
         return check_kernel(plan, query, key, value, inputs, module=module)
 
 
+def launched(module):
+    """Return the list that the grids of a kernel's launches are added to from now on."""
+    kernel, grids = module._foo_kernel, []
+
+    class Counted:
+        def __getitem__(self, grid):
+            grids.append(grid[0])
+            return kernel[grid]
+
+    module._foo_kernel = Counted()
+    return grids
+
+
 @pytest.mark.parametrize("shares", SHARES)
 @pytest.mark.parametrize("name", MASKS)
 def test_masks(name, shares):
@@ -118,21 +131,12 @@ def test_half_precision_and_two_runs_alike():
 
 def test_a_launch_of_few_programs_shares_keys_by_itself():
     """One row of 1000 keys: the sums of the shares are rounded otherwise than one program's."""
-    plan, module = loaded(MASKS["every pair"])
+    plan = plan_text("attention foo { }")
+    module = load_kernel(plan)
     query, key, value = tensors(1, 1, 1, 1, 1000, 16)
-    kernel, grids = module._foo_kernel, []
-
-    class Counted:
-        def __getitem__(self, grid):
-            grids.append(grid)
-            return kernel[grid]
-
-    module._foo_kernel = Counted()
-    try:
-        check_kernel(plan, query, key, value, module=module)
-    finally:
-        module._foo_kernel = kernel
-    assert grids == [(2,), (1,)]
+    grids = launched(module)
+    check_kernel(plan, query, key, value, module=module)
+    assert grids == [2, 1]
 
 
 @pytest.mark.parametrize(
@@ -169,5 +173,40 @@ def test_sums_of_masked_keys_do_not_matter():
         expected, _ = run_kernel(module, plan, query, key, value)
         value[:, :, 39] = float("nan")
         found, _ = run_kernel(module, plan, query, key, value)
-    assert torch.equal(found[:, :, :39], expected[:, :, :39]) or torch.allclose(found[:, :, :39], expected[:, :, :39])
+    torch.testing.assert_close(found[:, :, :39], expected[:, :, :39], rtol=1e-4, atol=1e-5)
     assert found[:, :, 39].isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("statements", "sizes", "expected"),
+    [
+        ("", (400, 400), [4, 1, 6]),
+        ("", (300, 400), [5]),  # the long rows are not among the last 300
+        ("align start", (300, 400), [4, 1, 5]),
+        ("align at(-20)", (400, 300), [8, 2, 6]),
+        ("normalize sigmoid(bias = -log(M))", (400, 400), [4, 1, 6]),
+        ("input start: int; align at(start)", (400, 400), [7]),
+    ],
+)
+def test_long_rows_are_computed_apart(statements, sizes, expected):
+    plan = plan_text(f"attention foo {{ mask window(9) or globals(2); {statements} }}")
+    module = load_kernel(plan)
+    grids = launched(module)
+    query, key, value = tensors(1, 1, 1, *sizes, 16)
+    value[:, :, 200] = float("nan")
+    with assume_target("cpu", Tiles(64, 16, 8, 1)):
+        check_kernel(plan, query, key, value, {"start": 3} if "start:" in statements else {}, module=module)
+    assert grids == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2, 16, 20])
+@pytest.mark.parametrize("name", NORMALIZERS)
+def test_long_rows_and_normalizers(name, count):
+    plan = plan_text(f"attention foo {{ mask window(9) or globals({count}); {NORMALIZERS[name]} }}")
+    module = load_kernel(plan)
+    assert plan.long_rows == count
+    for sizes in [(300, 300), (330, 400), (400, 330), (17, 400), (401, 401)]:
+        query, key, value = tensors(2, 2, 1, *sizes, 16)
+        with assume_target("cpu", Tiles(64, 16, 8, 1)):
+            check_kernel(plan, query, key, value, module=module)

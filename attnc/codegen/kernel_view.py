@@ -94,6 +94,7 @@ class KernelView:
             masked.
         reverse: whether the last query tiles start first, having the most work.
         rows: the order of rows; None for plain order.
+        most_keys: about how many keys a program visits at most, as text; empty where longer sequences have more.
         long_rows: how many of the first rows have many more keys than the others, as text over `call`; empty for none.
         resumed: name of the rows that kernels before this one have summed for; empty if there are none.
         keeps: whether sums are left for another kernel, where the last one writes the result.
@@ -121,6 +122,7 @@ class KernelView:
     careful: Body | None
     reverse: bool
     rows: RowOrder | None
+    most_keys: str
     long_rows: str
     resumed: str
     keeps: bool
@@ -178,6 +180,7 @@ def kernel_view(plan: Plan, sweep: Sweep | None = None) -> KernelView:
         careful=careful,
         reverse=reverse,
         rows=rows,
+        most_keys=str(sweep.most_keys) if loops and sweep.most_keys is not None else "",
         long_rows=long_rows,
         resumed=resumed,
         keeps=not sweep.is_last,

@@ -21,8 +21,8 @@ from attnc.ir.nodes import Score
 from attnc.ir.program import AlignKind, Attention, NormalizeKind
 from attnc.plan.cost import estimate_passes
 from attnc.plan.kernel_plan import Choice, Form, Library, Pass, Plan, Scoring
-from attnc.plan.long_rows import count_long_rows
 from attnc.plan.overrides import alternatives
+from attnc.plan.row_lengths import count_long_rows, most_keys
 from attnc.plan.split import Part, decompositions
 from attnc.source import Span
 
@@ -68,6 +68,7 @@ def plan_attention(attention: Attention, *, length: int = LENGTH) -> Plan:
         return replace(plan, passes=(only,))
     choices = choose_passes(simplified, length)
     passes = _refined(simplified, choices[0].passes)
+    passes = tuple(replace(one, most_keys=most_keys(simplified, one, LENGTH)) for one in passes)
     long_rows = count_long_rows(simplified, passes, LENGTH)
     return _with_proof(replace(plan, passes=passes, choices=choices, long_rows=long_rows))
 

@@ -58,6 +58,8 @@ class Pass:
             pair of it lies outside the layout's positions.
         tiles: in the layout's coordinates; residuals are about positions.
         library: set where `form` is LIBRARY; such a pass still has its tiles, for counting.
+        most_keys: about how many keys a tile of rows visits, however long the sequence is; None where it has more in a
+            longer one, or that is not known.
     """
 
     form: Form
@@ -65,6 +67,7 @@ class Pass:
     tiles: TileSets
     layout: Layout = PLAIN
     library: Library | None = None
+    most_keys: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,6 +108,7 @@ def start_launch(
     tiles: TileTable,
     base_2: bool,
     order: RowOrder | GridRows = PLAIN_ROWS,
+    most_keys: int = LONGEST,
 ) -> Launch | None:
     """Prepare a launch; None if there is nothing to compute.
 
@@ -122,6 +123,7 @@ def start_launch(
         tiles: the kernel's table of tiles.
         base_2: whether scores are in base 2.
         order: of the kernel's rows.
+        most_keys: about how many keys a program visits at most.
 
     Raises:
         ValueError: a size or the number of programs exceeds what a kernel can count.
@@ -138,7 +140,7 @@ def start_launch(
     if queries > FEW_ROWS and query.element_size() <= 2:
         query, key, value = (_with_aligned_rows(tensor) for tensor in (query, key, value))
         written = written if value.shape[3] == value_size else out.new_empty((*out.shape[:3], value.shape[3]))
-    chosen, programs, shares = _cut_grid(tiles, (query, key, value), order)
+    chosen, programs, shares = _cut_grid(tiles, (query, key, value), order, most_keys)
     factor = head_size**-0.5 if scale is None else float(scale)
     return Launch(
         query=query,
@@ -169,13 +171,15 @@ def start_launch(
     )
 
 
-def next_launch(call: Launch, *, tiles: TileTable, order: RowOrder | GridRows = PLAIN_ROWS) -> Launch:
+def next_launch(
+    call: Launch, *, tiles: TileTable, order: RowOrder | GridRows = PLAIN_ROWS, most_keys: int = LONGEST
+) -> Launch:
     """Prepare the launch of the next kernel of the same call, with tiles and an order of rows of its own.
 
     Raises:
         ValueError: it needs more programs than a launch may have.
     """
-    chosen, programs, shares = _cut_grid(tiles, (call.query, call.key, call.value), order)
+    chosen, programs, shares = _cut_grid(tiles, (call.query, call.key, call.value), order, most_keys)
     chunk = _chunk(max(call.block_d, call.block_v), chosen)
     return replace(call, tiles=chosen, grid=(programs,), chunk_n=chunk, shares=shares)
 
@@ -231,7 +235,7 @@ def _new_sums(call: Launch, shape: tuple[int, ...], rows: int) -> tuple[Tensor, 
 
 
 def _cut_grid(
-    table: TileTable, tensors: tuple[Tensor, Tensor, Tensor], order: RowOrder | GridRows
+    table: TileTable, tensors: tuple[Tensor, Tensor, Tensor], order: RowOrder | GridRows, most_keys: int
 ) -> tuple[Tiles, int, int]:
     """Choose tiles, count the programs that have rows of their own, and choose how many share the keys of each."""
     query, key, value = tensors
@@ -253,7 +257,7 @@ def _cut_grid(
     programs = order.classes(queries) * -(-rows // chosen.query) * heads * batch
     if programs > MOST_PROGRAMS:
         raise ValueError(f"a launch has up to {MOST_PROGRAMS} programs, this one needs {programs}")
-    keys = -(-key.shape[2] // order.classes(queries))
+    keys = min(-(-key.shape[2] // order.classes(queries)), most_keys)
     return chosen, programs, count_shares(chosen, programs, keys, query.device)
 
 

@@ -1,7 +1,8 @@
-"""First rows that have many more keys than the others, as those of tokens that see everything.
+"""How many keys rows have: what decides how many programs share the keys of a row.
 
 One program walks the keys of a row. Where most rows have few, one row of all keys holds the others up; a kernel gives
-such rows several programs each, which share their keys.
+such rows several programs each, which share their keys. Rows that have few keys however long the sequence is need no
+such help.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from collections.abc import Iterator, Sequence
 
 from attnc.algebra.coordinates import IDENTITY
 from attnc.algebra.counting import bounds_read
+from attnc.algebra.walking import row_tiles, walk_tiles
 from attnc.ir.nodes import Binary, BinaryOp, Const, Expr, Index, IndexName
 from attnc.ir.program import Attention
 from attnc.ir.walk import walk
-from attnc.plan.cost import TILE, keys_walked
+from attnc.plan.cost import TILE, imagined_call, keys_walked
 from attnc.plan.kernel_plan import Pass
 
 MOST_ROWS = 128
@@ -21,6 +23,9 @@ MOST_ROWS = 128
 
 TIMES = 4
 """Rows with so many times the keys of others are long."""
+
+GROWTH = 1.5
+"""Between a sequence and one of twice its length, counts differ by less where only tiles lie otherwise."""
 
 SAMPLED = 12
 """Tiles of other rows that are looked at."""
@@ -50,6 +55,31 @@ def count_long_rows(attention: Attention, passes: Sequence[Pass], length: int) -
         if walked(0, limit) >= TIMES * max((walked(first, TILE) for first in others), default=length):
             return limit
     return 0
+
+
+def most_keys(attention: Attention, one: Pass, length: int) -> int | None:
+    """Return about how many keys a pass visits for a tile of rows, where no longer sequence has more; else None.
+
+    A window of 1024 keys does. What data decides, and the first rows, are not looked into.
+
+    Args:
+        attention: simplified.
+        one: a pass of its plan.
+        length: of the sequence that is imagined, besides one twice as long.
+    """
+    if bounds_read(one.tiles):
+        return None
+    short, long = (_visited(attention, one, size) for size in (length, 2 * length))
+    return None if long > GROWTH * short else max(short, long)
+
+
+def _visited(attention: Attention, one: Pass, length: int) -> int:
+    """Return the most keys that tiles from the middle on visit."""
+    env = imagined_call(attention, one, length)
+    tiles = list(row_tiles(env, one.layout, TILE))
+    later = tiles[len(tiles) // 2 :: max(1, len(tiles) // SAMPLED)] + tiles[-1:]
+    visits = (sum(visit.end - visit.begin for visit in walk_tiles(one.tiles, here, TILE)) for here in later)
+    return TILE * max(visits, default=0)
 
 
 def _limits(mask: Expr) -> Iterator[int]:

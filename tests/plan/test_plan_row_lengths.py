@@ -1,4 +1,4 @@
-"""Which first rows a plan calls long: those with many more keys than the others."""
+"""How many keys rows have by a plan's account: which first rows are long, and whether the others' number is bounded."""
 
 import pytest
 
@@ -45,3 +45,26 @@ def test_explanations_name_them():
     plan = plan_of("mask window(33) or globals(2)")
     entries = explain_plan(plan, length=700, heads=2, head_size=16).as_json()["passes"]
     assert [one["long_rows"] for one in entries] == [2]
+
+
+@pytest.mark.parametrize(
+    ("statements", "expected"),
+    [
+        ("mask causal and (i - j < 1024 or j < 4)", range(1028, 1300)),
+        ("mask window(257) or globals(1)", range(514, 800)),
+        ("mask chunk_causal(64) and i // 64 - j // 64 < 2", range(128, 200)),
+        ("mask chunk(100)", range(100, 400)),
+        ("mask causal and i - j < 128 and (i - j) % 8 == 0", range(16, 200)),
+        ("mask j < 100", range(100, 200)),
+    ],
+)
+def test_rows_of_bounded_length(statements, expected):
+    assert sum(one.most_keys for one in plan_of(statements).passes) in expected
+
+
+@pytest.mark.parametrize(
+    "statements",
+    ["mask causal", "", "mask causal and (i - j) % 64 == 0", "mask j % 128 < 8", "input n: int; mask i - j < n"],
+)
+def test_rows_that_grow_with_the_sequence(statements):
+    assert all(one.most_keys is None for one in plan_of(statements).passes)

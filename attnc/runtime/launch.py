@@ -209,7 +209,8 @@ def launch_steps(call: Launch, *, rows: int, long_rows: int = 0) -> tuple[Launch
     end = -(-long_rows // FEW_ROWS) * FEW_ROWS
     if not 0 < end < call.N:
         return (call,)
-    few, heads = replace(call.tiles, query=FEW_ROWS, warps=4), call.B * call.H
+    few = replace(call.tiles, query=FEW_ROWS, key=min(call.tiles.key, 64), warps=4, chunk=16)
+    heads = call.B * call.H
     programs = end // FEW_ROWS * heads
     shares = count_shares(few, programs, call.M, call.query.device)
     if shares == 1:

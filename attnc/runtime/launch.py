@@ -26,6 +26,9 @@ LONGEST = 2**30 - 1024
 WIDEST_ROW = 2**23
 """Elements between rows below which offsets inside of a tile of 256 rows take 32 bits."""
 
+LEAST_CHUNK = 16
+"""Keys that a second walk takes at once where nothing else needs registers."""
+
 MOST_PROGRAMS = 2**31 - 1
 
 DESCRIPTOR_ALIGNMENT = 16
@@ -225,7 +228,7 @@ def _shared(call: Launch, rows: int) -> tuple[Launch, Launch]:
     """Return the launch of programs that share keys, and that of what joins their sums."""
     out, maxima, sums = _new_sums(call, (call.B, call.H, call.shares, call.row_end), rows)
     share = replace(call, grid=(call.grid[0] * call.shares,), part_out=out, part_m=maxima, part_l=sums)
-    return share, replace(share, grid=call.grid, shares=1, joined=call.shares)
+    return share, replace(share, grid=call.grid, chunk_n=LEAST_CHUNK, shares=1, joined=call.shares)
 
 
 def _new_sums(call: Launch, shape: tuple[int, ...], rows: int) -> tuple[Tensor, Tensor | None, Tensor | None]:

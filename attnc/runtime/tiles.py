@@ -19,7 +19,7 @@ MULTIPROCESSORS = {"sm_80": 108, "sm_86": 84, "sm_90": 132, "sm_100": 148, "gfx9
 LEAST_SHARE = 4
 """Tiles of keys that are worth a program of their own."""
 
-MOST_SHARES = 64
+MOST_SHARES = 32
 """Programs that share keys: one program joins what they leave, one after the other."""
 
 

@@ -142,7 +142,7 @@ def test_a_launch_of_few_programs_shares_keys_by_itself():
 @pytest.mark.parametrize(
     ("tiles", "programs", "keys", "expected"),
     [
-        (SMALL, 1, 100_000, 64),
+        (SMALL, 1, 100_000, 32),
         (SMALL, 32, 100_000, 8),
         (SMALL, 100, 100_000, 2),
         (SMALL, 133, 100_000, 1),

@@ -45,7 +45,7 @@ RESERVED = MATH_FUNCTIONS | frozenset(
         HEAD_SIZE VALUE_SIZE PRECISION WIDE_TABLES SCALE_GIVEN DESCRIPTORS index_type Tiles launchable
         residue classes first_row first_local local_row row_count kv_local kv_place RowOrder GridRows next_launch
         keep_sums kept_out_ptr kept_m_ptr kept_l_ptr first_kept m_kept l_kept earlier taken
-        SHARES JOINED share wait first_part number slots within acc_part m_part l_part beta
+        SHARES JOINED share wait first_slot number slots within acc_part m_part l_part beta
         part_out_ptr part_m_ptr part_l_ptr launch_steps step row_start row_end
         """,
     )

@@ -226,7 +226,7 @@ def launch_steps(call: Launch, *, rows: int, long_rows: int = 0) -> tuple[Launch
 
 def _shared(call: Launch, rows: int) -> tuple[Launch, Launch]:
     """Return the launch of programs that share keys, and that of what joins their sums."""
-    out, maxima, sums = _new_sums(call, (call.B, call.H, call.shares, call.row_end), rows)
+    out, maxima, sums = _new_sums(call, (call.grid[0] * call.shares, call.tiles.query), rows)
     share = replace(call, grid=(call.grid[0] * call.shares,), part_out=out, part_m=maxima, part_l=sums)
     return share, replace(share, grid=call.grid, chunk_n=LEAST_CHUNK, shares=1, joined=call.shares)
 

@@ -42,7 +42,7 @@ for plan in plans:
                 for report in compile_kernels(module, target, getattr(torch, dtype), size, name=name, shares=shares):
                     kernel = kernels[report.kernel]
                     fields = ("registers", "spills", "shared", "shared_limit", "matrix_instructions", "dtype", "target")
-                    row = {"name": report.kernel, "head_size": size, **{f: getattr(report, f) for f in fields}}
+                    row = {"name": report.name, "head_size": size, **{f: getattr(report, f) for f in fields}}
                     row["gathered"] = any(loop.order is not None for loop in kernel.loops)
                     row["joins"] = report.joined > 0
                     row["descriptors"] = report.tiles.descriptors

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from attnc.algebra.coordinates import IDENTITY
 from attnc.algebra.count_formulas import TOO_MANY_STEPS, NoFormula, PairsFormula, pairs_formula
 from attnc.algebra.counting import count_pairs as count_pairs_by_sets
 from attnc.algebra.facts import Facts
@@ -17,7 +18,7 @@ from attnc.ir.nodes import IndexName, SizeName
 from attnc.ir.program import Attention
 from attnc.ir.types import Type
 from attnc.ir.walk import tables
-from attnc.plan.kernel_plan import Plan
+from attnc.plan.kernel_plan import Pass, Plan
 
 MOST_EVALUATED = 1 << 32
 """Pairs, over heads, that are evaluated one by one where sets cannot count them; some ten seconds of work."""
@@ -114,13 +115,18 @@ class Explanation:
                 "partial": self.tiles.partial,
                 "empty": self.tiles.empty,
             },
-            "passes": [_pass_as_json(one) for one in self.passes],
+            "passes": [
+                _pass_as_json(cost, self._long_rows(one)) for one, cost in zip(plan.passes, self.passes, strict=True)
+            ],
             "plan": self._plan_as_json(),
             "prepasses": [one.as_json() for one in self.prepasses],
             "rules": [step.rule for step in plan.derivation],
             "flops": self.flops,
             "bytes": self.bytes,
         }
+
+    def _long_rows(self, one: Pass) -> int:
+        return self.plan.long_rows if one.layout.query == IDENTITY else 0
 
     def _plan_as_json(self) -> dict[str, Any]:
         several = len(self.passes) > 1
@@ -135,7 +141,7 @@ class Explanation:
         }
 
 
-def _pass_as_json(one: PassCost) -> dict[str, Any]:
+def _pass_as_json(one: PassCost, long_rows: int) -> dict[str, Any]:
     tiles = {"full": one.tiles.full, "partial": one.tiles.partial, "empty": one.tiles.empty}
     return {
         "layout": one.layout,
@@ -144,6 +150,7 @@ def _pass_as_json(one: PassCost) -> dict[str, Any]:
         "mask": one.mask,
         "pairs": one.pairs,
         "tiles": {"query": one.tiles.query, "key": one.tiles.key, **tiles},
+        "long_rows": long_rows,
     }
 
 

@@ -54,6 +54,8 @@ def plan_lines(explanation: Explanation) -> Iterator[RenderableType]:
         for place, (one, cost) in enumerate(zip(plan.passes, explanation.passes, strict=True), start=1):
             yield from _wrapped(f"pass {place}, {cost.layout}: {cost.mask}", indent=4)
             yield from _wrapped(f"{layout_reason(one.layout)}.", indent=8)
+    if plan.long_rows:
+        yield from _wrapped(_long_rows(plan.long_rows))
     for prepass in explanation.prepasses:
         yield from _prepass(prepass)
     if explanation.costs is not None:
@@ -89,6 +91,14 @@ def _passes_sentence(plan: Plan) -> str:
     )
     count = len(plan.passes)
     return f"{count} passes over parts of the mask, merged by {merged}; {proof}."
+
+
+def _long_rows(count: int) -> str:
+    rows = "The row at position 0 has" if count == 1 else f"The rows at positions 0 .. {count - 1} have"
+    return (
+        f"{rows} many more keys than the others: on a GPU several programs share these keys and the sums are joined, so"
+        " that no program holds the others up."
+    )
 
 
 def _weighing(choices: tuple[Weighed, ...], costs: Costs, plan: Plan) -> Iterator[RenderableType]:

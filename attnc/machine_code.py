@@ -52,7 +52,7 @@ def machine_code_table(compiled: Compiled, gpu: str, head_size: int) -> Table:
 
 
 def _rows(module: object, name: str, gpu: str, dtype: str, head_size: int) -> list[tuple[str, ...]]:
-    """Return a line for each kernel of an attention; further ones than its own are called after their rows."""
+    """Return a line for each launch of an attention's kernels."""
     import torch
 
     from attnc.runtime.aot import compile_kernels
@@ -63,7 +63,7 @@ def _rows(module: object, name: str, gpu: str, dtype: str, head_size: int) -> li
 
 def _row(report: KernelReport, dtype: str) -> tuple[str, ...]:
     return (
-        report.kernel.removeprefix("_").removesuffix("_kernel"),
+        report.name,
         dtype,
         str(report.registers),
         str(report.spills),

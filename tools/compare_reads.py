@@ -26,7 +26,7 @@ import triton
 from attnc.compiler import import_compiled, plan_source
 from attnc.files import read_pattern
 from attnc.runtime.aot import KernelReport, compile_kernel
-from attnc.runtime.launch import Tiles
+from attnc.runtime.tiles import Tiles
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ("gpt", "streaming", "longformer", "gemma")

@@ -29,7 +29,7 @@ import torch
 from attnc.compiler import import_compiled, plan_source
 from attnc.files import read_pattern
 from attnc.runtime.aot import SHARED_LIMITS, KernelReport, compile_kernels
-from attnc.runtime.launch import Tiles
+from attnc.runtime.tiles import Tiles
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
@@ -85,12 +85,7 @@ def sweep(
                 if shape is None and (name, target, dtype, size) in known:
                     continue
                 for report in compile_kernels(module, target, getattr(torch, dtype), size, name=name, tiles=shape):
-                    yield report.kernel.removeprefix("_").removesuffix("_kernel"), report
-
-
-def is_clean(report: KernelReport) -> bool:
-    """Tell whether a kernel of a 16-bit type is without spills, on matrix units, and fits in shared memory."""
-    return report.fits and (report.dtype == "float32" or (report.spills == 0 and report.matrix_instructions > 0))
+                    yield report.name, report
 
 
 def _read_results(path: Path | None) -> list[dict[str, Any]]:
@@ -114,7 +109,7 @@ def _row(name: str, report: KernelReport) -> dict[str, Any]:
         "spills": report.spills,
         "shared": report.shared,
         "matrix": report.matrix_instructions,
-        "clean": is_clean(report),
+        "clean": report.is_clean,
     }
 
 

@@ -209,13 +209,40 @@ class StretchFinder:
         exact = bool(missing.is_empty())
         return replace(run, full_exact=exact, full_mostly=exact or _bounded(missing, "i_lo"))
 
+    def is_crossed(self, run: Run) -> bool:
+        """Tell whether a full tile of useful size may begin in a run and reach past it: no run knows of such."""
+        full = self.full
+        if full is None:
+            return True
+        reach = SMALLEST_TILE - 1
+
+        def crossing() -> isl.Set:
+            keys = as_map(self.domain.pairs).range()
+            last = run.high.value
+            held = isl.Map.read_from_str(self.context, f"{{ [key] -> [first] : first <= key <= first + {reach} }}")
+            ending = isl.Map.read_from_str(self.context, f"{{ [key] -> [key - {reach}] }}")
+            starts = between(keys, _plus(last, 1 - reach), last)
+            starts = starts.intersect(keys.apply(ending)).subtract(keys.subtract(full).apply(held))
+            return starts.params().intersect(self._tall())
+
+        found = attempt(self.context, crossing)
+        return found is None or not found.is_empty()
+
     def _useful(self, low: isl.PwAff, high: isl.PwAff) -> isl.Set:
         """Return when `low .. high` can hold a tile of useful size."""
         least = isl.PwAff.read_from_str(self.context, f"{{ [{SMALLEST_TILE - 1}] }}")
+        return high.sub(low).ge_set(least).intersect(self._tall())
+
+    def _tall(self) -> isl.Set:
+        """Return when a query tile is of useful size, and full tiles are looked for."""
         tall = isl.Set.read_from_str(self.context, f"[i_lo, i_hi] -> {{ : i_hi - i_lo >= {SMALLEST_TILE - 1} }}")
         if self.align is AlignKind.END:
             tall = tall.intersect(isl.Set.read_from_str(self.context, "[shift] -> { : shift >= 0 }"))
-        return high.sub(low).ge_set(least).intersect(tall)
+        return tall
+
+
+def _plus(value: isl.PwAff, amount: int) -> isl.PwAff:
+    return value.add_constant_val(isl.Val.int_from_si(value.get_ctx(), amount))
 
 
 def as_map(pairs: isl.Set) -> isl.Map:

@@ -242,7 +242,8 @@ class _Derivation:
         intervals, exact, notes = self._intervals(ranges)
         walked = [piece.run for piece in ranges if piece.place is _Place.MIDDLE]
         written = all(run.full_low is None or any(run is other for other in walked) for run in runs)
-        if self.truth.exact and not (written and all(run.full_exact for run in runs)):
+        found = written and all(run.full_exact for run in runs)
+        if self.truth.exact and not (found and not any(map(stretches.is_crossed, runs[:-1]))):
             exact = False
             notes.append("some full tiles are tested")
         exact = exact and self.truth.exact

@@ -44,7 +44,9 @@ RESERVED = MATH_FUNCTIONS | frozenset(
         kinds v_ptr call read_tables start_launch finish_launch BLOCK_M BLOCK_N CHUNK_N CHUNK_V BLOCK_D BLOCK_V
         HEAD_SIZE VALUE_SIZE PRECISION WIDE_TABLES SCALE_GIVEN DESCRIPTORS index_type Tiles launchable
         residue classes first_row first_local local_row row_count kv_local kv_place RowOrder GridRows next_launch
-        keep_sums kept_out_ptr kept_m_ptr kept_l_ptr first_kept m_kept l_kept earlier
+        keep_sums kept_out_ptr kept_m_ptr kept_l_ptr first_kept m_kept l_kept earlier taken
+        SHARES JOINED share wait first_slot number slots within acc_part m_part l_part beta
+        part_out_ptr part_m_ptr part_l_ptr launch_steps step row_start row_end
         """,
     )
 )

@@ -96,6 +96,8 @@ class KernelView:
             masked.
         reverse: whether the last query tiles start first, having the most work.
         rows: the order of rows; None for plain order.
+        most_keys: about how many keys a program visits at most, as text; empty where longer sequences have more.
+        long_rows: how many of the first rows have many more keys than the others, as text over `call`; empty for none.
         resumed: name of the rows that kernels before this one have summed for; empty if there are none.
         keeps: whether sums are left for another kernel, where the last one writes the result.
         careful_order: of the keys of the second walk; None for plain order.
@@ -122,6 +124,8 @@ class KernelView:
     careful: Body | None
     reverse: bool
     rows: RowOrder | None
+    most_keys: str
+    long_rows: str
     resumed: str
     keeps: bool
     careful_order: KeyOrder | None
@@ -166,7 +170,8 @@ def kernel_view(plan: Plan, sweep: Sweep | None = None, *, variant: str = "") ->
     heavy = _is_heavy(sweep, weighing) or bool(sweep.before) or len(loops) > MOST_LOOPS
     gathered = any(loop.order is not None for loop in loops)
     defaults = tile_rows(sweep.query_tile, sweep.key_tile, heavy=heavy, gathered=gathered)
-    values = _parameters(attention, used, tables, sweep, careful=careful is not None)
+    long_rows = "" if rows is not None or not loops else _long_rows(plan)
+    values = _parameters(attention, used, tables, sweep, careful=careful is not None, ranged=bool(long_rows))
     stem = "_".join(part for part in (attention.name, variant, sweep.label) if part)
     return KernelView(
         function=f"_{stem}_kernel",
@@ -184,6 +189,8 @@ def kernel_view(plan: Plan, sweep: Sweep | None = None, *, variant: str = "") ->
         careful=careful,
         reverse=reverse,
         rows=rows,
+        most_keys=str(sweep.most_keys) if loops and sweep.most_keys is not None else "",
+        long_rows=long_rows,
         resumed=resumed,
         keeps=not sweep.is_last,
         careful_order=careful_order if careful is not None else None,
@@ -219,6 +226,18 @@ def _write_resumed(writer: Writer, sweep: Sweep) -> str:
         return ""
     real = Binary(BinaryOp.LT, Index(IndexName.ROW), Size(SizeName.QUERIES), Type.BOOL)
     return writer.root(And((sweep.resumed, real)), "resumed").text
+
+
+def _long_rows(plan: Plan) -> str:
+    """Write how many rows are long, where that is known before the call's data are: rows are positions less a shift."""
+    shift = plan.attention.align.shift
+    if not plan.long_rows:
+        return ""
+    if _is_unshifted(plan.attention):
+        return str(plan.long_rows)
+    if shift == Binary(BinaryOp.SUB, Size(SizeName.KEYS), Size(SizeName.QUERIES), Type.INT):
+        return f"{plan.long_rows} + call.N - call.M"
+    return str(plan.long_rows - shift.value) if isinstance(shift, Const) else ""
 
 
 def kept_sums(attention: Attention) -> str:
@@ -314,7 +333,7 @@ def _write_careful(writer: Writer, sweep: Sweep, weighing: Weighing) -> Body | N
     """Write the loop body for the whole mask; needed where some loop tests more than the end of the keys."""
     if all(fold(interval.residual) == TRUE for one in sweep.passes for interval in one.tiles.intervals):
         return None
-    writer.blocks, writer.margin = [writer.blocks[0], Block()], 3
+    writer.blocks, writer.margin = [writer.blocks[0], Block()], 4
     writer.aliases["BLOCK_N"] = "CHUNK_N"
     body = write_body(writer, And((sweep.mask, _REAL_KEY)), weighing)
     del writer.aliases["BLOCK_N"]
@@ -333,6 +352,8 @@ def _close(
     used = {*writer.used, "N", "H"}
     if loops:
         used |= {"M", "g", "value"}
+    if len(loops) > 1:
+        used.add("floor_mod")
     if careful is not None:
         used |= {"is_spoiled", "finite_part", "nonfinite_code", "nonfinite_sum"}
     if any(loop.order is None for loop in loops):
@@ -407,43 +428,48 @@ def _tiles_text(config: TileConfig) -> str:
 
 
 def _parameters(
-    attention: Attention, used: frozenset[str], tables: Tables, sweep: Sweep, *, careful: bool
+    attention: Attention, used: frozenset[str], tables: Tables, sweep: Sweep, *, careful: bool, ranged: bool
 ) -> tuple[Argument, ...]:
     """Return the kernel's parameters and what the launcher passes for them, in order."""
-    dot = "dot" in used
+    dot, call = "dot" in used, "step" if "value" in used else "call"
     softmax = attention.normalize.kind is NormalizeKind.SOFTMAX
     tensors = {"query": "q", "key": "k"} if dot else {}
     if "value" in used:
         tensors["value"] = "v"
     if sweep.is_last:
         tensors["out"] = "o"
-    values = [Argument(f"{tensor}_ptr", f"call.{tensor}") for tensor in tensors]
+    values = [Argument(f"{tensor}_ptr", f"{call}.{tensor}") for tensor in tensors]
     if softmax and sweep.is_last:
-        values.append(Argument("lse_ptr", "call.lse"))
+        values.append(Argument("lse_ptr", f"{call}.lse"))
     if sweep.before or not sweep.is_last:
-        values.append(Argument("kept_out_ptr", "call.kept_out"))
-        values.extend(Argument(f"kept_{one}_ptr", f"call.kept_{one}") for one in kept_sums(attention))
+        values.append(Argument("kept_out_ptr", f"{call}.kept_out"))
+        values.extend(Argument(f"kept_{one}_ptr", f"{call}.kept_{one}") for one in kept_sums(attention))
+    if "value" in used:
+        values.append(Argument("part_out_ptr", f"{call}.part_out"))
+        values.extend(Argument(f"part_{one}_ptr", f"{call}.part_{one}") for one in kept_sums(attention))
     values.extend(argument for table in tables.all for argument in table.arguments.values())
     for tensor, letter in tensors.items():
         for axis, suffix in enumerate("bhn"):
-            values.append(Argument(f"{letter}_stride_{suffix}", f"call.{tensor}.stride({axis})"))
-    values.extend(Argument(size, f"call.{size}", specialize=False) for size in "NMHgBD" if size in used)
+            values.append(Argument(f"{letter}_stride_{suffix}", f"{call}.{tensor}.stride({axis})"))
+    values.extend(Argument(size, f"{call}.{size}", specialize=False) for size in "NMHgBD" if size in used)
+    if ranged:
+        values.extend(Argument(name, f"{call}.{name}", specialize=False) for name in ("row_start", "row_end"))
     constants = [("VALUE_SIZE", "value_size"), ("BLOCK_M", "tiles.query")]
     if "value" in used:
         constants.append(("BLOCK_N", "tiles.key"))
     constants.append(("BLOCK_V", "block_v"))
     if dot:
-        values.append(Argument("qk_scale", "call.qk_scale", specialize=False))
-        constants.extend([("HEAD_SIZE", "D"), ("BLOCK_D", "block_d")])
+        values.append(Argument("qk_scale", f"{call}.qk_scale", specialize=False))
+        constants.extend([("HEAD_SIZE", "head_size"), ("BLOCK_D", "block_d")])
     if dot and attention.scale is not None:
         constants.append(("SCALE_GIVEN", "scale_given"))
     if careful:
         constants.extend([("CHUNK_N", "chunk_n"), ("CHUNK_V", "chunk_v")])
     if "value" in used:
-        constants.append(("PRECISION", "precision"))
+        constants.extend([("PRECISION", "precision"), ("SHARES", "shares"), ("JOINED", "joined")])
     if "values" in used:
         constants.append(("DESCRIPTORS", "tiles.descriptors"))
     if "index_type" in used:
         constants.append(("WIDE_TABLES", "wide_tables"))
-    values.extend(Argument(name, f"call.{source}", constant=True) for name, source in constants)
+    values.extend(Argument(name, f"{call}.{source}", constant=True) for name, source in constants)
     return tuple(values)

@@ -33,7 +33,8 @@ class LaunchView:
         kernels: those that it runs.
         written: those of them that no launcher before it runs.
         summaries: name, position of the ids and kind of each summary that is made before the first kernel, as text.
-        kept: numbers that a row has besides its output while kernels hand it on; -1 where there is one kernel.
+        keeps: whether kernels hand on what they have summed.
+        sums: how many numbers a row has besides its output while it is summed.
         tables: names and lines of the tables of tiles, each once, without those that an earlier launcher has.
     """
 
@@ -44,7 +45,8 @@ class LaunchView:
     written: tuple[KernelView, ...]
     inputs: tuple[InputView, ...]
     summaries: tuple[str, ...]
-    kept: int
+    keeps: bool
+    sums: int
     tables: tuple[tuple[str, tuple[str, ...]], ...]
 
 
@@ -86,15 +88,16 @@ def _launch_view(
     known_tables |= tables
     kernels = tuple(replace(kernel, table=known_tables[kernel.tiles]) for kernel in kernels)
     return LaunchView(
-        "_".join(part for part in (plan.attention.name, variant) if part),
-        limit,
-        kernels[-1].normalize,
-        kernels,
-        written,
-        inputs,
-        summaries_text(plan, plan.summaries),
-        len(kept_sums(plan.attention)) if len(kernels) > 1 else -1,
-        tuple((name, lines) for lines, name in reversed(tables.items())),
+        name="_".join(part for part in (plan.attention.name, variant) if part),
+        limit=limit,
+        normalize=kernels[-1].normalize,
+        kernels=kernels,
+        written=written,
+        inputs=inputs,
+        summaries=summaries_text(plan, plan.summaries),
+        keeps=len(kernels) > 1,
+        sums=len(kept_sums(plan.attention)),
+        tables=tuple((name, lines) for lines, name in reversed(tables.items())),
     )
 
 

@@ -94,13 +94,13 @@ def write_loop(
     writer.blocks = [outer, Block()]
     test = ""
     before: tuple[str, ...] = ()
-    writer.margin = 1
+    writer.margin = 2
     if interval.tile_test is not None:
         fragment = writer.write(interval.tile_test)
         test = fragment.text if fold(interval.tile_test) != TRUE else ""
         before = tuple(writer.blocks[1].lines)
         writer.blocks[1].lines = []
-        writer.margin = 2 if test else 1
+        writer.margin = 3 if test else 2
     # In other orders, numbers past the last key stand for key M, of which the residual says nothing.
     ragged = interval.ragged or (order is not None and interval.coverage is Coverage.PARTIAL)
     mask = And((interval.residual, _REAL_KEY)) if ragged else interval.residual
@@ -150,7 +150,7 @@ def _write_setup(writer: Writer, interval: KeyInterval, outer: Block, *, first: 
     """Round the interval to whole tiles, after those that earlier loops have visited."""
     # The statements stand just above their loop; what block 0 has already is taken from there.
     setup = Block(written=dict(outer.written))
-    writer.blocks, writer.margin = [setup], 1
+    writer.blocks, writer.margin = [setup], 2
     done = "0" if first else "end"
     start = _tile_text(writer, interval.start, up=interval.start_up)
     stop = _tile_text(writer, interval.stop, up=interval.stop_up)

@@ -58,6 +58,12 @@ class Sweep:
         return tests[0] if len(tests) == 1 else Or(tests)
 
     @property
+    def most_keys(self) -> int | None:
+        """About how many keys a program visits at most, where no longer sequence has more."""
+        counts = [one.most_keys for one in self.passes if one.most_keys is not None]
+        return sum(counts) if len(counts) == len(self.passes) else None
+
+    @property
     def query_tile(self) -> int:
         """Most rows for which the residuals hold."""
         return min((one.tiles.query_tile for one in self.passes), default=POSITION_LIMIT)

@@ -20,6 +20,7 @@ from attnc.ir.program import AlignKind, Attention, NormalizeKind
 from attnc.plan.kernel_plan import Choice, Form, Library, Pass, Plan, Scoring, Short
 from attnc.plan.lengths import cheapest_by_length
 from attnc.plan.overrides import alternatives
+from attnc.plan.row_lengths import count_long_rows, most_keys
 from attnc.plan.split import Part, decompositions
 from attnc.plan.weighing import DENSE, GOOD, Weigher, make_passes
 from attnc.source import Span
@@ -63,8 +64,10 @@ def plan_attention(attention: Attention, *, length: int = LENGTH) -> Plan:
 
 
 def _chosen(plan: Plan) -> Plan:
-    """Take the cheapest of the choices."""
-    return _with_proof(replace(plan, passes=plan.choices[0].passes))
+    """Take the cheapest of the choices, and find out how long its rows are."""
+    attention, passes = plan.attention, plan.choices[0].passes
+    passes = tuple(replace(one, most_keys=most_keys(attention, one, LENGTH)) for one in passes)
+    return _with_proof(replace(plan, passes=passes, long_rows=count_long_rows(attention, passes, LENGTH)))
 
 
 def _short(plan: Plan) -> tuple[Short, ...]:
@@ -72,7 +75,7 @@ def _short(plan: Plan) -> tuple[Short, ...]:
     found = []
     for limit, choices in cheapest_by_length(plan.attention, plan.choices, plan.weighed_at):
         chosen = _chosen(replace(plan, choices=choices))
-        found.append(Short(limit, chosen.passes, choices, chosen.proven_disjoint))
+        found.append(Short(limit, chosen.passes, choices, chosen.proven_disjoint, chosen.long_rows))
     return tuple(found)
 
 

@@ -94,7 +94,7 @@ def estimate_passes(attention: Attention, passes: Sequence[Pass], length: int) -
 
 def estimate_pass(attention: Attention, one: Pass, length: int) -> Estimate:
     """Return what one pass is expected to cost at a length."""
-    env = _environment(attention, one, length)
+    env = imagined_call(attention, one, length)
     heads = range(1, HEADS, 3) if bounds_differ_by_head(one.tiles) else range(1)
     found = [_estimate_head(one, replace(env, indices={**env.indices, IndexName.HEAD: head})) for head in heads]
     count = len(found)
@@ -127,6 +127,14 @@ def _padded(count: int) -> int:
     return min(TILE, -(-count // SMALLEST) * SMALLEST)
 
 
+def keys_walked(attention: Attention, one: Pass, length: int, rows: range) -> float:
+    """Return about how many keys a pass walks for a tile of these rows, as far as no data decides it."""
+    env = imagined_call(attention, one, length)
+    first, last = rows[0], rows[-1]
+    here = replace(env, indices={**env.indices, IndexName.QUERY_LOW: first, IndexName.QUERY_HIGH: last})
+    return TILE * sum(_touched(one, here, visit) for visit in walk_tiles(one.tiles, here, TILE))
+
+
 def _touched(one: Pass, here: Environment, visit: Visit) -> float:
     """Return how many tiles of a visit pass its test, as far as a few of them tell; data lets all of them pass."""
     test, count = visit.interval.tile_test, visit.end - visit.begin
@@ -139,7 +147,7 @@ def _touched(one: Pass, here: Environment, visit: Visit) -> float:
     return count * sum(passes_test(interval, here, one.layout, tile, TILE) for tile in tested) / len(tested)
 
 
-def _environment(attention: Attention, one: Pass, length: int) -> Environment:
+def imagined_call(attention: Attention, one: Pass, length: int) -> Environment:
     """Return sizes, and values for the scalar inputs and tables that bounds read: as if nothing was cut off."""
     sizes = {
         SizeName.BATCH: 1,

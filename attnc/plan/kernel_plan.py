@@ -58,6 +58,8 @@ class Pass:
             pair of it lies outside the layout's positions.
         tiles: in the layout's coordinates; residuals are about positions.
         library: set where `form` is LIBRARY; such a pass still has its tiles, for counting.
+        most_keys: about how many keys a tile of rows visits, however long the sequence is; None where it has more in a
+            longer one, or that is not known.
     """
 
     form: Form
@@ -65,6 +67,7 @@ class Pass:
     tiles: TileSets
     layout: Layout = PLAIN
     library: Library | None = None
+    most_keys: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +88,14 @@ class Short:
 
     Attributes:
         limit: most queries and most keys of a call that it is for.
-        passes, choices, proven_disjoint: as those of a plan; weighed at `limit`.
+        passes, choices, proven_disjoint, long_rows: as those of a plan; weighed at `limit`.
     """
 
     limit: int
     passes: tuple[Pass, ...]
     choices: tuple[Choice, ...]
     proven_disjoint: bool = False
+    long_rows: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +110,7 @@ class Plan:
         choices: the ways that were weighed, the cheapest first; empty where there was nothing to choose.
         proven_disjoint: whether sets prove that several passes are disjoint and complete; else they are by
             construction alone (each part is written as what earlier parts leave over).
+        long_rows: positions from 0 on whose rows, in passes in plain order, have many more keys than the others.
         weighed_at: queries and keys for which `choices` were compared.
         short: what shorter sequences are computed by instead, by rising limits; empty where `passes` suit all.
     """
@@ -117,6 +122,7 @@ class Plan:
     derivation: tuple[Step, ...] = ()
     choices: tuple[Choice, ...] = ()
     proven_disjoint: bool = False
+    long_rows: int = 0
     weighed_at: int = 0
     short: tuple[Short, ...] = ()
 
@@ -129,6 +135,7 @@ class Plan:
                 passes=one.passes,
                 choices=one.choices,
                 proven_disjoint=one.proven_disjoint,
+                long_rows=one.long_rows,
                 weighed_at=one.limit,
                 short=(),
             )

@@ -338,7 +338,10 @@ def _softmax(pairs: _Pairs, allowed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         total = total + torch.exp(pairs.sink - peak)
     alive = total != 0
     safe = torch.where(alive, total, 1.0)
-    lse = torch.where(alive, peak + torch.log(safe), -torch.inf).squeeze(-1)
+    lse = torch.where(alive, peak + torch.log(safe), -torch.inf)
+    # `inf - inf` makes the weights NaN, but the sum of such a row is infinite
+    spoiled = (allowed & pairs.scores.isnan()).any(-1, keepdim=True)
+    lse = torch.where((peak == torch.inf) & ~spoiled, torch.inf, lse).squeeze(-1)
     return torch.where(allowed & alive, weights / safe, 0.0), lse, alive
 
 

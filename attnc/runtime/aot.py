@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnc.runtime.launch import Tiles, assume_target
 from attnc.runtime.pairs import Sizes
 from attnc.runtime.program import Program, TensorArgument
+from attnc.runtime.tiles import Tiles, assume_target
 
 ARCHITECTURES = {
     "sm_80": ("cuda", 80, 32),
@@ -56,6 +56,8 @@ class KernelReport:
         shared: bytes of shared memory of a program.
         shared_limit: bytes that a program of this target may use.
         matrix_instructions: number of them in the code.
+        shares: how many programs share the keys of the same rows.
+        joined: how many programs' sums it joins, instead of walking keys; 0 for none.
         assembly: PTX or AMD assembly.
         binary: what the device would be given.
     """
@@ -70,8 +72,24 @@ class KernelReport:
     shared: int
     shared_limit: int
     matrix_instructions: int
+    shares: int
+    joined: int
     assembly: str
     binary: bytes
+
+    @property
+    def name(self) -> str:
+        """What the launch computes: the kernel's name, and which of its steps where it is launched in several."""
+        name = self.kernel.removeprefix("_").removesuffix("_kernel")
+        if self.joined:
+            return f"{name}, sums joined"
+        return f"{name}, keys shared" if self.shares > 1 else name
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether a kernel of a 16-bit type is without spills, on matrix units, and fits in shared memory."""
+        multiplies = self.matrix_instructions > 0 or self.joined > 0
+        return self.fits and (self.dtype == "float32" or (self.spills == 0 and multiplies))
 
     @property
     def fits(self) -> bool:
@@ -89,6 +107,7 @@ def compile_kernels(
     value_size: int | None = None,
     precision: str | None = None,
     tiles: Tiles | None = None,
+    shares: int = 0,
 ) -> tuple[KernelReport, ...]:
     """Compile the kernels of one attention of a generated module, in the order in which a call runs them.
 
@@ -101,6 +120,8 @@ def compile_kernels(
         value_size: of the value; `head_size` unless said.
         precision: of products of float32.
         tiles: instead of the module's own for this target, type and head size.
+        shares: programs that share the keys of the same rows, which are then followed by a launch that joins what they
+            leave; 0 for what suits a call with many rows.
 
     Raises:
         ValueError: an unknown target, or a module with several attentions and no `name`.
@@ -109,7 +130,7 @@ def compile_kernels(
     if target not in ARCHITECTURES:
         raise ValueError(f"unknown target {target}; known: {', '.join(ARCHITECTURES)}")
     program = find_program(module, name)
-    launches = record_launches(module, program, target, dtype, head_size, value_size, precision, tiles)
+    launches = record_launches(module, program, target, dtype, head_size, value_size, precision, tiles, shares)
     return tuple(_report(kernel, arguments, target, dtype, head_size) for kernel, arguments in launches)
 
 
@@ -152,6 +173,8 @@ def _report(kernel: Any, arguments: dict[str, Any], target: str, dtype: torch.dt
         shared=compiled.metadata.shared,
         shared_limit=SHARED_LIMITS[target] * 1024,
         matrix_instructions=len(_MATRIX[backend].findall(assembly)),
+        shares=arguments.get("SHARES", 1),
+        joined=arguments.get("JOINED", 0),
         assembly=assembly,
         binary=compiled.asm["cubin" if backend == "cuda" else "hsaco"],
     )
@@ -185,6 +208,7 @@ def record_launches(
     value_size: int | None = None,
     precision: str | None = None,
     tiles: Tiles | None = None,
+    shares: int = 0,
 ) -> list[tuple[Any, dict[str, Any]]]:
     """Call launchers on tensors without data; return the kernels that they would have launched, and their arguments.
 
@@ -200,14 +224,16 @@ def record_launches(
     sizes = Sizes(B=2, H=4, N=LENGTH, M=LENGTH, D=head_size, g=1, value_size=value.shape[3])
     inputs = tuple(_stand_in(tensor, sizes) for tensor in program.tensors)
     launches: list[tuple[Any, dict[str, Any]]] = []
-    with _recording(module, launches), assume_target(target, tiles):
+    seen: set[str] = set()
+    with assume_target(target, tiles, shares=shares):
         for launch in (program.launch, *(short.launch for short in program.short)):
             assert launch is not None
-            launch(query, key, value, out, lse, inputs, None, precision)
-    found: dict[str, tuple[Any, dict[str, Any]]] = {}
-    for kernel, arguments in launches:
-        found.setdefault(kernel.__name__, (kernel, arguments))
-    return list(found.values())
+            own: list[tuple[Any, dict[str, Any]]] = []
+            with _recording(module, own):
+                launch(query, key, value, out, lse, inputs, None, precision)
+            launches.extend(one for one in own if one[0].__name__ not in seen)
+            seen |= {kernel.__name__ for kernel, _ in own}
+    return launches
 
 
 def _sizes(head_size: int, value_size: int | None) -> tuple[int, int, int]:

@@ -69,7 +69,7 @@ def _with_sink(call: Call, out: Tensor, rows: Rows) -> tuple[Tensor, Rows]:
         return out, rows
     sink = row_values(call, call.program.sink(_all_rows(call)))
     peak = torch.maximum(rows.peak, sink)
-    base = torch.where(peak == -torch.inf, 0.0, peak)
+    base = torch.where(peak.isinf(), 0.0, peak)
     fade = torch.where(rows.peak == -torch.inf, 0.0, torch.exp(rows.peak - base))
     return out * fade.unsqueeze(-1), Rows(peak, rows.total * fade + torch.exp(sink - base))
 

@@ -121,7 +121,7 @@ def _online_softmax(
     counted = scores if factors is None else torch.where(factors != 0, scores, -torch.inf)
     old = _columns(state.peak, band)
     new = torch.maximum(old, counted.expand(dots.shape).amax(-1, keepdim=True))
-    base = torch.where(new == -torch.inf, 0.0, new)
+    base = torch.where(new.isinf(), 0.0, new)
     weights = exponentials(program, scores - base).expand(dots.shape)
     if factors is not None:
         weights = weights * factors

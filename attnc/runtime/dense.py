@@ -136,6 +136,9 @@ def _softmax(
     alive = total != 0
     safe = torch.where(alive, total, 1.0)
     lse = torch.where(alive, peak + torch.log(safe), -torch.inf)
+    # `inf - inf` makes the weights NaN, but the sum of such a row is infinite
+    spoiled = (allowed & scores.isnan()).any(-1, keepdim=True)
+    lse = torch.where((peak == torch.inf) & ~spoiled, torch.inf, lse)
     return torch.where(allowed & alive, weights / safe, 0.0), lse.squeeze(-1), alive
 
 

@@ -212,7 +212,7 @@ def weighted_exp2(difference, factor):
 @triton.jit
 def is_spoiled(tile):
     """Tell whether a NaN stands anywhere in a tile, as a scalar."""
-    return tl.max(tl.max((tile != tile).to(tl.int32), 1), 0) > 0
+    return tl.max((tile != tile).to(tl.int32)) > 0
 
 
 @triton.jit

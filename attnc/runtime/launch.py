@@ -7,9 +7,7 @@ ends with `finish_launch`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -18,6 +16,7 @@ import torch
 from torch import Tensor
 
 from attnc.runtime.row_orders import PLAIN_ROWS, GridRows, RowOrder
+from attnc.runtime.tiles import FEW_ROWS, Tiles, TileTable, are_tiles_assumed, choose_tiles, count_shares, padded
 
 LOG2_E = math.log2(math.e)
 
@@ -27,41 +26,19 @@ LONGEST = 2**30 - 1024
 WIDEST_ROW = 2**23
 """Elements between rows below which offsets inside of a tile of 256 rows take 32 bits."""
 
+LEAST_CHUNK = 16
+"""Keys that a second walk takes at once where nothing else needs registers."""
+
 MOST_PROGRAMS = 2**31 - 1
 
 DESCRIPTOR_ALIGNMENT = 16
 """Bytes: a tensor descriptor's matrix, and each of its rows, starts at a multiple of it."""
 
+ROW_STEP = 16
+"""Elements: Triton reads rows in vectors where they are a multiple of it apart, and else number by number."""
+
 MOST_DESCRIBING = 2**20
 """Programs beyond which none makes descriptors: each takes 256 bytes of the device's memory for them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tiles:
-    """How a kernel is cut and compiled: rows of a query tile, keys of a key tile, warps, pipeline stages.
-
-    Attributes:
-        descriptors: whether tiles of keys and values are read through tensor descriptors (sm_90 and later).
-        chunk: keys that a second walk takes at once; 0 for what suits the head size.
-    """
-
-    query: int
-    key: int
-    warps: int
-    stages: int
-    descriptors: bool = False
-    chunk: int = 0
-
-
-_TARGET: ContextVar[str | None] = ContextVar("attnc_target", default=None)
-_TILES: ContextVar[Tiles | None] = ContextVar("attnc_tiles", default=None)
-
-
-TileTable = Mapping[tuple[str, int, int], tuple[Tiles, ...]]
-"""Tiles by target, bytes of an element, and the largest padded head size that they are for.
-
-Best first; the last ones are without descriptors, so that they suit every call.
-"""
 
 
 @dataclass(slots=True)
@@ -69,15 +46,20 @@ class Launch:
     """Arguments of one kernel launch.
 
     Attributes:
-        query, key, value, out: as the caller's, with a contiguous last dimension.
-        target_out: where the caller wants `out`; differs from `out` where its last dimension is strided.
+        query, key, value, out: as the caller's, with a contiguous last dimension, or with zeros behind it.
+        target_out: where the caller wants `out`; differs from `out` where that is longer, or the caller's is strided.
         lse: contiguous, or None.
         qk_scale: factor on the dot product, base 2 included; 0.0 where the pattern computes its own.
+        D, head_size, value_size: the caller's head size; those of the tensors above.
         block_d, block_v: head sizes padded to powers of two.
         chunk_n, chunk_v: keys, and columns of the value, that a second walk takes at once: such that it does not need
             more registers than the first.
         wide_tables: whether an element of some input lies beyond 32-bit offsets.
         kept_out, kept_m, kept_l: what a call's kernels hand on: sums of weighted values, maxima, sums of weights.
+        shares: programs that take turns at the keys of the same rows and leave sums; with 1 each has rows of its own.
+        joined: how many programs have left sums of the same rows, to be joined instead of walking keys; 0 for none.
+        part_out, part_m, part_l: sums that such programs leave.
+        row_start, row_end: the rows of this launch, where a kernel takes them: all of them or some.
     """
 
     query: Tensor
@@ -98,6 +80,7 @@ class Launch:
     M: int
     D: int
     g: int
+    head_size: int
     value_size: int
     block_d: int
     block_v: int
@@ -107,6 +90,13 @@ class Launch:
     kept_out: Tensor | None = None
     kept_m: Tensor | None = None
     kept_l: Tensor | None = None
+    shares: int = 1
+    joined: int = 0
+    part_out: Tensor | None = None
+    part_m: Tensor | None = None
+    part_l: Tensor | None = None
+    row_start: int = 0
+    row_end: int = 0
 
 
 def start_launch(
@@ -121,6 +111,7 @@ def start_launch(
     tiles: TileTable,
     base_2: bool,
     order: RowOrder | GridRows = PLAIN_ROWS,
+    most_keys: int = LONGEST,
 ) -> Launch | None:
     """Prepare a launch; None if there is nothing to compute.
 
@@ -135,6 +126,7 @@ def start_launch(
         tiles: the kernel's table of tiles.
         base_2: whether scores are in base 2.
         order: of the kernel's rows.
+        most_keys: about how many keys a program visits at most.
 
     Raises:
         ValueError: a size or the number of programs exceeds what a kernel can count.
@@ -147,13 +139,17 @@ def start_launch(
         return None
     block_d, block_v = padded(head_size), padded(value_size)
     query, key, value = (_with_contiguous_rows(tensor) for tensor in (query, key, value))
-    chosen, programs = _cut_grid(tiles, (query, key, value), order)
+    written = _with_contiguous_rows(out)
+    if queries > FEW_ROWS and query.element_size() <= 2:
+        query, key, value = (_with_aligned_rows(tensor) for tensor in (query, key, value))
+        written = written if value.shape[3] == value_size else out.new_empty((*out.shape[:3], value.shape[3]))
+    chosen, programs, shares = _cut_grid(tiles, (query, key, value), order, most_keys)
     factor = head_size**-0.5 if scale is None else float(scale)
     return Launch(
         query=query,
         key=key,
         value=value,
-        out=_with_contiguous_rows(out),
+        out=written,
         target_out=out,
         lse=None if lse is None else lse.contiguous(),
         target_lse=lse,
@@ -168,21 +164,27 @@ def start_launch(
         M=keys,
         D=head_size,
         g=heads // key.shape[1],
-        value_size=value_size,
+        head_size=query.shape[3],
+        value_size=value.shape[3],
         block_d=block_d,
         block_v=block_v,
         chunk_n=_chunk(max(block_d, block_v), chosen),
+        shares=shares,
+        row_end=queries,
     )
 
 
-def next_launch(call: Launch, *, tiles: TileTable, order: RowOrder | GridRows = PLAIN_ROWS) -> Launch:
+def next_launch(
+    call: Launch, *, tiles: TileTable, order: RowOrder | GridRows = PLAIN_ROWS, most_keys: int = LONGEST
+) -> Launch:
     """Prepare the launch of the next kernel of the same call, with tiles and an order of rows of its own.
 
     Raises:
         ValueError: it needs more programs than a launch may have.
     """
-    chosen, programs = _cut_grid(tiles, (call.query, call.key, call.value), order)
-    return replace(call, tiles=chosen, grid=(programs,), chunk_n=_chunk(max(call.block_d, call.block_v), chosen))
+    chosen, programs, shares = _cut_grid(tiles, (call.query, call.key, call.value), order, most_keys)
+    chunk = _chunk(max(call.block_d, call.block_v), chosen)
+    return replace(call, tiles=chosen, grid=(programs,), chunk_n=chunk, shares=shares)
 
 
 def keep_sums(call: Launch, *, rows: int) -> None:
@@ -193,23 +195,60 @@ def keep_sums(call: Launch, *, rows: int) -> None:
         rows: how many numbers each row has besides its unnormalised output: 2 for the maximum and the sum of a
             softmax, 1 for a sum alone, or 0.
     """
-    shape = (call.B, call.H, call.N)
-    call.kept_out = call.query.new_empty((*shape, call.value_size), dtype=torch.float32)
-    call.kept_l = call.query.new_empty(shape, dtype=torch.float32) if rows else None
-    call.kept_m = call.query.new_empty(shape, dtype=torch.float32) if rows > 1 else None
+    call.kept_out, call.kept_m, call.kept_l = _new_sums(call, (call.B, call.H, call.N), rows)
+
+
+def launch_steps(call: Launch, *, rows: int, long_rows: int = 0) -> tuple[Launch, ...]:
+    """Return what a kernel is launched with: once, or for shares of the keys of all rows and then for joining those.
+
+    Args:
+        call: the launch of the kernel.
+        rows: see `keep_sums`.
+        long_rows: how many of the first rows have many more keys than the others. They are computed first, by programs
+            that share their keys, where there are programs to spare.
+    """
+    if call.shares > 1:
+        return _shared(call, rows)
+    end = -(-long_rows // FEW_ROWS) * FEW_ROWS
+    if not 0 < end < call.N:
+        return (call,)
+    few = replace(call.tiles, query=FEW_ROWS, key=min(call.tiles.key, 64), warps=4, chunk=16)
+    heads = call.B * call.H
+    programs = end // FEW_ROWS * heads
+    shares = count_shares(few, programs, call.M, call.query.device)
+    if shares == 1:
+        return (call,)
+    chunk = _chunk(max(call.block_d, call.block_v), few)
+    first = replace(call, tiles=few, grid=(programs,), chunk_n=chunk, shares=shares, row_end=end)
+    others = replace(call, grid=(-(-(call.N - end) // call.tiles.query) * heads,), row_start=end)
+    return (*_shared(first, rows), others)
+
+
+def _shared(call: Launch, rows: int) -> tuple[Launch, Launch]:
+    """Return the launch of programs that share keys, and that of what joins their sums."""
+    out, maxima, sums = _new_sums(call, (call.grid[0] * call.shares, call.tiles.query), rows)
+    share = replace(call, grid=(call.grid[0] * call.shares,), part_out=out, part_m=maxima, part_l=sums)
+    return share, replace(share, grid=call.grid, chunk_n=LEAST_CHUNK, shares=1, joined=call.shares)
+
+
+def _new_sums(call: Launch, shape: tuple[int, ...], rows: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Return memory for sums of weighted values, maxima and sums of weights; `rows` as in `keep_sums`."""
+    out = call.query.new_empty((*shape, call.value_size), dtype=torch.float32)
+    sums = [call.query.new_empty(shape, dtype=torch.float32) if rows > count else None for count in (1, 0)]
+    return out, sums[0], sums[1]
 
 
 def _cut_grid(
-    table: TileTable, tensors: tuple[Tensor, Tensor, Tensor], order: RowOrder | GridRows
-) -> tuple[Tiles, int]:
-    """Choose tiles and count programs for query, key and value."""
+    table: TileTable, tensors: tuple[Tensor, Tensor, Tensor], order: RowOrder | GridRows, most_keys: int
+) -> tuple[Tiles, int, int]:
+    """Choose tiles, count the programs that have rows of their own, and choose how many share the keys of each."""
     query, key, value = tensors
     batch, heads, queries, head_size = query.shape
     rows = order.most(queries)
     describable = -(-queries // 64) * heads * batch <= MOST_DESCRIBING and is_describable(key) and is_describable(value)
     width = max(padded(head_size), padded(value.shape[3]))
     chosen = choose_tiles(table, query, width, rows, descriptors=describable)
-    if order != PLAIN_ROWS and _TILES.get() is None and width <= 128:
+    if order != PLAIN_ROWS and not are_tiles_assumed() and width <= 128:
         # A class or a few runs may have far fewer rows than a tile. Of large heads, kernels with fewer rows spill.
         few = next((size for size in (16, 32, 64) if rows <= size < chosen.query), chosen.query)
         if few * width <= 32 * 64 and few < chosen.query:
@@ -222,7 +261,8 @@ def _cut_grid(
     programs = order.classes(queries) * -(-rows // chosen.query) * heads * batch
     if programs > MOST_PROGRAMS:
         raise ValueError(f"a launch has up to {MOST_PROGRAMS} programs, this one needs {programs}")
-    return chosen, programs
+    keys = min(-(-key.shape[2] // order.classes(queries)), most_keys)
+    return chosen, programs, count_shares(chosen, programs, keys, query.device)
 
 
 def _chunk(width: int, tiles: Tiles) -> int:
@@ -233,7 +273,7 @@ def _chunk(width: int, tiles: Tiles) -> int:
 def finish_launch(call: Launch) -> None:
     """Copy results to where the caller wants them, if the kernel could not write there."""
     if call.out is not call.target_out:
-        call.target_out.copy_(call.out)
+        call.target_out.copy_(call.out[..., : call.target_out.shape[3]])
     if call.lse is not None and call.target_lse is not None and call.lse is not call.target_lse:
         call.target_lse.copy_(call.lse)
 
@@ -316,67 +356,6 @@ def is_describable(matrices: Tensor) -> bool:
     return start % DESCRIPTOR_ALIGNMENT == 0
 
 
-def choose_tiles(table: TileTable, query: Tensor, head_size: int, queries: int, *, descriptors: bool = False) -> Tiles:
-    """Return the tiles for a device, an element type and a padded head size; fewer rows for a few queries.
-
-    Args:
-        table: of the kernel.
-        query: on the device.
-        head_size: the greater of key's and value's, padded.
-        queries: number of them.
-        descriptors: whether keys and values can be read through tensor descriptors.
-    """
-    assumed = _TILES.get()
-    if assumed is not None:
-        return replace(assumed, descriptors=assumed.descriptors and descriptors)
-    target = target_of(query.device)
-    if target == "cpu":
-        return Tiles(query=64, key=32 if head_size > 64 else 64, warps=4, stages=1)
-    size = max(2, query.element_size())
-    fitting = [limit for name, width, limit in table if (name, width) == (target, size) and head_size <= limit]
-    suitable = [tiles for tiles in table[target, size, min(fitting)] if descriptors or not tiles.descriptors]
-    if queries <= 16 < suitable[-1].query:
-        return replace(suitable[-1], query=16, warps=4)
-    return suitable[0]
-
-
-def target_of(device: torch.device) -> str:
-    """Return the target whose tiles suit a device, `cpu` for Triton's interpreter."""
-    assumed = _TARGET.get()
-    if assumed is not None:
-        return assumed
-    if device.type != "cuda":
-        return "cpu"
-    if torch.version.hip is not None:
-        return "gfx942"
-    major, minor = torch.cuda.get_device_capability(device)
-    match major, minor:
-        case (9, _):
-            return "sm_90"
-        case (10 | 11, _):
-            return "sm_100"
-        case (8, 0 | 7):
-            return "sm_80"
-        case _:
-            return "sm_86"
-
-
-@contextmanager
-def assume_target(target: str, tiles: Tiles | None = None) -> Iterator[None]:
-    """Choose tiles as for a target while the block runs, whatever the device; or take these `tiles`."""
-    tokens = _TARGET.set(target), _TILES.set(tiles)
-    try:
-        yield
-    finally:
-        _TARGET.reset(tokens[0])
-        _TILES.reset(tokens[1])
-
-
-def padded(head_size: int) -> int:
-    """Return the power of two, at least 16, that a head size is padded to."""
-    return max(16, 1 << (head_size - 1).bit_length())
-
-
 def _precision(query: Tensor, precision: str | None) -> str:
     """Only products of float32 have a choice, and only some targets have TF32."""
     if query.dtype != torch.float32 or precision is None:
@@ -387,6 +366,17 @@ def _precision(query: Tensor, precision: str | None) -> str:
 def _with_contiguous_rows(tensor: Tensor) -> Tensor:
     """Return the tensor, or a copy where elements of a row or rows of a tile lie too far apart."""
     return tensor if tensor.stride(-1) == 1 and tensor.stride(-2) < WIDEST_ROW else tensor.contiguous()
+
+
+def _with_aligned_rows(tensor: Tensor) -> Tensor:
+    """Return a tensor of 16-bit numbers, or a copy with zeros behind its rows where those could not be read as vectors.
+
+    Number by number they take as many addresses, for which registers do not suffice. The copy is linear in the rows.
+    """
+    width = tensor.shape[3]
+    if width % ROW_STEP == 0 and tensor.stride(2) % ROW_STEP == 0 and is_describable(tensor):
+        return tensor
+    return torch.nn.functional.pad(tensor, (0, -width % ROW_STEP)).contiguous()
 
 
 def _number(given: Any, device: torch.device) -> Tensor | float | int:

@@ -59,6 +59,8 @@ PATTERNS = {
     "half": "float(j) <= 20.5",
     "product_of_indices": "i * j < 50",
     "scaled": "2 * j <= 3 * i + 1",
+    "full_across_runs": "j <= i and (j > i - abs(i) or (h == 0 if j == 0 else j <= i % 16))",
+    "sinks_beside_window": "j <= i and (i - j < 19 or j < 20)",
 }
 
 TENSORS = (
@@ -115,6 +117,12 @@ def test_exhausted_budgets_leave_the_mask_tested_everywhere():
     assert not tiles.exact
     env = environment(example, 23, 41)
     check_tiles(tiles, example, env, 16, 16)
+
+
+def test_a_full_tile_that_several_runs_of_keys_make_up_is_known_to_be_missed():
+    mask = "j <= i and (j > i - abs(i) or (h == 0 if j == 0 else j <= i % 16))"
+    assert not derive_tiles(attention(mask)).exact
+    assert derive_tiles(attention("j <= i and (i - j < 1024 or j < 4)")).exact
 
 
 @pytest.mark.parametrize(

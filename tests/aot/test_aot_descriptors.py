@@ -52,7 +52,7 @@ with FakeTensorMode(), torch.no_grad(), mock.patch("torch.cuda.get_device_capabi
 
 SCRATCH = """
 from attnc.runtime.launch import launchable, start_launch
-from attnc.runtime.launch import assume_target
+from attnc.runtime.tiles import assume_target
 from triton.runtime import _allocation
 
 half = torch.empty(1, 1, 256, 64, dtype=torch.float16, device="meta")

@@ -25,9 +25,10 @@ from attnc.source import SourceFile
 from attnc.syntax.parse import parse_source
 
 def kernels_of(plan):
-    return [kernel for launch in launch_views(plan) for kernel in launch.written]
+    return {kernel.function: kernel for launch in launch_views(plan) for kernel in launch.written}
 
-pattern, folder, targets, head_sizes, dtypes = json.loads(sys.argv[1])
+
+pattern, folder, targets, head_sizes, dtypes, shares = json.loads(sys.argv[1])
 source = SourceFile(pattern, open(pattern).read())
 plans = [plan_attention(a) for a in check_program(parse_source(source), params={}).attentions]
 path = folder + "/generated.py"
@@ -40,22 +41,24 @@ for plan in plans:
     for target in targets:
         for size in head_sizes:
             for dtype in dtypes:
-                reports = compile_kernels(module, target, getattr(torch, dtype), size, name=plan.attention.name)
-                for report, kernel in zip(reports, kernels_of(plan), strict=True):
+                kernels, name = kernels_of(plan), plan.attention.name
+                for report in compile_kernels(module, target, getattr(torch, dtype), size, name=name, shares=shares):
+                    kernel = kernels[report.kernel]
                     fields = ("registers", "spills", "shared", "shared_limit", "matrix_instructions", "dtype", "target")
-                    row = {"name": report.kernel, "head_size": size, **{f: getattr(report, f) for f in fields}}
+                    row = {"name": report.name, "head_size": size, **{f: getattr(report, f) for f in fields}}
                     row["gathered"] = any(loop.order is not None for loop in kernel.loops)
+                    row["joins"] = report.joined > 0
                     row["descriptors"] = report.tiles.descriptors
                     row["descriptor_reads"] = report.assembly.count("cp.async.bulk.tensor")
                     print(json.dumps(row))
 """
 
 
-def compile_example(path, folder, targets=TARGETS, head_sizes=HEAD_SIZES, dtypes=("bfloat16",)):
+def compile_example(path, folder, targets=TARGETS, head_sizes=HEAD_SIZES, dtypes=("bfloat16",), shares=0):
     """Compile in a process of its own: this one interprets its kernels."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment.setdefault("TRITON_CACHE_DIR", str(folder / "cache"))
-    arguments = json.dumps([str(path), str(folder), targets, head_sizes, dtypes])
+    arguments = json.dumps([str(path), str(folder), targets, head_sizes, dtypes, shares])
     command = [sys.executable, "-c", COMPILE, arguments]
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=ROOT)
     assert result.returncode == 0, result.stderr
@@ -63,15 +66,16 @@ def compile_example(path, folder, targets=TARGETS, head_sizes=HEAD_SIZES, dtypes
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
-def check_report(report):
-    assert report["spills"] == 0, report
-    assert report["matrix_instructions"] > 0, report
+def check_report(report, *, joins=False):
+    """Check what was made of a kernel, or of what `joins` the sums of programs without walking keys."""
+    # the compiler may settle on 128 registers for such a launch and spill two of them on sm_80
+    assert report["spills"] <= (8 if joins else 0), report
+    assert report["matrix_instructions"] > 0 or joins, report
     assert report["shared"] <= report["shared_limit"], report
-    if report["head_size"] % 8 or report["gathered"]:  # rows that do not start at multiples of 16 bytes, or lie apart
-        assert not report["descriptors"], report
-    else:
-        assert report["descriptors"] == (report["target"] in ("sm_90", "sm_100")), report
-    assert (report["descriptor_reads"] > 0) == report["descriptors"], report
+    # keys that are read out of order have no descriptors
+    expected = report["target"] in ("sm_90", "sm_100") and not report["gathered"]
+    assert report["descriptors"] == expected, report
+    assert (report["descriptor_reads"] > 0) == (expected and not joins), report
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
@@ -79,31 +83,54 @@ def test_examples_at_head_size_128(path, tmp_path):
     reports = compile_example(path, tmp_path, head_sizes=(128,))
     assert [report["target"] for report in reports if report["name"] == reports[0]["name"]] == list(TARGETS)
     for report in reports:
-        check_report(report)
+        check_shares([report])
         assert report["registers"] > 0
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["gpt", "packed"])
-def test_head_sizes_between_powers_of_two(name, tmp_path):
-    for report in compile_example(ROOT / "examples" / f"{name}.attn", tmp_path, head_sizes=(32, 80, 96)):
+@pytest.mark.parametrize(("name", "size"), [("packed", 124), ("gpt", 60)])
+def test_head_sizes_without_vectors_of_their_own(name, size, tmp_path):
+    """Rows of such heads get zeros behind them, so that they are read as those of the next multiple of 16."""
+    for report in compile_example(ROOT / "examples" / f"{name}.attn", tmp_path, ("sm_90",), (size,)):
         check_report(report)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_head_sizes_between_powers_of_two(path, tmp_path):
+    for report in compile_example(path, tmp_path, ("sm_90",), (60, 80, 96, 100, 124, 252)):
+        check_shares([report])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt", "packed", "gemma"])
-def test_tensors_without_descriptors(name, tmp_path):
-    path = ROOT / "examples" / f"{name}.attn"
-    for report in compile_example(path, tmp_path, targets=("sm_90", "sm_100"), head_sizes=(60, 124, 252)):
-        # Rows that are read two bytes or four at a time spill.
-        check_report({**report, "spills": 0})
+def test_head_sizes_between_powers_of_two_on_other_targets(name, tmp_path):
+    targets = ("sm_80", "sm_100", "gfx942")
+    for report in compile_example(ROOT / "examples" / f"{name}.attn", tmp_path, targets, (32, 60, 80, 100, 124, 252)):
+        check_report(report)
+
+
+def check_shares(reports):
+    """Check the launches of one call: those that walk keys, and those that join the sums of such."""
+    for report in reports:
+        check_report(report, joins=report["joins"])
+
+
+def test_programs_that_share_keys(tmp_path):
+    reports = compile_example(ROOT / "examples" / "streaming.attn", tmp_path, ("sm_90",), (128,), shares=4)
+    assert [report["joins"] for report in reports] == [False, True]
+    check_shares(reports)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_programs_that_share_keys_on_every_target(path, tmp_path):
+    check_shares(compile_example(path, tmp_path, shares=4))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_examples_on_every_target(path, tmp_path):
-    for report in compile_example(path, tmp_path, dtypes=("float16", "bfloat16")):
-        check_report(report)
+    check_shares(compile_example(path, tmp_path, dtypes=("float16", "bfloat16")))
 
 
 @pytest.mark.slow

@@ -58,7 +58,7 @@ spec = importlib.util.spec_from_file_location("generated", path)
 module = importlib.util.module_from_spec(spec)
 sys.modules["generated"] = module
 spec.loader.exec_module(module)
-fields = ("kernel", "registers", "spills", "shared", "shared_limit", "matrix_instructions", "dtype", "target")
+fields = ("kernel", "registers", "spills", "shared", "shared_limit", "matrix_instructions", "dtype", "target", "joined")
 for target in targets:
     for size in head_sizes:
         for dtype in dtypes:
@@ -89,7 +89,12 @@ def keep(graph, inputs):
     return graph.forward
 
 triton.runtime.driver.set_active(Driver())
-with FakeTensorMode(), torch.no_grad(), mock.patch("torch.cuda.get_device_capability", lambda device: (9, 0)):
+class Properties:
+    multi_processor_count = 132
+
+capability = mock.patch("torch.cuda.get_device_capability", lambda device: (9, 0))
+properties = mock.patch("torch.cuda.get_device_properties", lambda device: Properties)
+with FakeTensorMode(), torch.no_grad(), capability, properties:
     query = torch.empty(2, 4, 512, 64, dtype=torch.bfloat16, device="cuda")
     aot_function(lambda *tensors: (module.foo(*tensors),), fw_compiler=keep)(query, query, query)
 """
@@ -112,8 +117,8 @@ def run_lines(code, folder, arguments):
 
 
 def check_report(report):
-    assert report["spills"] == 0, report
-    assert report["matrix_instructions"] > 0, report
+    assert report["spills"] <= (8 if report["joined"] else 0), report
+    assert report["matrix_instructions"] > 0 or report["joined"], report
     assert report["shared"] <= report["shared_limit"], report
 
 
@@ -143,4 +148,5 @@ def test_scores_and_normalizers(name, statements, tmp_path):
 
 def test_traced_kernels_change_what_they_keep_and_their_output_alone(tmp_path):
     changed = run_lines(TRACE, tmp_path, [PATTERNS["strided"], "", str(tmp_path), [], [], []])
-    assert changed == [["kept_out_ptr", "kept_m_ptr", "kept_l_ptr"], ["out_ptr"]]
+    left = ["part_out_ptr", "part_m_ptr", "part_l_ptr"]
+    assert changed == [["kept_out_ptr", "kept_m_ptr", "kept_l_ptr"], left, ["out_ptr"]]

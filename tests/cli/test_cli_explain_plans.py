@@ -187,3 +187,9 @@ def test_extremes_are_a_prepass():
     assert ids["bytes"] == 2 * 8 * 8
     assert ids["work"] == "elements of ids"
     assert "`ids.least_1x64`: the least (all) of each block of 64 along dimension 1" in words(found)
+
+
+def test_long_rows_are_named():
+    text = " ".join(words(explained(plan_of("attention a { mask window(33) or globals(2) }"))).split())
+    assert "The rows at positions 0 .. 1 have many more keys than the others" in text
+    assert "many more keys" not in words(explained(plan_of("attention a { mask causal }")))

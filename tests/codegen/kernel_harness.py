@@ -23,7 +23,8 @@ from attnc.syntax.parse import parse_source
 
 HEADER = """from attnc.runtime.kernel_loads import *
 from attnc.runtime.kernel_math import *
-from attnc.runtime.launch import Tiles, finish_launch, keep_sums, launchable, next_launch, read_tables, start_launch
+from attnc.runtime.launch import *
+from attnc.runtime.tiles import Tiles
 from attnc.runtime.summaries import with_summaries
 from attnc.runtime.row_orders import GridRows, RowOrder
 

@@ -36,7 +36,7 @@ from attnc.ir.nodes import TRUE, And, Binary, BinaryOp, Const, Index, IndexName,
 from attnc.ir.types import Type
 from attnc.plan.choose import with_passes
 from attnc.plan.kernel_plan import Plan, Scoring
-from attnc.runtime.launch import Tiles, assume_target
+from attnc.runtime.tiles import Tiles, assume_target
 from attnc.sema.check import check_program
 from attnc.source import SourceFile
 from attnc.syntax.parse import parse_source

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from attnc.runtime.launch import Tiles, launchable
+from attnc.runtime.launch import launchable
+from attnc.runtime.tiles import Tiles
 
 CUDA = SimpleNamespace(query=SimpleNamespace(device=torch.device("cuda")), tiles=Tiles(64, 64, 4, 2))
 

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from attnc.runtime.launch import Tiles, assume_target, keep_sums, next_launch, start_launch
+from attnc.runtime.launch import keep_sums, next_launch, start_launch
 from attnc.runtime.row_orders import PLAIN_ROWS, RowOrder
+from attnc.runtime.tiles import Tiles, assume_target
 
 TABLE = {
     ("sm_90", 2, 64): (Tiles(128, 64, warps=8, stages=3),),

@@ -11,7 +11,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "codegen"))
 from kernel_harness import check_kernel, load_kernel, plan_text, run_kernel, tensors
 
 from attnc.plan.configs import TARGETS, default_config, tile_rows
-from attnc.runtime.launch import LONGEST, Tiles, assume_target, choose_tiles, padded, start_launch
+from attnc.runtime.launch import LONGEST, start_launch
+from attnc.runtime.tiles import Tiles, assume_target, choose_tiles, padded
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 

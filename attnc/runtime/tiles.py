@@ -1,0 +1,152 @@
+"""How kernels are cut: tiles by device, type and head size, and how many programs share the keys of the same rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+FEW_ROWS = 16
+"""Queries for which kernels have tiles of their own."""
+
+MULTIPROCESSORS = {"sm_80": 108, "sm_86": 84, "sm_90": 132, "sm_100": 148, "gfx942": 304, "cpu": 8}
+"""Of targets for which kernels are compiled ahead of time, and of the device that Triton's interpreter stands for."""
+
+LEAST_SHARE = 4
+"""Tiles of keys that are worth a program of their own."""
+
+MOST_SHARES = 32
+"""Programs that share keys: one program joins what they leave, one after the other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """How a kernel is cut and compiled: rows of a query tile, keys of a key tile, warps, pipeline stages.
+
+    Attributes:
+        descriptors: whether tiles of keys and values are read through tensor descriptors (sm_90 and later).
+        chunk: keys that a second walk takes at once; 0 for what suits the head size.
+    """
+
+    query: int
+    key: int
+    warps: int
+    stages: int
+    descriptors: bool = False
+    chunk: int = 0
+
+
+_TARGET: ContextVar[str | None] = ContextVar("attnc_target", default=None)
+_TILES: ContextVar[Tiles | None] = ContextVar("attnc_tiles", default=None)
+_SHARES: ContextVar[int] = ContextVar("attnc_shares", default=0)
+
+TileTable = Mapping[tuple[str, int, int], tuple[Tiles, ...]]
+"""Tiles by target, bytes of an element, and the largest padded head size that they are for.
+
+Best first; the last ones are without descriptors, so that they suit every call.
+"""
+
+
+def choose_tiles(table: TileTable, query: Tensor, head_size: int, queries: int, *, descriptors: bool = False) -> Tiles:
+    """Return the tiles for a device, an element type and a padded head size; fewer rows for a few queries.
+
+    Args:
+        table: of the kernel.
+        query: on the device.
+        head_size: the greater of key's and value's, padded.
+        queries: number of them.
+        descriptors: whether keys and values can be read through tensor descriptors.
+    """
+    assumed = _TILES.get()
+    if assumed is not None:
+        return replace(assumed, descriptors=assumed.descriptors and descriptors)
+    target = target_of(query.device)
+    if target == "cpu":
+        return Tiles(query=64, key=32 if head_size > 64 else 64, warps=4, stages=1)
+    size = max(2, query.element_size())
+    fitting = [limit for name, width, limit in table if (name, width) == (target, size) and head_size <= limit]
+    suitable = [tiles for tiles in table[target, size, min(fitting)] if descriptors or not tiles.descriptors]
+    if queries <= FEW_ROWS < suitable[-1].query:
+        return replace(suitable[-1], query=FEW_ROWS, warps=4)
+    return suitable[0]
+
+
+def target_of(device: torch.device) -> str:
+    """Return the target whose tiles suit a device, `cpu` for Triton's interpreter."""
+    assumed = _TARGET.get()
+    if assumed is not None:
+        return assumed
+    if device.type != "cuda":
+        return "cpu"
+    if torch.version.hip is not None:
+        return "gfx942"
+    major, minor = torch.cuda.get_device_capability(device)
+    match major, minor:
+        case (9, _):
+            return "sm_90"
+        case (10 | 11, _):
+            return "sm_100"
+        case (8, 0 | 7):
+            return "sm_80"
+        case _:
+            return "sm_86"
+
+
+@contextmanager
+def assume_target(target: str, tiles: Tiles | None = None, *, shares: int = 0) -> Iterator[None]:
+    """Choose tiles as for a target while the block runs, whatever the device; or take these `tiles`.
+
+    Args:
+        target: of the tables of tiles.
+        tiles: instead of those.
+        shares: programs that share the keys of the same rows; 0 for what suits the target and the call.
+    """
+    tokens = _TARGET.set(target), _TILES.set(tiles), _SHARES.set(shares)
+    try:
+        yield
+    finally:
+        _TARGET.reset(tokens[0])
+        _TILES.reset(tokens[1])
+        _SHARES.reset(tokens[2])
+
+
+def are_tiles_assumed() -> bool:
+    """Tell whether `assume_target` says which tiles to take."""
+    return _TILES.get() is not None
+
+
+def padded(head_size: int) -> int:
+    """Return the power of two, at least 16, that a head size is padded to."""
+    return max(16, 1 << (head_size - 1).bit_length())
+
+
+def count_shares(tiles: Tiles, programs: int, keys: int, device: torch.device) -> int:
+    """Return how many programs share the keys of the same rows, so that a few rows keep the whole device busy.
+
+    Sizes and the device alone decide, and a power of two is taken, so that a kernel is compiled for few numbers.
+
+    Args:
+        tiles: of the kernel.
+        programs: that there would be without sharing.
+        keys: the most that a row can have.
+        device: of the call.
+    """
+    if assumed := _SHARES.get():
+        return assumed
+    room = multiprocessors(device) * (2 if tiles.warps <= 4 else 1)
+    shares = 1
+    while 2 * shares * programs <= room and 2 * shares * LEAST_SHARE * tiles.key <= keys and shares < MOST_SHARES:
+        shares *= 2
+    return shares
+
+
+def multiprocessors(device: torch.device) -> int:
+    """Return how many programs with large tiles run at the same time; a fixed number where there is no device."""
+    assumed = _TARGET.get()
+    if assumed is None and device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).multi_processor_count)
+    return MULTIPROCESSORS[assumed or "cpu"]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from attnc.runtime.calls import Call, remember
+from attnc.runtime.calls import Call, Store
 from attnc.runtime.pairs import Pairs
 from attnc.runtime.places import Listed
 from attnc.runtime.program import Axis, Formula, Grid
@@ -58,7 +57,7 @@ class _TileTable:
     apart: Tensor
 
 
-_GRID_TILES: OrderedDict[object, tuple[GridTiles, ...]] = OrderedDict()
+_GRID_TILES: Store[tuple[GridTiles, ...]] = Store(64)
 
 
 def grid_tiles(
@@ -82,7 +81,7 @@ def grid_tiles(
         table = _make_table(call, grid, batch, heads, shift)
         found = tuple(_groups(call, grid, table, heads, (number, batch, heads, shift)))
         if not program.bound_tables and sum(one.rows.count + one.keys.count for one in found) <= _LARGEST_LISTS:
-            remember(_GRID_TILES, name, found)
+            _GRID_TILES.put(name, found, 1)
     return found
 
 

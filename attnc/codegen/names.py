@@ -12,7 +12,7 @@ from attnc.source import Span
 
 IMPORTED = frozenset(
     {"annotations", "math", "torch", "nn", "Tensor", "Sequence", "triton", "tl"}
-    | {"Far", "Interval", "Operation", "Pairs", "Program", "Sizes", "TensorArgument"}
+    | {"Far", "GridAxis", "Interval", "Operation", "Order", "Pairs", "Program", "QueryGrid", "Sizes", "TensorArgument"}
     | {"floor", "floor_divide", "floor_modulo", "maximum", "minimum", "only", "splitmix", "truncate"}
 )
 """What a generated module imports."""

@@ -22,7 +22,7 @@ PRODUCT = 0.0186
 """Time of a multiply-add of the two products."""
 EXPONENTIAL, MASKED = 0.3, 0.15
 """Time of a pair beside its products, and what a mask adds to it."""
-TILE = 280.0
+TILE_START = 280.0
 """Time of starting on a tile of rows and up to `KEYS_AT_ONCE` keys."""
 KEY, ROW, ROW_AGAIN = 0.035, 0.08, 0.14
 """Time of a key for each tile of rows that reads it, of a row, and of a row for each `KEYS_AT_ONCE` keys, by each
@@ -92,7 +92,7 @@ def band_time(frame: Frame, band: Band, cost: Cost) -> float:
     at_once = rows_at_once(rows)
     tiles, rounds = -(-rows // at_once), -(-band.width // KEYS_AT_ONCE)
     pair = PRODUCT * cost.elements + EXPONENTIAL + (MASKED if masked else 0.0)
-    of_tiles = tiles * (TILE * rounds + KEY * cost.elements * band.width)
+    of_tiles = tiles * (TILE_START * rounds + KEY * cost.elements * band.width)
     of_rows = rows * cost.elements * (ROW + ROW_AGAIN * rounds + (COPY if band.first else MERGE) / 2)
     fresh = band.width if band.key_step == 0 else count * min(band.width, band.key_step)
     calls = _calls(cost, band, rows, count)

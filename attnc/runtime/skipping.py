@@ -191,7 +191,7 @@ def _bands(frame: Frame, slab: Tile, cost: Cost) -> Iterator[Band]:
     rest = tuple(piece for piece in slab.pieces if piece[2] != FULL)
     repeats = all(mask_period(frame, kind) for _, _, kind in rest)
     many = sum(stop - start for start, stop, _ in full) >= (1 if repeats else SPLIT)
-    for pieces in filter(None, (full, rest) if many else (slab.pieces,)):
+    for pieces in (some for some in ((full, rest) if many else (slab.pieces,)) if some):
         band = _gathered(slab, pieces)
         narrow = band.masked or cost.masks_everything
         widest = max(64, cost.widest * BASE // band.rows) if narrow else band.width

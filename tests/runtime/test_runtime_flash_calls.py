@@ -122,7 +122,7 @@ def test_what_is_remembered_is_not_made_again(module, monkeypatch):
     given = tensors(1, 2, 2, 150)
     doc = torch.arange(150)[None] // 70
     wanted = module.packed(*given, doc=doc)
-    for name in ("attnc.runtime.parts.make_schedules", "attnc.runtime.cpu_flash._make_mask"):
+    for name in ("attnc.runtime.parts.choose_schedules", "attnc.runtime.cpu_flash._make_mask"):
         monkeypatch.setattr(name, None)
     monkeypatch.setattr("attnc.runtime.blocks.summarize_inputs", None)
     torch.testing.assert_close(module.packed(*given, doc=doc.clone()), wanted)

@@ -12,7 +12,8 @@ from attnc.source import Span
 
 IMPORTED = frozenset(
     {"annotations", "math", "torch", "nn", "Tensor", "Sequence", "triton", "tl"}
-    | {"Far", "Interval", "Operation", "Pairs", "Program", "Short", "Sizes", "TensorArgument"}
+    | {"Far", "GridAxis", "Interval", "Operation", "Order", "Pairs", "Program", "QueryGrid", "Short", "Sizes"}
+    | {"TensorArgument"}
     | {"floor", "floor_divide", "floor_modulo", "maximum", "minimum", "only", "splitmix", "truncate"}
 )
 """What a generated module imports."""

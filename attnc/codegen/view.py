@@ -409,7 +409,7 @@ def _grid_pass(plan: Plan, sweep: Pass, suffix: str, formulas: Formulas) -> Brac
             for name, bound in (("low", side.low), ("high", side.high))
             if bound is not None
         )
-        axes.append(call("Axis", *fields))
+        axes.append(call("GridAxis", *fields))
     grid: list[Field] = [("axes", sequence(axes))]
     if sweep.tiles.alike:
         grid.append(("alike", "True"))
@@ -421,7 +421,7 @@ def _grid_pass(plan: Plan, sweep: Pass, suffix: str, formulas: Formulas) -> Brac
         ("intervals", "()"),
         ("query_tile", str(sweep.tiles.query_tile)),
         ("mask", formulas.name(f"mask{suffix}_in_box", mask)),
-        ("grid", call("Grid", *grid)),
+        ("grid", call("QueryGrid", *grid)),
     ]
     if _tells_entries_apart(plan, sweep):
         fields.append(("by_batch", "True"))

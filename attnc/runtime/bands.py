@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 from attnc.runtime.program import Far, Formula, Program
 from attnc.runtime.sections import Frame
@@ -21,11 +23,12 @@ Piece = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Band:
-    """Equal rectangles: block n has rows `row + n * rows ...` and keys `key + n * key_step ...`.
+    """Equal rectangles: block n has rows `row + n * row_step ...` and keys `key + n * key_step ...`.
 
     Attributes:
         pieces: width of each stretch of keys and what tells which of its pairs are allowed.
         starts: first key of each piece where they do not lie side by side, of a single block; else empty.
+        row_step: at least `rows` if there are several blocks, so that no two share a row.
         first: no earlier band of its pass has any of these rows.
     """
 
@@ -34,6 +37,7 @@ class Band:
     key: int
     pieces: tuple[tuple[int, int], ...]
     count: int = 1
+    row_step: int = 0
     key_step: int = 0
     first: bool = False
     starts: tuple[int, ...] = ()
@@ -48,13 +52,19 @@ class Band:
         """Whether some pair may be masked."""
         return any(kind != FULL for _, kind in self.pieces)
 
+    def as_one_block(self) -> Band:
+        """Return neighbouring blocks that read the same keys as a single one, which does where nothing is masked."""
+        if self.count == 1 or self.key_step or self.row_step != self.rows:
+            return self
+        return replace(self, rows=self.rows * self.count, count=1, row_step=0)
+
     def part(self, first: int, count: int, offset: int, width: int) -> Band:
         """Return some of the blocks, and of the keys of each."""
         pieces = cut_pieces(self.pieces, offset, offset + width)
         key, starts = self.key + first * self.key_step + offset, self._starts_of(offset, offset + width)
         return replace(
             self,
-            row=self.row + first * self.rows,
+            row=self.row + first * self.row_step,
             key=starts[0] if starts else key,
             pieces=tuple((stop - start, kind) for start, stop, kind in pieces),
             count=count,
@@ -75,6 +85,17 @@ class Band:
         widths = [width for width, _ in self.pieces]
         starts = self.starts or [self.key + sum(widths[:number]) for number in range(len(widths))]
         return list(zip(starts, widths, strict=True))
+
+
+def bands_in_step(bands: Sequence[Band]) -> Iterator[tuple[Band, ...]]:
+    """Yield bands in order, those together whose blocks with one number lie side by side, between other numbers'."""
+    for (count, row_step, key_step), group in groupby(bands, lambda band: (band.count, band.row_step, band.key_step)):
+        found = tuple(group)
+        span = max(band.row + band.rows for band in found) - min(band.row for band in found)
+        if count > 1 and key_step and span <= row_step:
+            yield found
+        else:
+            yield from ((band,) for band in found)
 
 
 def cut_pieces(pieces: tuple[tuple[int, int], ...], start: int, stop: int) -> list[Piece]:
@@ -129,7 +150,7 @@ def is_shared(frame: Frame, band: Band, period: int) -> bool:
         return False
     if period == ALIKE:
         return True
-    rows, keys = frame.rows.distance(band.rows), frame.keys.distance(band.key_step)
+    rows, keys = frame.rows.distance(band.row_step), frame.keys.distance(band.key_step)
     return rows is not None and rows == keys and rows % period == 0
 
 

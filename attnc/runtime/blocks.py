@@ -44,16 +44,38 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def bind_tables(program: Program, inputs: Sequence[Tensor], sizes: Sizes) -> dict[str, Tensor]:
     """Return the pattern's tensors by name, dimensions of length 1 that broadcast expanded."""
+    tables = _bind_inputs(program, inputs, sizes)
+    summaries = summarize_inputs(inputs, program.summaries)
+    for (name, position, _), summary in zip(program.summaries, summaries, strict=True):
+        tables[name] = widened(summary, inputs[position], tables[program.tensors[position].name].shape)
+    return tables
+
+
+def _bind_inputs(program: Program, inputs: Sequence[Tensor], sizes: Sizes) -> dict[str, Tensor]:
     tables = {}
     for argument, tensor in zip(program.tensors, inputs, strict=True):
         lengths = [
             size if length is None else length(sizes) for size, length in zip(tensor.shape, argument.dims, strict=True)
         ]
         tables[argument.name] = tensor.expand(lengths)
-    summaries = summarize_inputs(inputs, program.summaries)
-    for (name, position, _), summary in zip(program.summaries, summaries, strict=True):
-        tables[name] = widened(summary, inputs[position], tables[program.tensors[position].name].shape)
     return tables
+
+
+class LazyTables(dict[str, Tensor]):
+    """The tables of a call, whose summaries are made when one of them is read: what is remembered needs none."""
+
+    def __init__(self, program: Program, inputs: Sequence[Tensor], sizes: Sizes) -> None:
+        super().__init__(_bind_inputs(program, inputs, sizes))
+        self._program, self._inputs = program, inputs
+
+    def __missing__(self, name: str) -> Tensor:
+        summaries = self._program.summaries
+        for (own, position, _), found in zip(summaries, summarize_inputs(self._inputs, summaries), strict=True):
+            shape = self[self._program.tensors[position].name].shape
+            self[own] = widened(found, self._inputs[position], shape)
+        if name not in self:
+            raise KeyError(name)
+        return self[name]
 
 
 def head_pairs(

@@ -7,29 +7,26 @@ backward the merged output and log-sum-exp, which is exact.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from attnc.runtime.bands import Band, is_shared, is_shared_by_classes, mask_periods
+from attnc.runtime.bands import Band, bands_in_step, is_shared, is_shared_by_classes, mask_periods
 from attnc.runtime.blocks import block_pairs, common_shape, row_scale
-from attnc.runtime.calls import Call, remember, row_values
+from attnc.runtime.calls import Call, Store, contents, row_values
+from attnc.runtime.costs import KEPT_KEYS, REMEMBERED_PAIRS, RESULT_ELEMENTS
+from attnc.runtime.flash_calls import flash_calls
 from attnc.runtime.parts import Part, band_mask, band_pairs, cut_section, shared_shape
 from attnc.runtime.schedule import MASK_ELEMENTS
 from attnc.runtime.sections import cut_into_sections
-from attnc.runtime.views import add_to_keys, key_view, row_numbers_view, row_view
+from attnc.runtime.views import are_joined
 
 _attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _attend_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
-_MASKS: OrderedDict[object, tuple[Tensor | None, Tensor | None]] = OrderedDict()
-_REMEMBERED_PAIRS = 1 << 17
-"""Most elements of a mask that is remembered."""
-_RESULT_ELEMENTS = 1 << 20
-"""Most elements of what one call gives: 4 MiB stay in the cache until merged, and more would be new pages each time."""
+_MASKS: Store[tuple[Tensor | None, Tensor | None]] = Store(1 << 23)
 
 
 def suits_flash(call: Call) -> bool:
@@ -68,12 +65,9 @@ def flash_forward(call: Call) -> tuple[Tensor, Tensor]:
             if fresh and not part.schedule.covered:
                 part.of_rows(taken[0]).zero_()
             whole = part.of_rows(taken[0]), part.of_rows(taken[1])
-            for all_blocks in part.schedule.bands:
-                for piece, band in _pieces(part, all_blocks):
-                    mask, empty = _additive_mask(piece, band)
-                    target = whole if piece is part else (piece.of_rows(taken[0]), piece.of_rows(taken[1]))
-                    for one in _calls(piece, band, mask, empty):
-                        _forward_call(one, target, scale, merges=not (fresh and band.first))
+            for piece, band in _all_pieces(part):
+                target = whole if piece is part else (piece.of_rows(taken[0]), piece.of_rows(taken[1]))
+                _forward_band(piece, band, target, scale, merges=not (fresh and band.first))
         section.put_rows(out, taken[0])
         section.put_rows(lse, taken[1])
     return out[..., : call.sizes.value_size], lse
@@ -102,15 +96,27 @@ def _even_heads(call: Call) -> Call:
     return replace(call, query=widen(call.query), key=widen(call.key), value=widen(call.value))
 
 
-def _pieces(part: Part, band: Band) -> Iterator[tuple[Part, Band]]:
+def _all_pieces(part: Part, backward: bool = False) -> Iterator[tuple[Part, Band]]:
+    """Yield the bands of a part in pieces; those that read the same keys take turns, while these are in the cache."""
+    groups = part.key.shape[1] * (part.query.shape[0] if are_joined((part.query, part.key, part.value)) else 1)
+    for bands in bands_in_step(part.schedule.bands):
+        count = bands[0].count
+        if len(bands) > 1:
+            count = max(1, KEPT_KEYS // (groups * bands[0].key_step * (part.key.shape[-1] + part.value.shape[-1])))
+        for start in range(0, bands[0].count, count):
+            for band in bands:
+                some = band if count >= band.count else band.part(start, min(count, band.count - start), 0, band.width)
+                yield from _pieces(part, some, backward)
+
+
+def _pieces(part: Part, band: Band, backward: bool) -> Iterator[tuple[Part, Band]]:
     """Yield a band, in pieces where its mask or result is large; without a mask, rows of equal keys are a block."""
     program, frame = part.section.call.program, part.frame
     entries, groups, members = part.query.shape[:3]
     masked = band.masked or program.bias is not None
-    if not masked and band.count > 1 and band.key_step == 0:
-        band = replace(band, rows=band.rows * band.count, count=1)
+    band = band if masked else band.as_one_block()
     count, some = band.count, entries
-    each = band.rows * groups * part.query.shape[-1]
+    each = (max(band.rows, band.width) if backward else band.rows) * groups * part.query.shape[-1]
     if masked:
         periods = mask_periods(program, frame, band)
         if frame.rows.classes > 1 and not all(is_shared_by_classes(frame, period) for period in periods):
@@ -119,10 +125,13 @@ def _pieces(part: Part, band: Band) -> Iterator[tuple[Part, Band]]:
             heads = groups * members if program.bias is not None else 1
             varied = some if frame.rows.classes > 1 else 1
             count = min(count, max(1, MASK_ELEMENTS // (band.rows * band.width * heads * varied)))
-    if _is_by_blocks(entries, band):
-        some = min(some, max(1, _RESULT_ELEMENTS // each))
+    if are_joined((part.query, part.key, part.value)):
+        some = min(some, max(1, RESULT_ELEMENTS // each))
+        count = min(count, max(1, RESULT_ELEMENTS // (each * some)))
+    elif entries > count:  # one block of all entries, rather than all blocks of one entry
+        some = min(some, max(1, RESULT_ELEMENTS // each))
     else:
-        count = min(count, max(1, _RESULT_ELEMENTS // each))
+        count = min(count, max(1, RESULT_ELEMENTS // each))
     if some >= entries and count >= band.count:
         yield part, band
         return
@@ -132,25 +141,28 @@ def _pieces(part: Part, band: Band) -> Iterator[tuple[Part, Band]]:
             yield piece, band.part(start, min(count, band.count - start), 0, band.width)
 
 
-def _is_by_blocks(entries: int, band: Band) -> bool:
-    """Tell whether each call has one block of all entries, rather than all blocks of one entry."""
-    return band.count == 1 or entries > band.count
-
-
 def _additive_mask(part: Part, band: Band) -> tuple[Tensor | None, Tensor | None]:
     """Return the bias of a band, minus infinity where masked, and the rows `[.., R]` that see none of its keys.
 
-    What no tensor decides is remembered if it is small: making the masks of short bands takes as long as using them.
+    Small masks are remembered by the data that decides on them: making those of short bands takes as long as using
+    them, and layer after layer has the same.
     """
-    program, sizes, schedule = part.section.call.program, part.section.call.sizes, part.schedule
-    if program.tensors or not band.masked or band.rows * band.width > _REMEMBERED_PAIRS:
+    call, schedule = part.section.call, part.schedule
+    program = call.program
+    if program.bias is None and not band.masked:
+        return None, None
+    decide = (*program.mask_tables, *program.bound_tables)
+    from_tensors = program.bias is not None and program.tensors
+    data = None if from_tensors or band.rows * band.width > REMEMBERED_PAIRS else contents(call, decide)
+    if data is None:
         return _make_mask(part, band)
-    name = (program, sizes, part.frame, schedule.entries, schedule.heads, band, part.query.dtype)
+    name = (program, call.sizes, part.frame, schedule.entries, schedule.heads, band, part.query.dtype, data)
     found = _MASKS.get(name)
     if found is None:
         found = _make_mask(part, band)
-        if found[0] is not None and found[0].numel() <= _REMEMBERED_PAIRS:
-            remember(_MASKS, name, found)
+        size = 0 if found[0] is None else found[0].numel()
+        if size <= REMEMBERED_PAIRS:
+            _MASKS.put(name, found, size)
     return found
 
 
@@ -158,10 +170,13 @@ def _make_mask(part: Part, band: Band) -> tuple[Tensor | None, Tensor | None]:
     program = part.section.call.program
     allowed = band_mask(part, band)
     if program.bias is None:
-        if allowed is None:
+        assert allowed is not None
+        allowed = _without_repeats(allowed)
+        if bool(allowed.all()):
             return None, None
         mask = torch.zeros(allowed.shape, dtype=part.query.dtype).masked_fill_(~allowed, -torch.inf)
-        return mask, ~allowed.any(-1)
+        empty = ~allowed.any(-1)
+        return mask, empty if bool(empty.any()) else None
     blocks, classes, shape = shared_shape(part, band, program.bias_period)
     bias = program.bias(band_pairs(part, band, blocks=not blocks, classes=not classes))
     bias = bias.expand(common_shape(bias.shape, shape))
@@ -169,81 +184,39 @@ def _make_mask(part: Part, band: Band) -> tuple[Tensor | None, Tensor | None]:
     return mask, (mask == -torch.inf).all(-1)
 
 
-class _FlashCall:
-    """Views for one call of the operator, `[X, Y, rows or keys, D]`: all blocks of an entry, or one block of all."""
+def _without_repeats(mask: Tensor) -> Tensor:
+    """Return one of the blocks of `[X, G, S, g, R, W]` where all are alike, and so for entries and heads."""
+    for axis in range(4):
+        if mask.shape[axis] > 1:
+            first = mask.narrow(axis, 0, 1)
+            if mask.stride(axis) == 0 or bool((mask == first).all()):
+                mask = first
+    return mask
 
-    __slots__ = ("band", "empty", "entry", "key", "mask", "member", "query", "value")
 
-    def __init__(self, part: Part, band: Band, entry: int | None, member: int) -> None:
-        self.band, self.entry, self.member = band, entry, member
-        self.query = self.rows(part.query)
-        self.key, self.value = self.keys(part.key), self.keys(part.value)
-        self.mask: Tensor | None = None
-        self.empty: Tensor | None = None
-
-    def rows(self, tensor: Tensor) -> Tensor:
-        """View rows `[X, G, g, rows, D]`."""
-        return self._turn(row_view(tensor[:, :, self.member], self.band))
-
-    def row_numbers(self, tensor: Tensor) -> Tensor:
-        """View numbers of rows `[X, G, g, rows]`."""
-        return self._turn(row_numbers_view(tensor[:, :, self.member], self.band))
-
-    def keys(self, tensor: Tensor) -> Tensor:
-        """View keys `[X, G, keys, D]`."""
-        return self._turn(key_view(tensor, self.band))
-
-    def pairs(self, tensor: Tensor) -> Tensor:
-        """View `[X, G, S, g, ...]`, any of them 1, as `[X, Y, ...]`."""
-        return self._turn(tensor[:, :, :, min(self.member, tensor.shape[3] - 1)])
-
-    def _turn(self, tensor: Tensor) -> Tensor:
-        """View `[X, G, S, ...]` as `[X, G, ...]` where there is one block, else one entry as `[S, G, ...]`."""
-        if self.entry is None:
-            return tensor.squeeze(2)
-        return tensor[min(self.entry, tensor.shape[0] - 1)].transpose(0, 1)
-
-    def add_keys(self, total: Tensor, part: Tensor) -> None:
-        """Add gradients of the keys of this call to those of the part."""
-        if self.entry is None:
-            add_to_keys(total, part.unsqueeze(2), self.band)
+def _forward_band(part: Part, band: Band, target: tuple[Tensor, Tensor], scale: float, merges: bool) -> None:
+    """Compute a band, and put it into the output and log-sum-exp of its part or merge it with what is there."""
+    mask, empty = _additive_mask(part, band)
+    band = band if mask is not None else band.as_one_block()
+    query, key, value = part.query, part.key, part.value
+    for call in flash_calls(band, query.shape[:3], (query, key, value), mask):
+        found, found_lse = _attend(
+            call.rows(query),
+            call.keys(key),
+            call.keys(value),
+            0.0,
+            False,
+            attn_mask=None if mask is None else call.pairs(mask),
+            scale=scale,
+        )
+        if empty is not None:
+            found_lse = torch.where(call.pairs(empty), -torch.inf, found_lse)
+        out, lse = call.spread_rows(target[0]), call.spread_rows(target[1])
+        if merges:
+            merge(out, lse, call.spread(found), call.spread(found_lse))
         else:
-            add_to_keys(total[self.entry], part.transpose(0, 1), self.band)
-
-
-def _calls(part: Part, band: Band, mask: Tensor | None, empty: Tensor | None) -> Iterator[_FlashCall]:
-    """Yield the calls that make up a band: all heads together, and all entries or all blocks."""
-    entries, _, members = part.query.shape[:3]
-    by_blocks = _is_by_blocks(entries, band)
-    for number in range(band.count if by_blocks else entries):
-        own, own_mask, own_empty = band, mask, empty
-        if by_blocks and band.count > 1:
-            own, own_mask, own_empty = band.part(number, 1, 0, band.width), _block(mask, number), _block(empty, number)
-        for member in range(members):
-            call = _FlashCall(part, own, None if by_blocks else number, member)
-            if own_mask is not None:
-                call.mask = call.pairs(own_mask)
-            if own_empty is not None:
-                call.empty = call.pairs(own_empty.unsqueeze(-1)).squeeze(-1)
-            yield call
-
-
-def _block(pairs: Tensor | None, number: int) -> Tensor | None:
-    """Return one of the blocks of `[X, G, S, ...]`; one that stands for all is all."""
-    return None if pairs is None else pairs.narrow(2, min(number, pairs.shape[2] - 1), 1)
-
-
-def _forward_call(call: _FlashCall, target: tuple[Tensor, Tensor], scale: float, merges: bool) -> None:
-    """Compute a call, and put it into the output and log-sum-exp of its part or merge it with what is there."""
-    found, found_lse = _attend(call.query, call.key, call.value, 0.0, False, attn_mask=call.mask, scale=scale)
-    rows, numbers = call.rows(target[0]), call.row_numbers(target[1])
-    if call.empty is not None:
-        found_lse = torch.where(call.empty, -torch.inf, found_lse)
-    if not merges:
-        rows.copy_(found)
-        numbers.copy_(found_lse)
-        return
-    merge(rows, numbers, found, found_lse)
+            out.copy_(call.spread(found))
+            lse.copy_(call.spread(found_lse))
 
 
 def merge(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> None:
@@ -286,35 +259,35 @@ def flash_backward(
     for section in cut_into_sections(call):
         known = section.of_rows(grad_out), section.of_rows(out), section.of_rows(lse)
         found = section.of_rows(grads[0]), section.of_keys(grads[1]), section.of_keys(grads[2])
-        for part in cut_section(section, by_tiles=False):
-            for whole in part.schedule.bands:
-                for piece, band in _pieces(part, whole):
-                    mask, _ = _additive_mask(piece, band)
-                    rows = tuple(piece.of_rows(tensor) for tensor in known)
-                    sums = piece.of_rows(found[0]), piece.of_keys(found[1]), piece.of_keys(found[2])
-                    for one in _calls(piece, band, mask, None):
-                        _backward_call(one, rows, sums)
+        for part in cut_section(section, by_tiles=False, backward=True):
+            for piece, band in _all_pieces(part, backward=True):
+                rows = tuple(piece.of_rows(tensor) for tensor in known)
+                sums = piece.of_rows(found[0]), piece.of_keys(found[1]), piece.of_keys(found[2])
+                _backward_band(piece, band, rows, sums)
         section.put_rows(grads[0], found[0])
         section.put_keys(grads[1], found[1])
         section.put_keys(grads[2], found[2])
     return grads[0][..., : sizes.D] * factor, grads[1][..., : sizes.D], grads[2][..., : sizes.value_size]
 
 
-def _backward_call(call: _FlashCall, rows: tuple[Tensor, ...], sums: tuple[Tensor, Tensor, Tensor]) -> None:
-    """Add the gradients of a call up; `rows` are the gradient of the output, the output and the log-sum-exp."""
-    grad_out, out = call.rows(rows[0]), call.rows(rows[1])
-    found = _attend_backward(
-        grad_out,
-        call.query,
-        call.key,
-        call.value,
-        out,
-        call.row_numbers(rows[2]),
-        0.0,
-        False,
-        attn_mask=call.mask,
-        scale=1.0,
-    )
-    call.rows(sums[0]).add_(found[0])
-    call.add_keys(sums[1], found[1])
-    call.add_keys(sums[2], found[2])
+def _backward_band(part: Part, band: Band, known: tuple[Tensor, ...], sums: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Add the gradients of a band up; `known` are the gradient of the output, the output and the log-sum-exp."""
+    mask, _ = _additive_mask(part, band)
+    band = band if mask is not None else band.as_one_block()
+    query, key, value = part.query, part.key, part.value
+    for call in flash_calls(band, query.shape[:3], (query, key, value, *known), mask):
+        found = _attend_backward(
+            call.rows(known[0]),
+            call.rows(query),
+            call.keys(key),
+            call.keys(value),
+            call.rows(known[1]),
+            call.rows(known[2]),
+            0.0,
+            False,
+            attn_mask=None if mask is None else call.pairs(mask),
+            scale=1.0,
+        )
+        call.spread_rows(sums[0]).add_(call.spread(found[0]))
+        call.add_keys(sums[1], found[1])
+        call.add_keys(sums[2], found[2])

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from attnc.runtime.calls import Call, remember
+from attnc.runtime.calls import Call, Store
 from attnc.runtime.pairs import Pairs
 from attnc.runtime.places import Listed
-from attnc.runtime.program import Axis, Formula, Grid
+from attnc.runtime.program import Formula, GridAxis, QueryGrid
 
 BOX_ALIGN = 16
 """Boxes are filled up to a multiple of so many keys, the float32 numbers in a vector register."""
@@ -58,7 +57,7 @@ class _TileTable:
     apart: Tensor
 
 
-_GRID_TILES: OrderedDict[object, tuple[GridTiles, ...]] = OrderedDict()
+_GRID_TILES: Store[tuple[GridTiles, ...]] = Store(64)
 
 
 def grid_tiles(
@@ -82,11 +81,11 @@ def grid_tiles(
         table = _make_table(call, grid, batch, heads, shift)
         found = tuple(_groups(call, grid, table, heads, (number, batch, heads, shift)))
         if not program.bound_tables and sum(one.rows.count + one.keys.count for one in found) <= _LARGEST_LISTS:
-            remember(_GRID_TILES, name, found)
+            _GRID_TILES.put(name, found, 1)
     return found
 
 
-def _make_table(call: Call, grid: Grid, batch: tuple[int, int], heads: tuple[int, int], shift: int) -> _TileTable:
+def _make_table(call: Call, grid: QueryGrid, batch: tuple[int, int], heads: tuple[int, int], shift: int) -> _TileTable:
     axes, sizes = grid.axes, call.sizes
     bounds = [(shift // axes[0].stride, (shift + sizes.N - 1) // axes[0].stride)]
     bounds += [(0, axis.extent - 1) for axis in axes[1:]]
@@ -112,7 +111,7 @@ def _make_table(call: Call, grid: Grid, batch: tuple[int, int], heads: tuple[int
     return _TileTable(rows.clamp(0, sizes.N - 1), real, low, widths, low - starts)
 
 
-def _tile_starts(axis: Axis, first: int, last: int) -> Tensor:
+def _tile_starts(axis: GridAxis, first: int, last: int) -> Tensor:
     """Return the first coordinates of the tiles that have coordinates `first .. last`."""
     begin, end = ((place + axis.lead) // axis.tile for place in (first, last))
     return torch.arange(begin, end + 1) * axis.tile - axis.lead
@@ -144,7 +143,7 @@ def _extreme(bound: Formula | None, at: Pairs, default: int, count: int, reduce:
 
 
 def _groups(
-    call: Call, grid: Grid, table: _TileTable, heads: tuple[int, int], name: tuple[object, ...]
+    call: Call, grid: QueryGrid, table: _TileTable, heads: tuple[int, int], name: tuple[object, ...]
 ) -> Iterator[GridTiles]:
     """Yield tiles with boxes of one size; those that lie alike around their tile, where that tells their mask."""
     sizes = call.sizes

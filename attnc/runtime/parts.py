@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import hashlib
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -23,17 +20,16 @@ from attnc.runtime.bands import (
     mask_period,
 )
 from attnc.runtime.blocks import block_pairs, common_shape
-from attnc.runtime.calls import remember
+from attnc.runtime.calls import Store, contents
+from attnc.runtime.costs import Cost
 from attnc.runtime.pairs import Pairs
 from attnc.runtime.program import Formula
-from attnc.runtime.schedule import BASE, MASK_ELEMENTS, Cost, Schedule
+from attnc.runtime.schedule import BASE, MASK_ELEMENTS, Schedule
 from attnc.runtime.sections import Frame, Section, cut_of
 from attnc.runtime.skipping import choose_schedules
-from attnc.runtime.views import band_keys, band_rows
+from attnc.runtime.views import are_joined, band_keys, band_rows
 
-_SCHEDULES: OrderedDict[object, tuple[Schedule, ...]] = OrderedDict()
-_LARGEST_KEY = 1 << 22
-"""Most elements of the tables that decide on a schedule for it to be remembered."""
+_SCHEDULES: Store[tuple[Schedule, ...]] = Store(64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,19 +91,20 @@ class Part:
         return Part(self.section.narrow(cut), own, self.members)
 
 
-def cut_section(section: Section, by_tiles: bool) -> Iterator[Part]:
+def cut_section(section: Section, by_tiles: bool, backward: bool = False) -> Iterator[Part]:
     """Yield the parts of a section.
 
     Args:
         section: to be cut.
         by_tiles: weights will be materialised a block at a time; otherwise the flash operator computes them.
+        backward: whether its gradients are computed.
     """
     members = section.query.shape[2]
-    for schedule in _schedules(section, by_tiles):
+    for schedule in _schedules(section, by_tiles, backward):
         yield Part(section.narrow(cut_of(schedule.entries, schedule.heads, members)), schedule, members)
 
 
-def _schedules(section: Section, by_tiles: bool) -> tuple[Schedule, ...]:
+def _schedules(section: Section, by_tiles: bool, backward: bool) -> tuple[Schedule, ...]:
     program, sizes, frame = section.call.program, section.call.sizes, section.frame
     entries, groups, members = section.query.shape[:3]
     grid = frame.sweep.grid
@@ -116,33 +113,31 @@ def _schedules(section: Section, by_tiles: bool) -> tuple[Schedule, ...]:
         width = frame.keys.count // count
         is_whole = frame.keys.real is None and frame.rows.real is None
         kind = FULL if is_whole and not grid.tested else MASK
-        band = Band(0, frame.tile, 0, ((width, kind),), count, width, first=True)
+        band = Band(0, frame.tile, 0, ((width, kind),), count, frame.tile, width, first=True)
         return (Schedule((0, entries), (0, groups * members), (band,), covered=True),)
-    heads = entries * groups * members
     additive = program.bias is not None and not by_tiles
     kinds = (MASK, *range(len(frame.sweep.intervals)))
     cost = Cost(
-        pair=heads * (sizes.D + sizes.value_size),
+        heads=entries * groups * members,
+        members=members,
+        entries=1 if are_joined((section.query, section.key, section.value)) else entries,
+        elements=sizes.D + sizes.value_size,
+        threads=torch.get_num_threads(),
         splits=tuple((kind, 512 if mask_period(frame, kind) or far_form_of(frame, kind) else 128) for kind in kinds),
         widest=max(64, MASK_ELEMENTS // (BASE * (groups * members if additive else 1))),
         masks_everything=additive,
+        remembers=program.bias is None or not program.tensors,
+        backward=backward,
     )
-    read = [section.heads.tables[name] for name in program.bound_tables]
-    if sum(table.numel() for table in read) > _LARGEST_KEY:
+    data = contents(section.call, program.bound_tables)
+    if data is None:
         return choose_schedules(section, cost)
-    name = (program, sizes, frame, cost, *(_content(table) for table in read))
+    name = (program, sizes, frame, cost, data)
     found = _SCHEDULES.get(name)
     if found is None:
         found = choose_schedules(section, cost)
-        remember(_SCHEDULES, name, found)
+        _SCHEDULES.put(name, found, 1)
     return found
-
-
-def _content(table: Tensor) -> tuple[torch.dtype, torch.Size, bytes]:
-    """Identify the values of a table on the CPU."""
-    table = table.contiguous()
-    values = ctypes.string_at(table.data_ptr(), table.nbytes)
-    return table.dtype, table.shape, hashlib.blake2b(values, digest_size=16).digest()
 
 
 def band_pairs(part: Part, band: Band, *, blocks: bool = True, classes: bool = True, keys: bool = True) -> Pairs:

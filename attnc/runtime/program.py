@@ -100,7 +100,7 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
-class Axis:
+class GridAxis:
     """One coordinate of the points of a grid: `position // stride % extent`.
 
     Attributes:
@@ -121,7 +121,7 @@ class Axis:
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
+class QueryGrid:
     """Tiles of queries in a grid, each with a box of keys.
 
     Attributes:
@@ -130,7 +130,7 @@ class Grid:
         tested: whether some key of a box may be masked.
     """
 
-    axes: tuple[Axis, ...]
+    axes: tuple[GridAxis, ...]
     alike: bool = False
     tested: bool = False
 
@@ -160,7 +160,7 @@ class Pass:
     query: Order = Order()
     key: Order = Order()
     by_batch: bool = False
-    grid: Grid | None = None
+    grid: QueryGrid | None = None
     key_tile: int = 128
 
     @property

@@ -14,6 +14,9 @@ from attnc.runtime.pairs import Pairs
 from attnc.runtime.program import Far
 from attnc.runtime.sections import Run, Section
 
+_JUMP_ELEMENTS = 1 << 21
+"""Most rows, over entries and heads, that are searched for jumps one by one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tile:
@@ -51,15 +54,13 @@ class RangeFinder:
 
     def tiles(self, lows: list[int], highs: list[int]) -> list[list[list[Tile]]]:
         """Return the tiles of the row ranges, by entry and head; a single entry or head where all are alike."""
-        bounds = self.bounds(lows, highs)
-        if not bounds:
+        table = self._bounds(torch.tensor(lows), torch.tensor(highs))
+        if table is None:
             return [[[Tile(low, high, ()) for low, high in zip(lows, highs, strict=True)]]]
-        full = [interval.full for interval in self.frame.sweep.intervals]
-        shape = common_shape(*(bound.shape for bound in bounds), (1, 1, len(lows)))
-        table = torch.stack([bound.expand(shape) for bound in bounds], dim=-1)
         for axis in (0, 1):
             if table.shape[axis] > 1 and bool((table == table.narrow(axis, 0, 1)).all()):
                 table = table.narrow(axis, 0, 1)
+        full = [interval.full for interval in self.frame.sweep.intervals]
         return [
             [
                 [_tile(low, high, line, full) for low, high, line in zip(lows, highs, of_head, strict=True)]
@@ -68,13 +69,44 @@ class RangeFinder:
             for of_entry in table.tolist()
         ]
 
-    def bounds(self, lows: list[int], highs: list[int]) -> list[Tensor]:
+    def jumps(self, place: tuple[Run, Run], least: int) -> list[int]:
+        """Return the rows of some entries and heads where the keys begin or end much further on than one row earlier.
+
+        Args:
+            place: the entries and heads.
+            least: keys of a jump. The first row always counts as one.
+        """
+        rows = torch.arange(self.frame.rows.count)
+        if rows.numel() * self.at_most > _JUMP_ELEMENTS:
+            return [0]
+        table = self._bounds(rows, rows + 1)
+        if table is None or rows.numel() < 2:
+            return [0]
+        for axis, run in enumerate(place):
+            table = table[(slice(None),) * axis + (slice(*run),)] if table.shape[axis] > 1 else table
+        far = (table.diff(dim=2).abs() >= least).flatten(0, 1).any(0).any(-1)
+        return [0, *(far.nonzero().flatten() + 1).tolist()]
+
+    @property
+    def at_most(self) -> int:
+        """Entries and heads that bounds may differ by."""
+        return self.section.query.shape[:3].numel()
+
+    def _bounds(self, lows: Tensor, highs: Tensor) -> Tensor | None:
+        """Return where each interval begins and ends, `[X, heads, ranges, 2 * intervals]`; None without intervals."""
+        bounds = self.bounds(lows, highs)
+        if not bounds:
+            return None
+        shape = common_shape(*(bound.shape for bound in bounds), (1, 1, lows.numel()))
+        return torch.stack([bound.expand(shape) for bound in bounds], dim=-1)
+
+    def bounds(self, lows: Tensor, highs: Tensor) -> list[Tensor]:
         """Return first key, and first key past the last, of each interval for row ranges: `[X, heads, ranges]`."""
         at, keys = self.at, self.frame.keys.count
         low = at.shift if self.frame.low is None else self.frame.low
         assert low is not None
-        at.i_lo = torch.tensor(lows).view(1, 1, -1) + low
-        at.i_hi = torch.tensor(highs).view(1, 1, -1) - 1 + low
+        at.i_lo = lows.view(1, 1, -1) + low
+        at.i_hi = highs.view(1, 1, -1) - 1 + low
         done = torch.zeros((), dtype=torch.int64)
         bounds = []
         for interval in self.frame.sweep.intervals:
@@ -91,7 +123,7 @@ class RangeFinder:
         rows, keys = self.frame.rows, self.frame.keys
         apart = torch.tensor([0, rows.classes - 1]).view(2, 1, 1, 1)
         for block in self._outermost(band):
-            row, key = band.row + block * band.rows, band.key + block * band.key_step
+            row, key = band.row + block * band.row_step, band.key + block * band.key_step
             at.r = torch.tensor([rows.index(row), rows.index(row + band.rows - 1)]).view(1, 1, 2, 1) + apart
             at.i = at.r + shift
             at.j = torch.tensor([keys.index(key), keys.index(key + band.width - 1)]).view(1, 1, 1, 2) + apart

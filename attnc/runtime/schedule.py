@@ -1,6 +1,6 @@
 """Which rectangles of pairs a call computes: slabs of query rows, the keys they touch, and equal ones in bands.
 
-Everything here costs O(N / tile) and looks at no pair.
+Everything here costs O(N / tile), but for the search for jumps, which is O(N) and quick; nothing looks at a pair.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import reduce
+from itertools import pairwise
 
 from attnc.runtime.bands import (
     FAR,
@@ -17,12 +18,10 @@ from attnc.runtime.bands import (
     Piece,
     cut_pieces,
     far_form_of,
-    is_shared,
-    is_shared_by_classes,
-    mask_period,
 )
+from attnc.runtime.costs import Cost, band_time
 from attnc.runtime.ranges import RangeFinder, Tile, unite
-from attnc.runtime.sections import Frame, Run, Section, equal_places
+from attnc.runtime.sections import Run, Section, equal_places
 
 SLABS = (32, 64, 128, 256, 512, 1024)
 """Numbers of rows that slabs may have."""
@@ -32,12 +31,6 @@ ALIGN = 16
 """Rectangles are a multiple of this many keys wide, the float32 numbers in a vector register: 320 beat 319 by 12 %."""
 GAP = 48
 """Untouched keys between two touched runs that are worth computing to save a call."""
-CALL = 2.0e6
-"""Time of one call, in multiply-adds."""
-MERGE_ROW = 120
-"""Time of merging a row of a further call into the output, in pairs."""
-MASK_PAIR = 400
-"""Time of evaluating the mask at a pair, in multiply-adds."""
 MASK_ELEMENTS = 1 << 22
 """Most elements of a mask that is materialised at once."""
 
@@ -57,24 +50,6 @@ class Schedule:
     covered: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """What decides on a schedule.
-
-    Attributes:
-        pair: multiply-adds of one pair, all entries and heads.
-        splits: unmasked keys from which on they get a call of their own, by what tells which keys beside them are
-            allowed; dearer masks are kept smaller.
-        widest: most keys of a masked rectangle of `BASE` rows.
-        masks_everything: full rectangles need an additive term as well.
-    """
-
-    pair: float
-    splits: tuple[tuple[int, int], ...]
-    widest: int
-    masks_everything: bool
-
-
 def make_schedules(section: Section, cost: Cost) -> tuple[Schedule, ...]:
     """Return the schedules of a section, one for each set of entries and heads that share their bounds."""
     finder = RangeFinder(section)
@@ -92,22 +67,87 @@ def make_schedules(section: Section, cost: Cost) -> tuple[Schedule, ...]:
 def _make_bands(
     finder: RangeFinder, tiles: list[Tile], cost: Cost, place: tuple[Run, Run]
 ) -> tuple[tuple[Band, ...], bool]:
-    queries, keys = finder.frame.rows.count, finder.frame.keys.count
-    tiles = _isolate_long_rows(finder, tiles, place, cost)
-    joined = replace(cost, splits=tuple((kind, keys + 1) for kind, _ in cost.splits))
-    best: tuple[tuple[Band, ...], bool] = (), False
-    least = float("inf")
-    for rows in SLABS:
-        if rows > BASE and rows >= 2 * queries:
-            break
-        slabs = _merge_tiles(finder, tiles, rows, place, cost)
-        for way in (cost, joined):
-            bands = [_use_far_forms(finder, band) for band in _bands_of(slabs, way, keys)]
-            found = _order(bands, queries)
-            total = sum(_band_cost(finder.frame, band, cost) for band in found[0])
-            if total < least:
-                best, least = found, total
-    return best
+    keys = finder.frame.keys.count
+    ways = cost, replace(cost, splits=tuple((kind, keys + 1) for kind, _ in cost.splits))
+    best = _Choice((), False, float("inf"))
+    chosen: tuple[list[Tile], Cost] = tiles, cost
+    for slabs in _slabs(finder, tiles, cost, place):
+        for way in ways:
+            found = _choice(finder, slabs, way)
+            if found.time < best.time:
+                best, chosen = found, (slabs, way)
+    merged = _choice(finder, _merge_lone(finder, *chosen, place), chosen[1])
+    best = merged if merged.time < best.time else best
+    return best.bands, best.covered
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """Bands of a schedule, and the time that they are expected to take."""
+
+    bands: tuple[Band, ...]
+    covered: bool
+    time: float
+
+
+def _choice(finder: RangeFinder, slabs: list[Tile], cost: Cost) -> _Choice:
+    bands = [_use_far_forms(finder, band) for band in _bands_of(slabs, cost, finder.frame.keys.count)]
+    ordered, covered = _order(bands, finder.frame.rows.count)
+    return _Choice(ordered, covered, sum(band_time(finder.frame, band, cost) for band in ordered))
+
+
+def _merge_lone(finder: RangeFinder, slabs: list[Tile], cost: Cost, place: tuple[Run, Run]) -> list[Tile]:
+    """Merge neighbouring slabs none of whose rectangles repeats, two and two, as long as that saves time."""
+    keys = finder.frame.keys.count
+    repeated = {
+        band.row + number * band.row_step
+        for band in _bands_of(slabs, cost, keys)
+        if band.count > 1
+        for number in range(band.count)
+    }
+
+    def time(slab: Tile) -> float:
+        bands = _bands_of([slab], cost, keys)
+        return sum(band_time(finder.frame, replace(band, first=True), cost) for band in bands)
+
+    saves = True
+    while saves:
+        pairs: list[int] = []
+        for number, (left, right) in enumerate(pairwise(slabs)):
+            if left.low not in repeated and right.low not in repeated and (not pairs or pairs[-1] < number - 1):
+                pairs.append(number)
+        united = [unite(slabs[number], slabs[number + 1]) for number in pairs]
+        exact = [tile for tile in united if tile.high - tile.low <= finder.frame.sweep.query_tile]
+        if exact:
+            found = _of_place(finder.tiles([tile.low for tile in exact], [tile.high for tile in exact]), place)
+            known = {tile.low: tile for tile in found}
+            united = [known.get(tile.low, tile) for tile in united]
+        better = {
+            tile.low: tile
+            for number, tile in zip(pairs, united, strict=True)
+            if time(tile) < time(slabs[number]) + time(slabs[number + 1])
+        }
+        gone = {slabs[number + 1].low for number in pairs if slabs[number].low in better}
+        slabs = [better.get(slab.low, slab) for slab in slabs if slab.low not in gone]
+        saves = bool(better)
+    return slabs
+
+
+def _slabs(finder: RangeFinder, tiles: list[Tile], cost: Cost, place: tuple[Run, Run]) -> Iterator[list[Tile]]:
+    """Yield ways to cut the rows: into slabs of several lengths, counted from the first row or from every jump."""
+    queries = finder.frame.rows.count
+    jumps = finder.jumps(place, GAP)
+    for origins in ([0], jumps) if len(jumps) * BASE <= queries else ([0],):
+        if origins is jumps:
+            lows = [low for start, stop in pairwise([*origins, queries]) for low in range(start, stop, BASE)]
+            tiles = _of_place(finder.tiles(lows, [*lows[1:], queries]), place)
+        longest = max(stop - start for start, stop in pairwise([*origins, queries]))
+        isolated = _isolate_long_rows(finder, tiles, place, cost)
+        for rows in SLABS:
+            if rows > BASE and rows >= 2 * longest:
+                break
+            if origins is not jumps or any(origin % rows for origin in origins):
+                yield _merge_tiles(finder, isolated, (rows, origins), place, cost)
 
 
 def _isolate_long_rows(finder: RangeFinder, tiles: list[Tile], place: tuple[Run, Run], cost: Cost) -> list[Tile]:
@@ -117,7 +157,7 @@ def _isolate_long_rows(finder: RangeFinder, tiles: list[Tile], place: tuple[Run,
     final: list[Tile] = []
     while size > 1 and candidates:
         size //= 2
-        wide = [tile for tile in candidates if tile.high - tile.low > size and tile.area * cost.pair > CALL]
+        wide = [tile for tile in candidates if tile.high - tile.low > size and tile.area * cost.pair > cost.call]
         if not wide:
             break
         edges = [(tile.low, tile.low + size, tile.high) for tile in wide]
@@ -127,7 +167,7 @@ def _isolate_long_rows(finder: RangeFinder, tiles: list[Tile], place: tuple[Run,
         again: list[Tile] = []
         for number, tile in enumerate(wide):
             pair = parts[2 * number : 2 * number + 2]
-            if (tile.area - pair[0].area - pair[1].area) * cost.pair > CALL and (
+            if (tile.area - pair[0].area - pair[1].area) * cost.pair > cost.call and (
                 pair[0].area + pair[1].area < 0.7 * tile.area
             ):
                 split.add(tile.low)
@@ -138,18 +178,29 @@ def _isolate_long_rows(finder: RangeFinder, tiles: list[Tile], place: tuple[Run,
     return sorted(final, key=lambda tile: tile.low)
 
 
-def _merge_tiles(finder: RangeFinder, tiles: list[Tile], rows: int, place: tuple[Run, Run], cost: Cost) -> list[Tile]:
-    """Put neighbours into slabs of at most `rows` rows, aligned, unless one is much longer than the other."""
+def _merge_tiles(
+    finder: RangeFinder, tiles: list[Tile], cut: tuple[int, list[int]], place: tuple[Run, Run], cost: Cost
+) -> list[Tile]:
+    """Put neighbours into slabs of at most so many rows, counted from origins, unless one is much longer."""
+    rows, origins = cut
     slabs: list[Tile] = []
+    starts = iter([*origins[1:], finder.frame.rows.count])
+    origin, end = origins[0], next(starts)
     for tile in tiles:
         last = slabs[-1] if slabs else None
-        if last is None or last.low // rows != tile.low // rows or not (last.pieces or tile.pieces):
+        if tile.low >= end:
+            origin, end, last = end, next(starts), None
+        if (
+            last is None
+            or (last.low - origin) // rows != (tile.low - origin) // rows
+            or not (last.pieces or tile.pieces)
+        ):
             slabs.append(tile)
             continue
         merged = unite(last, tile)
         lost = merged.area - last.area - tile.area
         uneven = tile.high - tile.low < BASE or last.high - last.low < BASE
-        if uneven and lost * cost.pair > CALL:
+        if uneven and lost * cost.pair > cost.call:
             slabs.append(tile)
         else:
             slabs[-1] = merged
@@ -204,14 +255,17 @@ def _segments(slab: Tile, cost: Cost, keys: int) -> Iterator[tuple[int, tuple[tu
 
 
 def _padded(pieces: list[Piece], keys: int) -> list[Piece]:
-    """Add keys that nothing sees until the width is a multiple of `ALIGN`, before or behind, where there are any."""
+    """Add keys that nothing sees until the width is a multiple of `ALIGN`, before or behind, where there are any.
+
+    Before, if possible: then the last rectangle of a window has the same keys beside it as those above.
+    """
     first, last = pieces[0][0], pieces[-1][1]
     missing = (first - last) % ALIGN
-    if not missing or last - first < ALIGN:
+    if not missing or last - first < ALIGN or all(kind == FULL for _, _, kind in pieces):
         return pieces
-    if last + missing <= keys:
-        return [*pieces, (last, last + missing, NOTHING)]
-    return [(first - missing, first, NOTHING), *pieces] if first >= missing else pieces
+    if first >= missing:
+        return [(first - missing, first, NOTHING), *pieces]
+    return [*pieces, (last, last + missing, NOTHING)] if last + missing <= keys else pieces
 
 
 def _rectangles(pieces: list[Piece], widest: int) -> Iterator[tuple[int, tuple[tuple[int, int], ...]]]:
@@ -223,7 +277,7 @@ def _rectangles(pieces: list[Piece], widest: int) -> Iterator[tuple[int, tuple[t
 
 
 def _bands_of(slabs: list[Tile], cost: Cost, keys: int) -> list[Band]:
-    """Make one band of the equal rectangles of consecutive slabs."""
+    """Make one band of the equal rectangles of slabs at equal distances."""
     bands: list[Band] = []
     open_bands: dict[object, int] = {}
     for slab in slabs:
@@ -235,31 +289,16 @@ def _bands_of(slabs: list[Tile], cost: Cost, keys: int) -> list[Band]:
                 if number is None:
                     continue
                 band = bands[number]
-                step = rows if name is moving else 0
-                if band.row + band.rows * band.count == slab.low and (band.count == 1 or band.key_step == step):
-                    bands[number] = replace(band, count=band.count + 1, key_step=step)
+                row_step = band.row_step or slab.low - band.row
+                key_step = row_step if name is moving else 0
+                if band.row + row_step * band.count == slab.low and (band.count == 1 or band.key_step == key_step):
+                    bands[number] = replace(band, count=band.count + 1, row_step=row_step, key_step=key_step)
                     break
             else:
                 number = len(bands)
                 bands.append(Band(slab.low, rows, key, pieces))
             open_bands[moving] = open_bands[still] = number
     return bands
-
-
-def _band_cost(frame: Frame, band: Band, cost: Cost) -> float:
-    """Estimate a band's time. PyTorch's operator takes 32, 64 or 256 rows at once, and a few keys cost like many."""
-    at_once = 0.91 if band.rows < 192 else 0.98 if band.rows < 768 else 1.0
-    speed = at_once * band.rows / (band.rows + 1) * band.width / (band.width + 24)
-    calls = 1 if band.count == 1 or band.key_step or not band.masked else band.count
-    classes = frame.rows.classes
-    masks = 0
-    for width, kind in band.pieces if band.masked else ():
-        period = mask_period(frame, kind)
-        blocks = 1 if is_shared(frame, band, period) else band.count
-        masks += width * blocks * (1 if is_shared_by_classes(frame, period) else classes)
-    products = band.count * band.rows * band.width * cost.pair / speed * (1.05 if band.masked else 1.0)
-    merges = 0.0 if band.first else band.count * band.rows * MERGE_ROW * cost.pair
-    return products + masks * band.rows * MASK_PAIR + merges + calls * min(classes, band.count) * CALL
 
 
 def _use_far_forms(finder: RangeFinder, band: Band) -> Band:
@@ -278,7 +317,11 @@ def _order(bands: list[Band], rows: int) -> tuple[tuple[Band, ...], bool]:
     seen = bytearray(rows)
     ordered = []
     for band in sorted(bands, key=lambda band: -band.rows * band.count):
-        start, stop = band.row, band.row + band.rows * band.count
-        ordered.append(replace(band, first=not any(seen[start:stop])))
-        seen[start:stop] = b"\x01" * (stop - start)
+        own = [
+            slice(start, start + band.rows)
+            for start in (band.row + number * band.row_step for number in range(band.count))
+        ]
+        ordered.append(replace(band, first=not any(any(seen[places]) for places in own)))
+        for places in own:
+            seen[places] = b"\x01" * band.rows
     return tuple(ordered), all(seen)

@@ -13,12 +13,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from attnc.runtime.bands import FULL, Band, Piece, is_shared, mask_period
+from attnc.runtime.bands import FULL, Band, Piece, mask_period
 from attnc.runtime.blocks import common_shape
+from attnc.runtime.costs import MASK_PAIR, MERGE, Cost, band_time
 from attnc.runtime.pairs import Pairs
 from attnc.runtime.program import Interval, Pass
 from attnc.runtime.ranges import RangeFinder, Tile, unite
-from attnc.runtime.schedule import BASE, CALL, MASK_PAIR, MERGE_ROW, Cost, Schedule, make_schedules
+from attnc.runtime.schedule import BASE, Schedule, make_schedules
 from attnc.runtime.sections import Frame, Section, equal_places
 
 TILE = 64
@@ -48,15 +49,13 @@ def choose_schedules(section: Section, cost: Cost) -> tuple[Schedule, ...]:
     usual = make_schedules(section, cost)
     if not any(interval.test or interval.whole for interval in section.frame.sweep.intervals):
         return usual
-    entries, groups, members = section.query.shape[:3]
-    alone = replace(cost, pair=cost.pair / (entries * groups * members))
-    found = skipping_schedules(section, alone)
-    times = [sum(_time(section.frame, one, alone) for one in schedules) for schedules in (found, usual)]
+    found = skipping_schedules(section, cost)
+    times = [sum(_time(section.frame, one, cost) for one in schedules) for schedules in (found, usual)]
     return found if times[0] < WORTH * times[1] else usual
 
 
 def skipping_schedules(section: Section, cost: Cost) -> tuple[Schedule, ...]:
-    """Return schedules without what tests exclude; `cost` is that of one head."""
+    """Return schedules without what tests exclude."""
     finder = RangeFinder(section)
     entries, groups, members, rows = section.query.shape[:4]
     tiles = _tested_tiles(finder, rows)
@@ -65,7 +64,7 @@ def skipping_schedules(section: Section, cost: Cost) -> tuple[Schedule, ...]:
         own = tiles[min(places[0], len(tiles) - 1)]
         slabs = own[min(heads[0], len(own) - 1)]
         count = (places[1] - places[0]) * (heads[1] - heads[0])
-        shared = replace(cost, pair=cost.pair * count)
+        shared = replace(cost, heads=count)
         bands = [band for slab in _joined(slabs, shared) for band in _bands(finder.frame, slab, shared)]
         schedules.append(Schedule(places, heads, *_in_order(_repeated(bands), rows)))
     return tuple(schedules)
@@ -80,7 +79,7 @@ def _tested_tiles(finder: RangeFinder, rows: int) -> list[list[list[Tile]]]:
     step = min(TILE, sweep.query_tile)
     lows = list(range(0, rows, step))
     highs = [min(low + step, rows) for low in lows]
-    bounds = finder.bounds(lows, highs)
+    bounds = finder.bounds(torch.tensor(lows), torch.tensor(highs))
     at, tile = _grid(finder, sweep)
     found: dict[tuple[int, int, int], list[Piece]] = {}
     places = [bound.unsqueeze(-1) for bound in bounds]
@@ -192,7 +191,7 @@ def _bands(frame: Frame, slab: Tile, cost: Cost) -> Iterator[Band]:
     rest = tuple(piece for piece in slab.pieces if piece[2] != FULL)
     repeats = all(mask_period(frame, kind) for _, _, kind in rest)
     many = sum(stop - start for start, stop, _ in full) >= (1 if repeats else SPLIT)
-    for pieces in filter(None, (full, rest) if many else (slab.pieces,)):
+    for pieces in (some for some in ((full, rest) if many else (slab.pieces,)) if some):
         band = _gathered(slab, pieces)
         narrow = band.masked or cost.masks_everything
         widest = max(64, cost.widest * BASE // band.rows) if narrow else band.width
@@ -216,7 +215,7 @@ def _repeated(bands: list[Band]) -> list[Band]:
                 continue
             if last.count == 1 or last.key_step == step:
                 assert number is not None
-                found[number] = replace(last, count=last.count + 1, key_step=step)
+                found[number] = replace(last, count=last.count + 1, row_step=last.rows, key_step=step)
                 break
         else:
             number = len(found)
@@ -249,25 +248,15 @@ def _slab_time(slab: Tile, cost: Cost) -> float:
     rows, width = slab.high - slab.low, sum(stop - start for start, stop, _ in slab.pieces)
     masked = sum(stop - start for start, stop, kind in slab.pieces if kind != FULL)
     calls = 2 if masked and width - masked >= SPLIT else 1
-    pairs = rows * (width + FEW_KEYS * calls + MERGE_ROW * (calls - 1)) * cost.pair
+    pairs = rows * (width + FEW_KEYS * calls) * cost.pair
+    merged = rows * (calls - 1) * cost.heads * cost.elements * MERGE / 2
     copied = width * GATHERED_KEY * cost.pair if len(slab.pieces) > 1 else 0.0
-    return pairs + copied + masked * rows * MASK_PAIR + calls * CALL
+    return pairs + merged + copied + masked * rows * MASK_PAIR * cost.threads + calls * cost.call
 
 
 def _time(frame: Frame, schedule: Schedule, cost: Cost) -> float:
-    """Estimate the time of a schedule, in multiply-adds; `cost` is that of one head."""
+    """Estimate the time of a schedule."""
     count = (schedule.entries[1] - schedule.entries[0]) * (schedule.heads[1] - schedule.heads[0])
-    shared = replace(cost, pair=cost.pair * count)
-    return sum(_band_time(frame, band, shared) for band in schedule.bands)
-
-
-def _band_time(frame: Frame, band: Band, cost: Cost) -> float:
-    """Estimate the time of a band."""
-    pairs = band.count * band.rows * (band.width + FEW_KEYS) * cost.pair
-    masks = 0
-    for width, kind in band.pieces if band.masked else ():
-        shared = is_shared(frame, band, mask_period(frame, kind))
-        masks += width * (1 if shared else band.count) if kind != FULL else 0
-    copied = band.width * GATHERED_KEY * cost.pair if band.starts else 0.0
-    merged = 0.0 if band.first else band.count * band.rows * MERGE_ROW * cost.pair
-    return pairs + masks * band.rows * MASK_PAIR + copied + merged + CALL
+    shared = replace(cost, heads=count)
+    copied = sum(band.width * GATHERED_KEY * shared.pair for band in schedule.bands if band.starts)
+    return copied + sum(band_time(frame, band, shared) for band in schedule.bands)

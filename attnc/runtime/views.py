@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -10,13 +12,18 @@ from attnc.runtime.bands import Band
 
 def row_view(tensor: Tensor, band: Band) -> Tensor:
     """View rows of `[..., N, D]` as `[..., S, R, D]`."""
-    rows = tensor.narrow(-2, band.row, band.rows * band.count)
-    return torch.unflatten(rows, -2, (band.count, band.rows))
+    return _row_blocks(tensor, -2, band).transpose(-1, -2)
 
 
 def row_numbers_view(tensor: Tensor, band: Band) -> Tensor:
     """View rows of `[..., N]` as `[..., S, R]`."""
-    return torch.unflatten(tensor.narrow(-1, band.row, band.rows * band.count), -1, (band.count, band.rows))
+    return _row_blocks(tensor, -1, band)
+
+
+def _row_blocks(tensor: Tensor, axis: int, band: Band) -> Tensor:
+    """Put the blocks of a band where its rows are, and the rows of each last."""
+    step = band.row_step or band.rows
+    return tensor.narrow(axis, band.row, (band.count - 1) * step + band.rows).unfold(axis, band.rows, step)
 
 
 def key_view(tensor: Tensor, band: Band) -> Tensor:
@@ -50,8 +57,10 @@ def add_to_keys(total: Tensor, part: Tensor, band: Band) -> None:
 
 def band_rows(band: Band, shared: bool) -> Tensor:
     """Return the numbers of the rows of a band, `[S, R]`, or those of its first block where all are alike."""
-    rows = torch.arange(band.row, band.row + band.rows * (1 if shared else band.count))
-    return rows.view(-1, band.rows)
+    first = torch.arange(band.row, band.row + band.rows).view(1, -1)
+    if shared or band.count == 1:
+        return first
+    return first + band.row_step * torch.arange(band.count).view(-1, 1)
 
 
 def band_keys(band: Band, shared: bool) -> Tensor:
@@ -62,3 +71,11 @@ def band_keys(band: Band, shared: bool) -> Tensor:
     if shared or band.count == 1:
         return first
     return first + band.key_step * torch.arange(band.count).view(-1, 1)
+
+
+def are_joined(tensors: Iterable[Tensor]) -> bool:
+    """Tell whether entries and key heads of tensors `[X, G, ...]` lie in memory as one dimension."""
+    return all(
+        tensor.shape[0] == 1 or tensor.shape[1] == 1 or tensor.stride(0) == tensor.shape[1] * tensor.stride(1)
+        for tensor in tensors
+    )

@@ -23,7 +23,7 @@ from patterns import LargestStorage, attention_of, module_of_plans, tensors
 
 from attnc.algebra.coordinates import PLAIN, residue
 from attnc.reference.dense import reference
-from attnc.runtime import cpu_flash, cpu_tiles, grids, parts
+from attnc.runtime import calls, cpu_flash, cpu_tiles, grids
 from attnc.runtime.cpu import cpu_backward, cpu_forward
 
 
@@ -136,12 +136,12 @@ def function_mask(split, inputs):
 )
 @pytest.mark.parametrize("most", [1, 3000])
 def test_pieces_of_any_size(name, most, monkeypatch):
-    monkeypatch.setattr(cpu_flash, "_RESULT_ELEMENTS", most)
+    monkeypatch.setattr(cpu_flash, "RESULT_ELEMENTS", most)
     monkeypatch.setattr(cpu_flash, "MASK_ELEMENTS", most)
-    monkeypatch.setattr(cpu_flash, "_REMEMBERED_PAIRS", most)
+    monkeypatch.setattr(cpu_flash, "REMEMBERED_PAIRS", most)
     monkeypatch.setattr(cpu_tiles, "ELEMENTS", most)
     monkeypatch.setattr(cpu_tiles, "HEADS", 3)
-    monkeypatch.setattr(parts, "_LARGEST_KEY", -1)
+    monkeypatch.setattr(calls, "_LARGEST_KEY", -1)
     monkeypatch.setattr(grids, "GATHERED_AT_ONCE", most)
     monkeypatch.setattr(grids, "_LARGEST_LISTS", -1)
     compare(SPLITS[name], N=150, M=170, D=4, E=4)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 import attnc
 from attnc.ir.evaluate import INT_MAX, INT_MIN
 from attnc.runtime import parts, skipping
+from attnc.runtime.calls import Store
 
 TEXT = """
 attention table {
@@ -50,9 +51,7 @@ def module():
 def always(monkeypatch):
     """Leave tiles out whatever is expected to be faster."""
     monkeypatch.setattr(skipping, "WORTH", float("inf"))
-    parts._SCHEDULES.clear()
-    yield
-    parts._SCHEDULES.clear()
+    monkeypatch.setattr(parts, "_SCHEDULES", Store(64))
 
 
 def stretches(shape, values, draw):
@@ -132,23 +131,23 @@ def test_random_data(module, name, queries, keys, seed):
 
 
 def pairs_computed():
-    [schedules] = parts._SCHEDULES.values()
+    [(schedules, _)] = parts._SCHEDULES._kept.values()
     return sum(
         band.count * band.rows * band.width * (one.heads[1] - one.heads[0]) for one in schedules for band in one.bands
     )
 
 
 def test_few_blocks_are_few_pairs(module, monkeypatch):
-    parts._SCHEDULES.clear()
+    monkeypatch.setattr(parts, "_SCHEDULES", Store(64))
     query, key, value = (torch.randn(1, 2, 2048, 16) for _ in range(3))
     keep = torch.zeros(1, 2, 128, 128, dtype=torch.bool)
     keep[0, 0, :, :4] = True
     module.table(query, key, value, keep=keep)
-    assert pairs_computed() < 2 * 2048 * (64 + 64 + 16)
+    assert pairs_computed() < 2 * 2048 * (64 + 96 + 16)
 
 
-def test_documents_in_any_order_are_computed_alone(module):
-    parts._SCHEDULES.clear()
+def test_documents_in_any_order_are_computed_alone(module, monkeypatch):
+    monkeypatch.setattr(parts, "_SCHEDULES", Store(64))
     query, key, value = (torch.randn(1, 2, 2048, 16) for _ in range(3))
     ids = torch.tensor([9, 2, 5, -7]).repeat_interleave(512).view(1, -1)
     module.same_ids(query, key, value, ids=ids)

@@ -98,11 +98,11 @@ def test_conditions_that_tiles_imply_are_left_out():
     assert show(interval.residual) == "abs(i // 8 - j // 8) <= 2 and abs(i % 8 - j % 8) <= 2"
 
 
-CUTS = st.lists(st.tuples(st.integers(2, 5), st.integers(1, 5), st.integers(0, 4)), min_size=1, max_size=3)
+CUTS = st.lists(st.tuples(st.integers(2, 4), st.integers(1, 3), st.integers(0, 2)), min_size=1, max_size=2)
 
 
-@given(CUTS, st.integers(1, 4), st.integers(0, 3), st.integers(-9, 9), st.integers(1, 40))
-@settings(max_examples=60)
+@given(CUTS, st.integers(1, 4), st.integers(0, 3), st.integers(-9, 9), st.integers(1, 20))
+@settings(max_examples=20)
 def test_every_query_has_one_number(inner, tile, lead, shift, queries):
     stride, cuts = 1, []
     for extent, size, first in inner:
@@ -114,7 +114,7 @@ def test_every_query_has_one_number(inner, tile, lead, shift, queries):
         {IndexName.SHIFT: shift, IndexName.BATCH: 0, IndexName.HEAD: 0},
         {SizeName.QUERIES: queries, SizeName.KEYS: 17},
     )
-    for rows in (grid.rows, 8, 3):
+    for rows in (grid.rows, 3):
         seen = [positions(here, layout) for here in row_tiles(env, layout, rows)]
         found = [query for here, _ in seen for query in here if query is not None]
         assert sorted(found) == list(range(shift, shift + queries))

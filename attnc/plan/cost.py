@@ -14,16 +14,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from attnc.algebra.coordinates import Layout
 from attnc.algebra.counting import bounds_differ_by_head, bounds_read
 from attnc.algebra.summaries import BlockExtreme, summarize, summary_source, summary_tensor
 from attnc.algebra.walking import Visit, count_keys, is_full, passes_test, row_tiles, walk_tiles
 from attnc.ir.evaluate import Environment, Table
-from attnc.ir.nodes import And, IndexName, Read, SizeName
+from attnc.ir.nodes import And, Expr, IndexName, Quantifier, Read, SizeName
 from attnc.ir.program import Attention
 from attnc.ir.types import Type
-from attnc.ir.walk import walk
+from attnc.ir.walk import children, walk
 from attnc.plan.kernel_plan import Pass
 
 TILE = 64
@@ -60,6 +61,11 @@ MERGED_ROW = 30
 """Time of merging one row of a further launch into what is there: traffic of an output in float32, which stays in the
 cache while sequences are short. With 200, two passes of `strided` seemed to lose up to 2048 positions, at which they
 were three times as fast as one."""
+
+LONG_TEST = 100
+"""Operations of a tile test beyond which it is evaluated for one tile of queries alone, `LONG_TESTS` times."""
+
+LONG_TESTS = 16
 
 LAUNCH = 10_000
 """Time of a further launch, shared by eight heads: 0.3 ms of a CPU. With 250,000, all splits seemed to lose up to 1024
@@ -106,7 +112,8 @@ def _estimate_head(one: Pass, env: Environment) -> Estimate:
     tiles = list(row_tiles(env, one.layout, TILE))
     step = max(1, len(tiles) // SAMPLED)
     walked = tiles[step // 2 :: step]
-    for here in walked:
+    shares: dict[Expr, float] = {}
+    for here in walked[::-1]:  # the last tiles first: of causal masks they visit the most, which tells shares best
         height = here.indices[IndexName.QUERY_HIGH] - here.indices[IndexName.QUERY_LOW] + 1
         rows += height
         area = _padded(height) * _padded(count_keys(here, one.layout))
@@ -114,7 +121,7 @@ def _estimate_head(one: Pass, env: Environment) -> Estimate:
             if is_full(visit):
                 full += (visit.end - visit.begin) * area
             else:
-                touched = _touched(one, here, visit)
+                touched = _touched(one, here, visit, shares)
                 partial += touched * area
                 tested += visit.end - visit.begin - touched
     scale = len(tiles) / len(walked) if walked else 0.0
@@ -132,19 +139,48 @@ def keys_walked(attention: Attention, one: Pass, length: int, rows: range) -> fl
     env = imagined_call(attention, one, length)
     first, last = rows[0], rows[-1]
     here = replace(env, indices={**env.indices, IndexName.QUERY_LOW: first, IndexName.QUERY_HIGH: last})
-    return TILE * sum(_touched(one, here, visit) for visit in walk_tiles(one.tiles, here, TILE))
+    return TILE * sum(_touched(one, here, visit, {}) for visit in walk_tiles(one.tiles, here, TILE))
 
 
-def _touched(one: Pass, here: Environment, visit: Visit) -> float:
-    """Return how many tiles of a visit pass its test, as far as a few of them tell; data lets all of them pass."""
+def _touched(one: Pass, here: Environment, visit: Visit, shares: dict[Expr, float]) -> float:
+    """Return how many tiles of a visit pass its test, as far as a few of them tell; data lets all of them pass.
+
+    Args:
+        one: the pass.
+        here: the tile of queries.
+        visit: one of its visits.
+        shares: learns which share of their tiles pass the tests that are long, and answers for the next visits.
+    """
     test, count = visit.interval.tile_test, visit.end - visit.begin
-    parts = test.operands if isinstance(test, And) else () if test is None else (test,)
-    known = tuple(part for part in parts if not any(isinstance(node, Read) and node.index for node in walk(part)))
-    if not known:
+    known = None if test is None else _without_data(test)
+    if known is None:
         return count
-    interval = replace(visit.interval, tile_test=known[0] if len(known) == 1 else And(known))
-    tested = range(visit.begin, visit.end, max(1, count // TESTS))
-    return count * sum(passes_test(interval, here, one.layout, tile, TILE) for tile in tested) / len(tested)
+    if known in shares:
+        return count * shares[known]
+    interval = replace(visit.interval, tile_test=known)
+    is_long = _effort(known) > LONG_TEST
+    tested = range(visit.begin, visit.end, max(1, count // (LONG_TESTS if is_long else TESTS)))
+    share = sum(passes_test(interval, here, one.layout, tile, TILE) for tile in tested) / len(tested)
+    if is_long:
+        shares[known] = share
+    return count * share
+
+
+@lru_cache(maxsize=256)
+def _without_data(test: Expr) -> Expr | None:
+    """Return the part of a test that no table decides; None if there is none."""
+    parts = test.operands if isinstance(test, And) else (test,)
+    known = tuple(part for part in parts if not any(isinstance(node, Read) and node.index for node in walk(part)))
+    if len(known) < 2:
+        return known[0] if known else None
+    return And(known)
+
+
+@lru_cache(maxsize=256)
+def _effort(expr: Expr) -> int:
+    """Return about how many operations it takes to evaluate an expression."""
+    inner = 1 + sum(_effort(child) for child in children(expr))
+    return inner * expr.count if isinstance(expr, Quantifier) else inner
 
 
 def imagined_call(attention: Attention, one: Pass, length: int) -> Environment:

@@ -121,7 +121,7 @@ def test_kernels_that_variants_share_are_written_once():
     both = replace(plan, passes=(*plan.short[0].passes,), short=(replace(plan.short[0], limit=10),))
     text = render_module((both,), source=SourceFile("test.attn", STRIDED))
     assert text.count("@triton.jit") == 1
-    assert text.count("launchable(_strided_kernel, call)") == 2
+    assert text.count("launchable(_strided_kernel, step)") == 2
     made = module_of_plans((both,), STRIDED)
     query, key, value = tensors(N=12, M=12, grad=False)
     torch.testing.assert_close(made.strided(query, key, value), module().strided(query, key, value))

@@ -100,7 +100,7 @@ class Operation:
         sizes = Sizes(batch, heads, queries, keys, D, g, 1)
         needed = self.program.mask_tables
         given = [argument for argument in self.program.tensors if argument.name in needed]
-        program = replace(self.program, tensors=tuple(given))
+        program = replace(self.program, tensors=tuple(given), summaries=())
         tables = bind_tables(program, check_inputs(program, inputs, sizes, place, torch.float64), sizes)
         return dense_mask(self.program, sizes, tables, place)
 

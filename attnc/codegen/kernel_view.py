@@ -169,7 +169,8 @@ def kernel_view(plan: Plan, sweep: Sweep | None = None, *, variant: str = "") ->
     # Sums of earlier kernels take registers as much arithmetic does, and so do many loops.
     heavy = _is_heavy(sweep, weighing) or bool(sweep.before) or len(loops) > MOST_LOOPS
     gathered = any(loop.order is not None for loop in loops)
-    defaults = tile_rows(sweep.query_tile, sweep.key_tile, heavy=heavy, gathered=gathered)
+    tested = any(_is_long_test(interval.tile_test) for one in sweep.passes for interval in one.tiles.intervals)
+    defaults = tile_rows(sweep.query_tile, sweep.key_tile, heavy=heavy, gathered=gathered, tested=tested)
     long_rows = "" if rows is not None or not loops else _long_rows(plan)
     values = _parameters(attention, used, tables, sweep, careful=careful is not None, ranged=bool(long_rows))
     stem = "_".join(part for part in (attention.name, variant, sweep.label) if part)
@@ -384,6 +385,12 @@ def _header(attention: Attention) -> tuple[str, ...]:
     for name, value in attention.params:
         lines.append(f"    with {name} = {value.value}")
     return tuple("".join(c if c.isprintable() else " " for c in line) for line in lines)
+
+
+def _is_long_test(test: Expr | None) -> bool:
+    """Tell whether a tile test computes what every program keeps: hashes, or what tables hold."""
+    kinds = (node for node in walk(test) if isinstance(node, Call | Read)) if test is not None else ()
+    return any(isinstance(node, Read) or node.function is Function.HASH for node in kinds)
 
 
 def _is_heavy(sweep: Sweep, weighing: Weighing) -> bool:

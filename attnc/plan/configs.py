@@ -122,7 +122,13 @@ _GATHERED = {
 """For kernels that read keys out of plain order, by pointers then, whose addresses take registers."""
 
 
-def tile_rows(query_limit: int, key_limit: int, *, heavy: bool = False, gathered: bool = False) -> tuple[TileRow, ...]:
+_TESTED = {("sm_80", 2): {128: TileConfig(32, 32, 8, 2)}}
+"""For kernels whose tile tests compute much for each program, and keep it in registers through all loops."""
+
+
+def tile_rows(
+    query_limit: int, key_limit: int, *, heavy: bool = False, gathered: bool = False, tested: bool = False
+) -> tuple[TileRow, ...]:
     """Return the defaults, none of them larger than the tiles that a plan's residuals hold for.
 
     Args:
@@ -130,12 +136,15 @@ def tile_rows(query_limit: int, key_limit: int, *, heavy: bool = False, gathered
         key_limit: most keys of a key tile.
         heavy: whether the pattern computes much for each pair.
         gathered: whether keys are read out of plain order, so that there are no descriptors.
+        tested: whether tiles are tested by hashes or tables.
     """
     defaults = _DEFAULTS | _HEAVY if heavy else _DEFAULTS
     described = _DESCRIBED | _DESCRIBED_HEAVY if heavy else _DESCRIBED
     if gathered:
         defaults = {place: by_head | _GATHERED.get(place, {}) for place, by_head in defaults.items()}
         described = {}
+    if tested:
+        defaults = {place: by_head | _TESTED.get(place, {}) for place, by_head in defaults.items()}
     rows = []
     for (target, size), by_head in defaults.items():
         for head_size, config in by_head.items():

@@ -145,8 +145,13 @@ def count_shares(tiles: Tiles, programs: int, keys: int, device: torch.device) -
 
 
 def multiprocessors(device: torch.device) -> int:
-    """Return how many programs with large tiles run at the same time; a fixed number where there is no device."""
+    """Return how many programs with large tiles run at the same time.
+
+    It is a fixed number for a target that is assumed, for the interpreter, and where a call is traced without a device.
+    """
     assumed = _TARGET.get()
     if assumed is None and device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).multi_processor_count)
+        if torch.cuda.is_available():
+            return int(torch.cuda.get_device_properties(device).multi_processor_count)
+        return MULTIPROCESSORS["sm_90"]
     return MULTIPROCESSORS[assumed or "cpu"]

@@ -58,7 +58,7 @@ class _Cut:
 
 def grid_layout(pairs: PairSet, mask: Expr) -> Layout | None:
     """Return the grid and the query tiles whose boxes have the fewest keys; None if the mask suggests none."""
-    divisors = _divisors(mask)
+    divisors = [value for value in mask_divisors(mask) if 1 < value <= WIDEST][:MOST_DIVISORS]
     if not divisors:
         return None
     reaches = Reaches(pairs, mask)
@@ -77,15 +77,15 @@ def asked_grid(pairs: PairSet, mask: Expr, width: int, tile: tuple[int, int]) ->
     return boxed(axes, tuple(reaches.side(axis.stride, axis.extent) for axis in axes))
 
 
-def _divisors(mask: Expr) -> list[int]:
-    """Return the divisors of a mask, in rising order."""
+def mask_divisors(mask: Expr) -> list[int]:
+    """Return the divisors that a mask mentions, in rising order."""
     found = {
         node.right.value
         for node in walk(mask)
         if isinstance(node, Binary) and node.op in (BinaryOp.MOD, BinaryOp.FLOORDIV)
         if isinstance(node.right, Const) and isinstance(node.right.value, int)
     }
-    return sorted(value for value in found if 1 < value <= WIDEST)[:MOST_DIVISORS]
+    return sorted(found)
 
 
 def _chains(divisors: list[int]) -> Iterator[tuple[int, ...]]:

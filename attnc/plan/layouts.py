@@ -7,9 +7,8 @@ from itertools import combinations
 
 from attnc.algebra.congruences import KEY, QUERY, PairSet
 from attnc.algebra.coordinates import IDENTITY, PLAIN, CoordinateMap, Layout, residue, runs
-from attnc.ir.nodes import And, Binary, BinaryOp, Const, Expr, Index, Or
-from attnc.ir.walk import walk
-from attnc.plan.grids import grid_layout
+from attnc.ir.nodes import And, Expr, Index, Or
+from attnc.plan.grids import grid_layout, mask_divisors
 
 MOST_PERIODS = 24
 """Periods that are tried for one mask; the smallest first."""
@@ -71,15 +70,7 @@ def _shortest_runs(pairs: PairSet, mask: Expr, index: Index, periods: tuple[int,
 
 def _periods(mask: Expr) -> tuple[int, ...]:
     """Return divisors that a mask mentions, with their common multiples and divisors, in rising order."""
-    divisors = sorted(
-        {
-            node.right.value
-            for node in walk(mask)
-            if isinstance(node, Binary) and node.op in (BinaryOp.MOD, BinaryOp.FLOORDIV)
-            if isinstance(node.right, Const) and isinstance(node.right.value, int)
-        }
-    )
-    usual = [period for period in divisors if 1 < period <= LONGEST_PERIOD][:MOST_PERIODS]
+    usual = [period for period in mask_divisors(mask) if 1 < period <= LONGEST_PERIOD][:MOST_PERIODS]
     both = {combined for pair in combinations(usual, 2) for combined in (math.lcm(*pair), math.gcd(*pair))}
     every = math.lcm(*usual) if usual else 1
     return tuple(sorted(p for p in {*usual, *both, every} if 1 < p <= LONGEST_PERIOD)[:MOST_PERIODS])

@@ -80,7 +80,7 @@ def check_report(report, *, joins=False):
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_examples_at_head_size_128(path, tmp_path):
-    reports = compile_example(path, tmp_path, head_sizes=(128,))
+    reports = compile_example(path, tmp_path, head_sizes=(128,), shares=1)
     assert [report["target"] for report in reports if report["name"] == reports[0]["name"]] == list(TARGETS)
     for report in reports:
         check_shares([report])

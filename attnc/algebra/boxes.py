@@ -198,4 +198,4 @@ def _conditions(grid: Grid, number: int, side: Side) -> list[Expr]:
         found.append(compare(BinaryOp.GE, key, substitute(side.low, tile)))
     if side.high is not None:
         found.append(compare(BinaryOp.LE, key, substitute(side.high, tile)))
-    return [condition for condition in found if condition != TRUE]
+    return found

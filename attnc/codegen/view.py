@@ -138,8 +138,7 @@ def attention_view(plan: Plan, seed: str) -> AttentionView:
         sizes=tuple(name.value for name in (SizeName.HEADS, SizeName.HEAD_SIZE) if name in learned_sizes),
         mask_sizes=sizes_of_mask(attention),
         has_lse=attention.normalize.kind is NormalizeKind.SOFTMAX,
-        is_checked=any(one.sorted for one in attention.tensors)
-        and all(one.name != "checked" for one in attention.tensors),
+        is_checked=_is_checked(attention),
         formulas=written,
         program="\n".join(lay_out(f"_{attention.name}_program = ", program)),
         helpers=tuple(name for name in HELPERS if re.search(rf"\b{name}\(", text)),

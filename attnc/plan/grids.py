@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations, pairwise, product
 
-from attnc.algebra.boxes import Reaches
+from attnc.algebra.boxes import MOST_KEYS, Reaches
 from attnc.algebra.congruences import PairSet
 from attnc.algebra.coordinates import Layout, boxed
 from attnc.algebra.grids import Axis, Side
@@ -21,9 +21,6 @@ from attnc.ir.walk import tables, walk
 
 ROWS = 64
 """Points of a query tile: what the tiles have that costs are counted for. Larger tiles have larger boxes."""
-
-KEYS = 64
-"""Keys of a tile: boxes are filled up to whole ones."""
 
 MOST_DIVISORS = 6
 """Divisors of one mask that grids are made of; the smallest first."""
@@ -118,7 +115,7 @@ def _best_cut(reaches: Reaches, mask: Expr, strides: tuple[int, ...]) -> tuple[t
             continue
         keys = math.prod(cut.width for cut in chosen)
         rows = ROWS * math.prod(cut.filled for cut in chosen)
-        cost = -(-keys // KEYS) * KEYS / rows, keys / rows
+        cost = -(-keys // MOST_KEYS) * MOST_KEYS / rows, keys / rows
         if best is None or cost < best[0]:
             best = cost, chosen
     if best is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -131,15 +131,13 @@ def _tile_pairs(call: Call, batch: tuple[int, int], heads: tuple[int, int], firs
     return at
 
 
-def _extreme(bound: Formula | None, at: Pairs, default: int, count: int, reduce: object) -> Tensor:
+def _extreme(bound: Formula | None, at: Pairs, default: int, count: int, reduce: Callable[..., Tensor]) -> Tensor:
     """Return the bound that serves all entries and heads, tile by tile."""
     if bound is None:
         return torch.full((count,), default)
     found = bound(at)
     found = found.expand(*found.shape[:-1], count) if found.dim() else found.expand(1, 1, count)
-    assert callable(reduce)
-    result: Tensor = reduce(found, (0, 1))
-    return result
+    return reduce(found, (0, 1))
 
 
 def _groups(

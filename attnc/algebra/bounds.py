@@ -102,12 +102,12 @@ class BoundsWriter:
             return written
         return Binary(BinaryOp.FLOORDIV, written, Const(denominator, Type.INT), Type.INT)
 
-    def condition(self, points: isl.Set) -> Expr | None:
-        """Write when a set holds, given what is known; None if that is long, or out of budget."""
-        written = self.written_condition(points)
+    def condition(self, points: isl.Set, most: int = MOST_CONDITIONS) -> Expr | None:
+        """Write when a set holds, given what is known; None if that takes more comparisons, or is out of budget."""
+        written = self.written_condition(points, most)
         return None if written is None else written[0]
 
-    def written_condition(self, points: isl.Set) -> tuple[Expr, isl.Set] | None:
+    def written_condition(self, points: isl.Set, most: int = MOST_CONDITIONS) -> tuple[Expr, isl.Set] | None:
         """Write when a set holds, and return what was written as a set, also where nothing is known."""
         try:
             with budget(points.get_ctx()):
@@ -117,7 +117,7 @@ class BoundsWriter:
                 parts = [[_comparison_parts(item) for item in _constraints(part)] for part in made.get_basic_sets()]
         except (OutOfBudgetError, NoClosedFormError):
             return None
-        if sum(len(part) for part in parts) > MOST_CONDITIONS:
+        if sum(len(part) for part in parts) > most:
             return None
         return _disjunction([_conjunction([self._comparison(*item) for item in part]) for part in parts]), made
 

@@ -21,7 +21,8 @@ from attnc.algebra.simplify import simplify_attention, simplify_expression
 from attnc.algebra.stand_ins import StandIns
 from attnc.algebra.truths import Truth
 from attnc.algebra.witnesses import Cells, Claim, Sides, Situation, Witness, confirm, search
-from attnc.ir.evaluate import Environment, Value, evaluate
+from attnc.ir.arithmetic import Value
+from attnc.ir.evaluate import Environment, evaluate
 from attnc.ir.nodes import Binary, BinaryOp, Cast, Expr, Index, IndexName, Read, SizeName
 from attnc.ir.program import AlignKind, Attention, Tensor
 from attnc.ir.types import Type

@@ -13,7 +13,7 @@ from attnc.algebra.coordinates import PLAIN, Layout
 from attnc.algebra.domains import new_translator, whole_domain
 from attnc.algebra.index_sets import OutOfBudgetError, budget, new_context
 from attnc.algebra.key_intervals import TileSets
-from attnc.algebra.walking import count_keys, is_full, passes_test, row_tiles, walk_tiles
+from attnc.algebra.walking import count_keys, count_passing, is_full, row_tiles, walk_tiles
 from attnc.ir.evaluate import Environment, Table, evaluate
 from attnc.ir.nodes import Expr, IndexName, SizeName
 from attnc.ir.program import AlignKind, Attention
@@ -186,7 +186,7 @@ def count_tiles(
                     partial += visit.end - visit.begin
                 else:
                     visited = range(visit.begin, visit.end)
-                    partial += sum(passes_test(visit.interval, env, layout, tile, key_tile) for tile in visited)
+                    partial += count_passing(visit.interval, env, layout, visited, key_tile)
     means = [Fraction(count, len(counted)) for count in (full, partial, total - full - partial)]
     return TileCounts(query_tile, key_tile, *means)
 

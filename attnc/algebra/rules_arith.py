@@ -12,7 +12,8 @@ from dataclasses import replace
 
 from attnc.algebra.engine import Rule
 from attnc.algebra.terms import constant, is_number, magnitude
-from attnc.ir.evaluate import evaluate, wrap
+from attnc.ir.arithmetic import wrap
+from attnc.ir.evaluate import evaluate
 from attnc.ir.nodes import (
     Binary,
     BinaryOp,

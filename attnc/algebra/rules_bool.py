@@ -21,7 +21,7 @@ from attnc.algebra.terms import (
     opposite,
     truth,
 )
-from attnc.ir.evaluate import evaluate
+from attnc.ir.evaluate import Environment, evaluate
 from attnc.ir.nodes import (
     FALSE,
     TRUE,
@@ -29,17 +29,30 @@ from attnc.ir.nodes import (
     Binary,
     BinaryOp,
     Bound,
+    Call,
+    Cast,
     Const,
     Expr,
+    Function,
+    Index,
     Or,
     Quantifier,
     QuantifierKind,
+    Read,
+    Score,
+    Size,
     Unary,
     UnaryOp,
     Where,
 )
 from attnc.ir.types import Type
 from attnc.ir.walk import substitute, walk
+
+MOST_WRITTEN_OUT = 32
+"""Quantifiers with more instances stay loops."""
+
+MOST_NODES = 1024
+"""So large may be what a quantifier is written out to."""
 
 _Connective = And | Or
 
@@ -209,6 +222,46 @@ def _pull_out(node: Quantifier) -> Expr | None:
     return combine(type(body), [*free, replace(node, body=combine(type(body), rest))])
 
 
+def _write_out(node: Quantifier) -> Expr | None:
+    """Write out `any` and `all` over numbers that no set describes, such as `2 ** t`: each of them is a constant."""
+    if node.kind is QuantifierKind.SUM or not 1 < node.count <= MOST_WRITTEN_OUT:
+        return None
+    alone = {inner for inner in walk(node.body) if _depends_alone(inner, node.variable)}
+    if not any(_is_curved(inner, node.variable) for inner in alone):
+        return None
+    if node.count * sum(1 for _ in walk(node.body)) > MOST_NODES:
+        return None
+
+    def instance(at: int) -> Expr:
+        env = Environment(bound={node.variable: at})
+        return substitute(node.body, {inner: Const(evaluate(inner, env), inner.type) for inner in alone})
+
+    return combine(Or if node.kind is QuantifierKind.ANY else And, [instance(at) for at in range(node.count)])
+
+
+def _depends_alone(expr: Expr, variable: str) -> bool:
+    """Tell whether nothing but a bound variable decides a value."""
+    leaves = [node for node in walk(expr) if isinstance(node, Index | Size | Read | Score | Bound | Quantifier)]
+    return bool(leaves) and all(leaf == Bound(variable) for leaf in leaves)
+
+
+def _is_curved(expr: Expr, variable: str) -> bool:
+    """Tell whether a value is not made of sums, multiples and remainders of a variable that it depends on alone."""
+    match expr:
+        case Call(function=function):
+            return function not in (Function.ABS, Function.MIN, Function.MAX)
+        case Cast(operand=operand):
+            return operand.type is Type.FLOAT
+        case Binary(op=BinaryOp.POW):
+            return True
+        case Binary(op=BinaryOp.MUL, left=left, right=right):
+            return expr.type is Type.INT and mentions(left, variable) and mentions(right, variable)
+        case Binary(op=BinaryOp.FLOORDIV | BinaryOp.MOD, right=right):
+            return expr.type is Type.INT and mentions(right, variable)
+        case _:
+            return False
+
+
 def _merge_bounds(node: _Connective) -> Expr | None:
     kept = merge_bounds(node.operands, isinstance(node, And))
     return None if kept is None else combine(type(node), kept)
@@ -253,5 +306,7 @@ BOOL_RULES = (
     Rule("quantifier-of-constant", "any(t < n, a) -> a", (Quantifier,), _quantifier_of_constant),
     # any(t < n, a and b[t]) -> a and any(t < n, b[t])
     Rule("pull-out-of-quantifier", "any(t < n, a and b[t]) -> a and any(t < n, b[t])", (Quantifier,), _pull_out),
+    # any(t < 3, a[2 ** t]) -> a[1] or a[2] or a[4]
+    Rule("write-out-powers", "any(t < 3, a[2 ** t]) -> a[1] or a[2] or a[4]", (Quantifier,), _write_out),
 )
 """In the order in which they are tried."""

@@ -9,6 +9,9 @@ from attnc.algebra.bounds import BoundsWriter
 from attnc.algebra.index_sets import attempt
 from attnc.ir.nodes import TRUE, Expr
 
+MOST_COMPARISONS = 64
+"""So many comparisons of single numbers take less time than a tile."""
+
 
 def tile_test(translator: Translator, writer: BoundsWriter, known: isl.Set, may: isl.Set) -> tuple[Expr | None, bool]:
     """Derive when the tile `i_lo .. i_hi` by `j_lo .. j_hi` holds a pair of `may`.
@@ -31,7 +34,7 @@ def tile_test(translator: Translator, writer: BoundsWriter, known: isl.Set, may:
     touched = attempt(context, lambda: may.intersect(tile).params().coalesce())
     if touched is None:
         return None, False
-    condition = BoundsWriter(writer.opaques, known.intersect(real)).condition(touched)
+    condition = BoundsWriter(writer.opaques, known.intersect(real)).condition(touched, MOST_COMPARISONS)
     if condition is None:
         return None, False
     return (None, True) if condition == TRUE else (condition, True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
-from attnc.algebra.coordinates import KEYS, CoordinateMap, Layout
+from attnc.algebra.coordinates import KEYS, LOCAL_KEY, CoordinateMap, Layout
 from attnc.algebra.int_exprs import constant
 from attnc.algebra.key_intervals import Coverage, KeyInterval, TileSets
 from attnc.ir.evaluate import Environment, evaluate
@@ -26,10 +27,10 @@ def row_tiles(env: Environment, layout: Layout, rows: int) -> Iterator[Environme
     shift = env.indices[IndexName.SHIFT]
     queries = env.sizes[SizeName.QUERIES]
     rows = rows_within(layout, rows)
-    first, past = (constant(shift + more) for more in (0, queries))
+    first, past = layout.query.first_from(constant(shift)), layout.query.end_before(constant(shift + queries))
     for residue in sorted({(shift + row) % layout.classes for row in range(min(queries, layout.classes))}):
         here = _with_indices(env, {IndexName.CLASS: residue})
-        start, stop = _bound(layout.query.first_from(first), here), _bound(layout.query.end_before(past), here)
+        start, stop = _bound(first, here), _bound(past, here)
         for low in range(start, stop, rows):
             high = min(low + rows, stop) - 1
             yield _with_indices(here, {IndexName.QUERY_LOW: low, IndexName.QUERY_HIGH: high})
@@ -46,7 +47,12 @@ def rows_within(layout: Layout, rows: int) -> int:
 
 def count_keys(env: Environment, layout: Layout) -> int:
     """Return how many keys a layout has at the sizes, and in the class or tile, of an environment."""
-    return _bound(layout.key.end_before(KEYS), env)
+    return _bound(_end_of_keys(layout.key), env)
+
+
+@lru_cache(maxsize=1024)
+def _end_of_keys(order: CoordinateMap) -> Expr:
+    return order.end_before(KEYS)
 
 
 def positions(env: Environment, layout: Layout) -> tuple[list[int | None], list[int | None]]:
@@ -58,14 +64,26 @@ def positions(env: Environment, layout: Layout) -> tuple[list[int | None], list[
     shift, sizes = env.indices[IndexName.SHIFT], env.sizes
     rows, keys = range(shift, shift + sizes[SizeName.QUERIES]), range(sizes[SizeName.KEYS])
     return (
-        [_position(layout.query, number, env, rows) for number in numbers],
-        [_position(layout.key, number, env, keys) for number in range(count_keys(env, layout))],
+        _positions(layout.query, numbers, env, rows),
+        _positions(layout.key, range(count_keys(env, layout)), env, keys),
     )
 
 
-def _position(order: CoordinateMap, number: int, env: Environment, real: range) -> int | None:
-    position = _bound(order.position(constant(number)), env)
-    return position if position in real and evaluate(order.is_real(constant(number)), env) else None
+def _positions(order: CoordinateMap, numbers: range, env: Environment, real: range) -> list[int | None]:
+    position, is_real = _place(order)
+    indices = dict(env.indices)
+    here, found = replace(env, indices=indices), list[int | None]()
+    for number in numbers:
+        indices[IndexName.LOCAL_KEY] = number
+        at = _bound(position, here)
+        found.append(at if at in real and evaluate(is_real, here) else None)
+    return found
+
+
+@lru_cache(maxsize=1024)
+def _place(order: CoordinateMap) -> tuple[Expr, Expr]:
+    """Return the position that a number has in an order, and whether there is one, as expressions over the number."""
+    return order.position(LOCAL_KEY), order.is_real(LOCAL_KEY)
 
 
 def walk_tiles(tiles: TileSets, env: Environment, key_tile: int) -> Iterator[Visit]:
@@ -81,11 +99,20 @@ def walk_tiles(tiles: TileSets, env: Environment, key_tile: int) -> Iterator[Vis
 
 def passes_test(interval: KeyInterval, env: Environment, layout: Layout, tile: int, key_tile: int) -> bool:
     """Tell whether a visited tile passes its interval's `tile_test`; `env` comes from `row_tiles`."""
+    return count_passing(interval, env, layout, range(tile, tile + 1), key_tile) > 0
+
+
+def count_passing(interval: KeyInterval, env: Environment, layout: Layout, tiles: range, key_tile: int) -> int:
+    """Return how many of the visited tiles `tiles` pass their interval's `tile_test`; `env` comes from `row_tiles`."""
     if interval.tile_test is None:
-        return True
-    last = min((tile + 1) * key_tile, count_keys(env, layout)) - 1
-    here = _with_indices(env, {IndexName.KEY_LOW: tile * key_tile, IndexName.KEY_HIGH: last})
-    return bool(evaluate(interval.tile_test, here))
+        return len(tiles)
+    keys, indices, found = count_keys(env, layout), dict(env.indices), 0
+    here = replace(env, indices=indices)
+    for tile in tiles:
+        indices[IndexName.KEY_LOW] = tile * key_tile
+        indices[IndexName.KEY_HIGH] = min((tile + 1) * key_tile, keys) - 1
+        found += bool(evaluate(interval.tile_test, here))
+    return found
 
 
 def is_full(visit: Visit) -> bool:

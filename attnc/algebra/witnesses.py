@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 
-from attnc.ir.evaluate import Environment, Table, Value, evaluate
+from attnc.ir.arithmetic import Value
+from attnc.ir.evaluate import Environment, Table, evaluate
 from attnc.ir.nodes import Const, Expr, IndexName, Quantifier, SizeName
 from attnc.ir.program import AlignKind, Attention, Tensor
 from attnc.ir.types import Type

@@ -1,20 +1,21 @@
-"""The value of an expression at one point: the language's arithmetic, exactly, in pure Python.
+"""The value of an expression at one point, exactly, in pure Python.
 
-Every other implementation of the arithmetic (tensor code, kernels, the set analysis) is tested against this one.
+Every other implementation of the arithmetic (tensor code, kernels, the set analysis) is tested against this one. An
+expression is turned into functions once and then called at each point: plans are priced, and sets checked, at
+thousands of points.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import assert_never
 
 from attnc.diagnostics import InternalError
+from attnc.ir.arithmetic import Value, apply_function, binary, convert, wrap
 from attnc.ir.nodes import (
     And,
     Binary,
-    BinaryOp,
     Bound,
     Call,
     Cast,
@@ -37,12 +38,8 @@ from attnc.ir.nodes import (
 )
 from attnc.ir.types import Type
 
-Value = bool | int | float
 Table = Value | Sequence["Table"] | Callable[..., Value | None]
 """A scalar, nested sequences (one level per dimension), or a function of the index that gives None outside."""
-
-INT_MIN, INT_MAX = -(2**63), 2**63 - 1
-_WORD = 2**64
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +68,15 @@ EMPTY = Environment()
 """For constant expressions."""
 
 
+Bindings = Mapping[str, int]
+"""Values of quantifier variables."""
+
+Evaluator = Callable[[Environment, Bindings], Value]
+
+MOST_KNOWN = 4096
+"""So many expressions are remembered in their executable form."""
+
+
 def evaluate(expr: Expr, env: Environment = EMPTY) -> Value:
     """Evaluate an expression at one point.
 
@@ -80,54 +86,120 @@ def evaluate(expr: Expr, env: Environment = EMPTY) -> Value:
     Raises:
         InternalError: the environment lacks something that the value depends on, or a `Parameter` was met.
     """
+    _, run = _known.get(id(expr)) or _remember(expr)
     try:
-        return _evaluate(expr, env, env.bound)
+        return run(env, env.bound)
     except (KeyError, IndexError) as error:
         raise InternalError(f"no value for {error.args[0]!r} in an evaluation") from error
 
 
-def _evaluate(expr: Expr, env: Environment, bound: Mapping[str, int]) -> Value:
+_known: dict[int, tuple[Expr, Evaluator]] = {}
+"""By identity, since equal expressions may differ in the sign of a zero; each entry keeps its expression alive."""
+
+
+def _remember(expr: Expr) -> tuple[Expr, Evaluator]:
+    if len(_known) >= MOST_KNOWN:
+        _known.clear()
+    _known[id(expr)] = found = (expr, _evaluator(expr))
+    return found
+
+
+def _evaluator(expr: Expr) -> Evaluator:
+    """Return a function that evaluates an expression, and nothing of it before it is called."""
     match expr:
         case Const(value=value):
-            return value
-        case Index(name=name, axis=axis):
-            return env.dims[axis] if name is IndexName.DIM else env.indices[name]
-        case Binary(op=op, left=left, right=right):
-            return apply_binary(op, expr.type, _evaluate(left, env, bound), _evaluate(right, env, bound))
-        case And(operands=operands):
-            return all(_evaluate(operand, env, bound) for operand in operands)
-        case Or(operands=operands):
-            return any(_evaluate(operand, env, bound) for operand in operands)
+            return lambda env, bound: value
+        case Index(name=IndexName.DIM, axis=axis):
+            return lambda env, bound: env.dims[axis]
+        case Index(name=name):
+            return lambda env, bound: env.indices[name]
         case Size(name=size):
-            return env.sizes[size]
+            return lambda env, bound: env.sizes[size]
         case Bound(name=variable):
-            return bound[variable]
-        case Unary(op=UnaryOp.NOT, operand=operand):
-            return not _evaluate(operand, env, bound)
-        case Unary(operand=operand):
-            value = -_evaluate(operand, env, bound)
-            return value if isinstance(value, float) else wrap(value)
-        case Where(condition=condition, then=then, otherwise=otherwise):
-            return _evaluate(then if _evaluate(condition, env, bound) else otherwise, env, bound)
-        case Read(table=table, index=index):
-            return _read(expr, env.tables[table], tuple(int(_evaluate(at, env, bound)) for at in index))
-        case Call(function=function, args=args):
-            return apply_function(function, tuple(_evaluate(arg, env, bound) for arg in args))
-        case Cast(operand=operand):
-            return convert(_evaluate(operand, env, bound), expr.type)
+            return lambda env, bound: bound[variable]
+        case Binary():
+            return _binary(expr)
+        case And(operands=operands):
+            return _conjunction(tuple(map(_evaluator, operands)))
+        case Or(operands=operands):
+            return _disjunction(tuple(map(_evaluator, operands)))
+        case Unary():
+            return _unary(expr)
+        case Where():
+            condition, then, otherwise = map(_evaluator, (expr.condition, expr.then, expr.otherwise))
+            return lambda env, bound: then(env, bound) if condition(env, bound) else otherwise(env, bound)
+        case Read():
+            return _read(expr)
+        case Call():
+            return _call(expr)
+        case Cast(operand=operand, type=to):
+            convertible = _evaluator(operand)
+            return lambda env, bound: convert(convertible(env, bound), to)
         case Quantifier():
-            return _quantify(expr, env, bound)
+            return _quantifier(expr)
         case Score():
-            if env.score is None:
-                raise InternalError("no value for the score in an evaluation")
-            return env.score
+            return _score
         case Parameter(name=parameter):
-            raise InternalError(f"the parameter {parameter} has no value")
+            return _parameter(parameter)
         case _:
             assert_never(expr)
 
 
-def _read(expr: Read, table: Table, index: tuple[int, ...]) -> Value:
+def _binary(expr: Binary) -> Evaluator:
+    apply, left, right = binary(expr.op, expr.type), _evaluator(expr.left), _evaluator(expr.right)
+    if isinstance(expr.right, Const):
+        value = expr.right.value
+        return lambda env, bound: apply(left(env, bound), value)
+    return lambda env, bound: apply(left(env, bound), right(env, bound))
+
+
+def _unary(expr: Unary) -> Evaluator:
+    operand = _evaluator(expr.operand)
+    if expr.op is UnaryOp.NOT:
+        return lambda env, bound: not operand(env, bound)
+    if expr.type is Type.FLOAT:
+        return lambda env, bound: -operand(env, bound)
+    return lambda env, bound: wrap(-int(operand(env, bound)))
+
+
+def _conjunction(operands: tuple[Evaluator, ...]) -> Evaluator:
+    def run(env: Environment, bound: Bindings) -> bool:
+        for operand in operands:  # noqa: SIM110  a generator for `all` would take as long as the operands
+            if not operand(env, bound):
+                return False
+        return True
+
+    return run
+
+
+def _disjunction(operands: tuple[Evaluator, ...]) -> Evaluator:
+    def run(env: Environment, bound: Bindings) -> bool:
+        for operand in operands:  # noqa: SIM110  as above
+            if operand(env, bound):
+                return True
+        return False
+
+    return run
+
+
+def _call(expr: Call) -> Evaluator:
+    function, args = expr.function, tuple(map(_evaluator, expr.args))
+    if function in (Function.MIN, Function.MAX) and expr.type is Type.INT:
+        choose = min if function is Function.MIN else max
+        return lambda env, bound: choose([arg(env, bound) for arg in args])
+    return lambda env, bound: apply_function(function, tuple([arg(env, bound) for arg in args]))
+
+
+def _read(expr: Read) -> Evaluator:
+    index = tuple(map(_evaluator, expr.index))
+
+    def run(env: Environment, bound: Bindings) -> Value:
+        return _element(expr, env.tables[expr.table], tuple([int(at(env, bound)) for at in index]))
+
+    return run
+
+
+def _element(expr: Read, table: Table, index: tuple[int, ...]) -> Value:
     found: Table | None = table
     if callable(table):
         found = table(*index)
@@ -146,162 +218,43 @@ def _read(expr: Read, table: Table, index: tuple[int, ...]) -> Value:
     return float(found) if expr.type is Type.FLOAT else found
 
 
-def _quantify(expr: Quantifier, env: Environment, bound: Mapping[str, int]) -> Value:
-    instances = (_evaluate(expr.body, env, {**bound, expr.variable: at}) for at in range(expr.count))
+def _quantifier(expr: Quantifier) -> Evaluator:
+    body, variable, count = _evaluator(expr.body), expr.variable, expr.count
+
+    def values(env: Environment, bound: Bindings) -> Iterator[Value]:
+        inner = dict(bound)
+        for at in range(count):
+            inner[variable] = at
+            yield body(env, inner)
+
     match expr.kind:
         case QuantifierKind.ANY:
-            return any(instances)
+            return lambda env, bound: any(values(env, bound))
         case QuantifierKind.ALL:
-            return all(instances)
+            return lambda env, bound: all(values(env, bound))
+        case QuantifierKind.SUM if expr.type is Type.INT:
+            return lambda env, bound: wrap(sum(int(value) for value in values(env, bound)))
         case QuantifierKind.SUM:
-            if expr.type is Type.INT:
-                return wrap(sum(int(value) for value in instances))
-            total = 0.0
-            for value in instances:  # `sum` may compensate rounding; the language adds one after the other
-                total += value
-            return total
+            return lambda env, bound: _add(values(env, bound))
         case _:
             assert_never(expr.kind)
 
 
-def apply_binary(op: BinaryOp, result: Type, left: Value, right: Value) -> Value:
-    """Apply an operator to two values of one type. `result` is the type of the result."""
-    match op:
-        case BinaryOp.ADD:
-            value = left + right
-        case BinaryOp.SUB:
-            value = left - right
-        case BinaryOp.MUL:
-            value = left * right
-        case BinaryOp.LT:
-            return left < right
-        case BinaryOp.LE:
-            return left <= right
-        case BinaryOp.GT:
-            return left > right
-        case BinaryOp.GE:
-            return left >= right
-        case BinaryOp.EQ:
-            return left == right
-        case BinaryOp.NE:
-            return left != right
-        case BinaryOp.DIV:
-            return _divide(float(left), float(right))
-        case BinaryOp.FLOORDIV if result is Type.INT:
-            value = left // right if right else 0
-        case BinaryOp.MOD if result is Type.INT:
-            value = left % right if right else 0
-        case BinaryOp.FLOORDIV:
-            return left // right if right else _divide(float(left), float(right))
-        case BinaryOp.MOD:
-            return left % right if right else math.nan
-        case BinaryOp.POW if result is Type.INT:
-            value = pow(int(left), int(right), _WORD)
-        case BinaryOp.POW:
-            return _power(float(left), float(right))
-        case _:
-            assert_never(op)
-    return float(value) if result is Type.FLOAT else wrap(int(value))
+def _add(values: Iterable[Value]) -> float:
+    total = 0.0
+    for value in values:  # `sum` may compensate rounding; the language adds one after the other
+        total += value
+    return total
 
 
-def apply_function(function: Function, args: tuple[Value, ...]) -> Value:
-    """Apply a built-in function. `min` and `max` of floats give NaN where an operand is NaN."""
-    match function:
-        case Function.ABS:
-            value = abs(args[0])
-            return value if isinstance(value, float) else wrap(value)
-        case Function.MIN:
-            return math.nan if any(arg != arg for arg in args) else min(args)
-        case Function.MAX:
-            return math.nan if any(arg != arg for arg in args) else max(args)
-        case Function.FLOOR:
-            return _saturate(float(args[0]), math.floor)
-        case Function.HASH:
-            return _hash(tuple(int(arg) for arg in args))
-        case _:
-            return _elementary(function, float(args[0]))
+def _score(env: Environment, bound: Bindings) -> float:
+    if env.score is None:
+        raise InternalError("no value for the score in an evaluation")
+    return float(env.score)
 
 
-def _elementary(function: Function, x: float) -> float:
-    """A function of one float, with IEEE results in place of Python's exceptions."""
-    match function:
-        case Function.EXP | Function.EXP2:
-            try:
-                return math.exp(x) if function is Function.EXP else math.exp2(x)
-            except OverflowError:
-                return math.inf
-        case Function.LOG | Function.LOG2:
-            if not x > 0:
-                return -math.inf if x == 0 else math.nan
-            return math.log(x) if function is Function.LOG else math.log2(x)
-        case Function.SQRT:
-            return math.sqrt(x) if x >= 0 else math.nan
-        case Function.TANH:
-            return math.tanh(x)
-        case Function.SIGMOID:
-            tail = math.exp(-abs(x))
-            return (1.0 if x >= 0 else tail) / (1.0 + tail) if x == x else x
-        case Function.ERF:
-            return math.erf(x)
-        case Function.SIN:
-            return math.nan if math.isinf(x) else math.sin(x)
-        case Function.COS:
-            return math.nan if math.isinf(x) else math.cos(x)
-        case _:
-            raise InternalError(f"{function.value} is not a function of one float")
+def _parameter(name: str) -> Evaluator:
+    def run(env: Environment, bound: Bindings) -> Value:
+        raise InternalError(f"the parameter {name} has no value")
 
-
-def convert(value: Value, to: Type) -> Value:
-    """Convert to another type: float -> int truncates, saturates and gives 0 for NaN; bool -> int gives 0 or 1."""
-    match to:
-        case Type.BOOL:
-            return bool(value)
-        case Type.INT:
-            return _saturate(value, math.trunc) if isinstance(value, float) else int(value)
-        case Type.FLOAT:
-            return float(value)
-        case _:
-            assert_never(to)
-
-
-def wrap(value: int) -> int:
-    """Reduce an integer to 64 bits, two's complement."""
-    return value if INT_MIN <= value <= INT_MAX else (value - INT_MIN) % _WORD + INT_MIN
-
-
-def _saturate(value: float, rounding: Callable[[float], int]) -> int:
-    if math.isnan(value):
-        return 0
-    if math.isinf(value):
-        return INT_MAX if value > 0 else INT_MIN
-    return max(INT_MIN, min(INT_MAX, rounding(value)))
-
-
-def _divide(left: float, right: float) -> float:
-    if right:
-        return left / right
-    if left == 0 or left != left:
-        return math.nan
-    return math.copysign(math.inf, left) * math.copysign(1.0, right)
-
-
-def _power(base: float, exponent: float) -> float:
-    try:
-        return math.pow(base, exponent)
-    except OverflowError:
-        return -math.inf if base < 0 and exponent % 2 == 1 else math.inf
-    except ValueError:
-        if base:
-            return math.nan  # a negative base and an exponent that is not whole
-        return math.copysign(math.inf, base) if exponent % 2 == 1 else math.inf
-
-
-def _hash(args: tuple[int, ...]) -> int:
-    """Chain splitmix64's finaliser (Steele, Lea and Flood, 2014) over the arguments; non-negative."""
-    state = 0
-    for arg in args:
-        state = (state + arg + 0x9E3779B97F4A7C15) % _WORD
-        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 % _WORD
-        state = (state ^ state >> 27) * 0x94D049BB133111EB % _WORD
-        state ^= state >> 31
-    return state // 2
+    return run

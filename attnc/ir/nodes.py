@@ -9,12 +9,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TypeVar, dataclass_transform
 
 from attnc.ir.types import Type
 from attnc.source import Span
 
 
-class IndexName(Enum):
+class _Name(Enum):
+    """An enumeration whose members hash by identity: they are keys wherever expressions are evaluated or compared."""
+
+    __hash__ = object.__hash__
+
+
+class IndexName(_Name):
     """Coordinates of a pair of positions, and bounds of tiles in the results of the set analysis."""
 
     BATCH = "b"
@@ -48,7 +55,7 @@ class IndexName(Enum):
     """Index along a dimension of a learned tensor, in its initial value (`d0`, `d1`, ...): `Index(DIM, axis)`."""
 
 
-class SizeName(Enum):
+class SizeName(_Name):
     """Sizes known when the module is called."""
 
     BATCH = "B"
@@ -59,14 +66,14 @@ class SizeName(Enum):
     GROUP = "g"
 
 
-class UnaryOp(Enum):
+class UnaryOp(_Name):
     """Operators of one operand."""
 
     NEG = "-"
     NOT = "not"
 
 
-class BinaryOp(Enum):
+class BinaryOp(_Name):
     """Operators of two operands. Arithmetic operands have the result's type, comparison operands each other's.
 
     `FLOORDIV` and `MOD` round toward minus infinity and are defined on two ints (0 where the divisor is 0) and on two
@@ -96,7 +103,7 @@ class BinaryOp(Enum):
 _COMPARISONS = frozenset({BinaryOp.LT, BinaryOp.LE, BinaryOp.GT, BinaryOp.GE, BinaryOp.EQ, BinaryOp.NE})
 
 
-class Function(Enum):
+class Function(_Name):
     """Functions that stay calls in the IR. All but `ABS`, `MIN`, `MAX`, `FLOOR`, `HASH` take and give floats."""
 
     ABS = "abs"
@@ -120,7 +127,7 @@ class Function(Enum):
     """One or more ints -> int; LANGUAGE.md section 5."""
 
 
-class QuantifierKind(Enum):
+class QuantifierKind(_Name):
     """How a bounded quantifier combines its instances."""
 
     ANY = "any"
@@ -128,8 +135,36 @@ class QuantifierKind(Enum):
     SUM = "sum"
 
 
-@dataclass(frozen=True, slots=True)
-class Const:
+class _Node:
+    """What keeps the hash of a node: a tree is hashed wherever something is remembered for it."""
+
+    __slots__ = ("_hash",)
+    _hash: int
+
+
+_NodeType = TypeVar("_NodeType", bound=_Node)
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+def _node(cls: type[_NodeType]) -> type[_NodeType]:
+    """Make a class of nodes: a frozen dataclass that hashes its fields once."""
+    made = dataclass(frozen=True, slots=True)(cls)
+    hash_fields = made.__hash__
+
+    def hash_once(self: _Node) -> int:
+        try:
+            return self._hash
+        except AttributeError:
+            found = hash_fields(self)
+            object.__setattr__(self, "_hash", found)
+            return found
+
+    made.__hash__ = hash_once  # type: ignore[assignment]
+    return made
+
+
+@_node
+class Const(_Node):
     """A constant. `name` is the parameter or prelude constant that it came from, for readable output."""
 
     value: bool | int | float
@@ -138,8 +173,8 @@ class Const:
     span: Span | None = field(default=None, compare=False, repr=False, kw_only=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Parameter:
+@_node
+class Parameter(_Node):
     """A compile-time parameter whose value is not given: only `attnc check` sees one. No later stage accepts it."""
 
     name: str
@@ -147,8 +182,8 @@ class Parameter:
     span: Span | None = field(default=None, compare=False, repr=False, kw_only=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Index:
+@_node
+class Index(_Node):
     """A coordinate; an int. `axis` is used by `DIM` alone."""
 
     name: IndexName
@@ -161,8 +196,8 @@ class Index:
         return Type.INT
 
 
-@dataclass(frozen=True, slots=True)
-class Size:
+@_node
+class Size(_Node):
     """A size; an int >= 1."""
 
     name: SizeName
@@ -174,8 +209,8 @@ class Size:
         return Type.INT
 
 
-@dataclass(frozen=True, slots=True)
-class Bound:
+@_node
+class Bound(_Node):
     """The variable of an enclosing `Quantifier`; an int. Names are unique within one attention."""
 
     name: str
@@ -187,8 +222,8 @@ class Bound:
         return Type.INT
 
 
-@dataclass(frozen=True, slots=True)
-class Score:
+@_node
+class Score(_Node):
     """The score so far: `scale * dot(query, key)`. A float; appears in `Attention.score` only."""
 
     span: Span | None = field(default=None, compare=False, repr=False, kw_only=True)
@@ -199,8 +234,8 @@ class Score:
         return Type.FLOAT
 
 
-@dataclass(frozen=True, slots=True)
-class Read:
+@_node
+class Read(_Node):
     """An element of an input or learned tensor; a scalar input is a `Read` with an empty index.
 
     Outside its table (a negative index included) it gives 0 (or false) and touches no memory. `inside` says that the
@@ -214,8 +249,8 @@ class Read:
     span: Span | None = field(default=None, compare=False, repr=False, kw_only=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Unary:
+@_node
+class Unary(_Node):
     """`NEG` of a number, or `NOT` of a bool."""
 
     op: UnaryOp
@@ -224,8 +259,8 @@ class Unary:
     span: Span | None = field(default=None, compare=False, repr=False, kw_only=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Binary:
+@_node
+class Binary(_Node):
     """Arithmetic or a comparison of two operands of one type (two bools for `==`, `!=`)."""
 
     op: BinaryOp
@@ -235,8 +270,8 @@ class Binary:
     span: Span | None = field(default=None, compare=False, repr=False, kw_only=True)
 
 
-@dataclass(frozen=True, slots=True)
-class And:
+@_node
+class And(_Node):
     """Conjunction of two or more bools. False decides: other operands never matter then."""
 
     operands: tuple[Expr, ...]
@@ -248,8 +283,8 @@ class And:
         return Type.BOOL
 
 
-@dataclass(frozen=True, slots=True)
-class Or:
+@_node
+class Or(_Node):
     """Disjunction of two or more bools. True decides: other operands never matter then."""
 
     operands: tuple[Expr, ...]
@@ -261,8 +296,8 @@ class Or:
         return Type.BOOL
 
 
-@dataclass(frozen=True, slots=True)
-class Where:
+@_node
+class Where(_Node):
     """`then if condition else otherwise`; the operand that is not selected never matters, NaN or not."""
 
     condition: Expr
@@ -272,8 +307,8 @@ class Where:
     span: Span | None = field(default=None, compare=False, repr=False, kw_only=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+@_node
+class Call(_Node):
     """A built-in function."""
 
     function: Function
@@ -282,8 +317,8 @@ class Call:
     span: Span | None = field(default=None, compare=False, repr=False, kw_only=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Cast:
+@_node
+class Cast(_Node):
     """A conversion: int -> float, bool -> int (0 or 1), float -> int (truncates, saturates, 0 for NaN)."""
 
     operand: Expr
@@ -291,8 +326,8 @@ class Cast:
     span: Span | None = field(default=None, compare=False, repr=False, kw_only=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Quantifier:
+@_node
+class Quantifier(_Node):
     """`any`, `all` or `sum` of `body` over `0 <= variable < count`; `count` from 0 to 1024."""
 
     kind: QuantifierKind

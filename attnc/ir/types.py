@@ -8,6 +8,8 @@ from enum import Enum
 class Type(Enum):
     """Type of an expression. `INT` is a 64-bit integer, `FLOAT` at least float32 at run time."""
 
+    __hash__ = object.__hash__  # a member is part of every expression that is hashed
+
     BOOL = "bool"
     INT = "int"
     FLOAT = "float"

@@ -84,7 +84,9 @@ _HEAVY = {
 }
 """For patterns with much arithmetic for each pair; float32 has small tiles anyway."""
 
-_DESCRIBED = {
+_Described = dict[tuple[str, int], dict[int, TileConfig | None]]
+
+_DESCRIBED: _Described = {
     ("sm_90", 2): {
         64: TileConfig(128, 64, 8, 3, descriptors=True),
         128: TileConfig(128, 128, 8, 2, descriptors=True, chunk=64),
@@ -93,12 +95,12 @@ _DESCRIBED = {
     ("sm_100", 2): {
         64: TileConfig(128, 64, 8, 2, descriptors=True, chunk=64),
         128: TileConfig(128, 64, 8, 2, descriptors=True, chunk=64),
-        256: TileConfig(64, 64, 8, 2, descriptors=True),
+        256: TileConfig(64, 64, 8, 2, descriptors=True, chunk=64),
     },
 }
 """Where tensors can have descriptors: they free the registers of addresses, and so allow larger tiles."""
 
-_DESCRIBED_HEAVY = {
+_DESCRIBED_HEAVY: _Described = {
     ("sm_90", 2): {
         64: TileConfig(128, 64, 8, 3, descriptors=True),
         128: TileConfig(128, 64, 8, 3, descriptors=True),
@@ -122,8 +124,17 @@ _GATHERED = {
 """For kernels that read keys out of plain order, by pointers then, whose addresses take registers."""
 
 
-_TESTED = {("sm_80", 2): {128: TileConfig(32, 32, 8, 2)}}
+_TESTED = {
+    ("sm_80", 2): {64: TileConfig(64, 32, 8, 2), 128: TileConfig(32, 32, 8, 2), 256: TileConfig(32, 32, 8, 2)},
+    ("sm_90", 2): {256: TileConfig(32, 32, 8, 2)},
+}
 """For kernels whose tile tests compute much for each program, and keep it in registers through all loops."""
+
+_DESCRIBED_TESTED: _Described = {
+    ("sm_90", 2): {256: None},
+    ("sm_100", 2): {256: TileConfig(64, 32, 8, 1, descriptors=True, chunk=32)},
+}
+"""The same with descriptors; None where pointers take fewer registers."""
 
 
 def tile_rows(
@@ -145,6 +156,7 @@ def tile_rows(
         described = {}
     if tested:
         defaults = {place: by_head | _TESTED.get(place, {}) for place, by_head in defaults.items()}
+        described = {place: by_head | _DESCRIBED_TESTED.get(place, {}) for place, by_head in described.items()}
     rows = []
     for (target, size), by_head in defaults.items():
         for head_size, config in by_head.items():

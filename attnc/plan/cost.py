@@ -19,7 +19,7 @@ from functools import lru_cache
 from attnc.algebra.coordinates import Layout
 from attnc.algebra.counting import bounds_differ_by_head, bounds_read
 from attnc.algebra.summaries import BlockExtreme, summarize, summary_source, summary_tensor
-from attnc.algebra.walking import Visit, count_keys, is_full, passes_test, row_tiles, walk_tiles
+from attnc.algebra.walking import Visit, count_keys, count_passing, is_full, row_tiles, walk_tiles
 from attnc.ir.evaluate import Environment, Table
 from attnc.ir.nodes import And, Expr, IndexName, Quantifier, Read, SizeName
 from attnc.ir.program import Attention
@@ -62,7 +62,7 @@ MERGED_ROW = 30
 cache while sequences are short. With 200, two passes of `strided` seemed to lose up to 2048 positions, at which they
 were three times as fast as one."""
 
-LONG_TEST = 100
+LONG_TEST = 300
 """Operations of a tile test beyond which it is evaluated for one tile of queries alone, `LONG_TESTS` times."""
 
 LONG_TESTS = 16
@@ -160,7 +160,7 @@ def _touched(one: Pass, here: Environment, visit: Visit, shares: dict[Expr, floa
     interval = replace(visit.interval, tile_test=known)
     is_long = _effort(known) > LONG_TEST
     tested = range(visit.begin, visit.end, max(1, count // (LONG_TESTS if is_long else TESTS)))
-    share = sum(passes_test(interval, here, one.layout, tile, TILE) for tile in tested) / len(tested)
+    share = count_passing(interval, here, one.layout, tested, TILE) / len(tested)
     if is_long:
         shares[known] = share
     return count * share

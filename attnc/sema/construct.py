@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from attnc.ir.evaluate import INT_MAX, INT_MIN, Environment, evaluate
+from attnc.ir.arithmetic import INT_MAX, INT_MIN
+from attnc.ir.evaluate import Environment, evaluate
 from attnc.ir.nodes import (
     Binary,
     BinaryOp,

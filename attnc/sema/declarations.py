@@ -6,7 +6,7 @@ import keyword
 import numbers
 from collections.abc import Mapping
 
-from attnc.ir.evaluate import INT_MAX, INT_MIN
+from attnc.ir.arithmetic import INT_MAX, INT_MIN
 from attnc.ir.nodes import Const, Expr, Index, IndexName, Parameter, Read, Size, SizeName
 from attnc.ir.program import Tensor, TensorKind
 from attnc.ir.types import Type

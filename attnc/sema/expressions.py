@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from attnc.ir.evaluate import INT_MAX, INT_MIN
+from attnc.ir.arithmetic import INT_MAX, INT_MIN
 from attnc.ir.nodes import And, Const, Expr, Index, Or, Parameter, Read, Size, Unary, UnaryOp, Where
 from attnc.ir.types import Type
 from attnc.sema import errors, expression_errors, operators

@@ -19,7 +19,8 @@ from attnc.algebra.key_intervals import Coverage
 from attnc.algebra.summaries import summary_source
 from attnc.algebra.tiles import derive_tiles
 from attnc.algebra.walking import is_full, passes_test, positions, row_tiles, walk_tiles
-from attnc.ir.evaluate import INT_MAX, INT_MIN, Environment, evaluate
+from attnc.ir.arithmetic import INT_MAX, INT_MIN
+from attnc.ir.evaluate import Environment, evaluate
 from attnc.ir.nodes import Const, Expr, IndexName, Size, SizeName
 from attnc.ir.program import Tensor, TensorKind
 from attnc.ir.types import Type

@@ -53,6 +53,7 @@ P = compare("<", J, I)
 CUT = Read("cut", (), Type.INT)
 Q = Read("keep", (B, J), Type.BOOL)
 T = compare("==", sub(J, Bound("t")), integer(1))
+POWER = Cast(call("exp2", Cast(Bound("t"), Type.FLOAT)), Type.INT)
 NEGATIVE = compare("<", X, Y)
 
 
@@ -172,6 +173,11 @@ EXAMPLES = {
         (some(3, Or((P, T))), "j < i or any(t < 3, j - t == 1)"),
         (every(3, And((T, P))), "j < i and all(t < 3, j - t == 1)"),
         (every(3, Or((T, P, Q))), "j < i or keep[b, j] or all(t < 3, j - t == 1)"),
+    ],
+    "write-out-powers": [
+        (some(3, compare("==", J, POWER)), "j == 1 or j == 2 or j == 4"),
+        (every(3, compare("!=", J, mul(Bound("t"), Bound("t")))), "j != 0 and j != 1 and j != 4"),
+        (some(2, And((compare("<", J, add(I, POWER)), T))), "j < i + 1 and j == 1 or j < i + 2 and j == 2"),
     ],
     "fold-constants": [
         (add(integer(2), integer(3)), "5"),
@@ -363,6 +369,10 @@ KEPT = [
     sub(add(S, real(1e300)), real(1e300)),
     op("//", J, H),
     some(3, T),
+    some(3, compare("==", J, mul(Bound("t"), integer(2)))),
+    some(3, compare("==", J, mul(I, Bound("t")))),
+    some(33, compare("==", J, POWER)),
+    total(3, POWER),
 ]
 
 

@@ -50,6 +50,7 @@ PATTERNS = {
     "far": "i - j >= 20 or j - i >= 20",
     "quantified": "any(t < 3, i - j == 7 * t)",
     "all_quantified": "all(t < 4, i - j != 5 * t)",
+    "powers": "j <= i and (i - j < 2 or i - j == 4 or i - j == 8 or i - j == 16 or i - j == 32)",
     "counted": "sum(t < 3, 1 if i > 9 * t else 0) >= j // 9",
     "hashed": "j <= i and hash(i // 4, 1) % 3 == j // 8",
     "clamped": "j <= min(max(i, 7), 33)",

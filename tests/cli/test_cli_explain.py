@@ -112,7 +112,7 @@ def test_data_dependent_patterns_have_no_count():
 
 
 def test_masks_that_sets_cannot_count_are_evaluated(tmp_path):
-    from attnc.ir.evaluate import _hash
+    from attnc.ir.arithmetic import _hash
 
     path = tmp_path / "h.attn"
     path.write_text("attention h { mask hash(h, i, j) % 3 == 0 }")

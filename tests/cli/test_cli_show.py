@@ -3,6 +3,7 @@
 import io
 import sys
 from dataclasses import replace
+from functools import cache
 from itertools import chain
 from pathlib import Path
 
@@ -116,6 +117,7 @@ def test_tiles_are_counted_the_same_by_walking_and_by_tensors(text, length):
     assert counted.partial * 8 - ends == sum(one.partial for one in by_head)
 
 
+@cache
 def layout_plan(text):
     return plan_attention(plans(text)[0].attention)
 

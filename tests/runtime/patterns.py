@@ -59,6 +59,7 @@ PATTERNS = {
     "somewhere": "attention somewhere { learned t: float[H] = 0.0\n mask causal\n"
     " score log(s - 1) if s > 2 else s * t[h] }",
     "table": "attention table { input bias: float[N, M]\n mask causal\n score s + bias[i, j] }",
+    "powers": "attention powers { mask causal and (i - j < 3 or any(t < 9, i - j == int(exp2(t)))) }",
     "gappy": "attention gappy { mask i % 7 != 3 and j <= i and j % 5 != 2 }",
     "nothing": "attention nothing { mask i < 0 }",
 }

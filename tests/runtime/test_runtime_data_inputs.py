@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import attnc
-from attnc.ir.evaluate import INT_MAX, INT_MIN
+from attnc.ir.arithmetic import INT_MAX, INT_MIN
 
 TEXT = """
 attention unsorted { input ids: int[B, M]

@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from attnc.ir.evaluate import apply_binary
+from attnc.ir.arithmetic import binary
 from attnc.ir.nodes import Binary, BinaryOp, Index, IndexName, Read
 from attnc.ir.types import Type
 from attnc.reference.tensors import TensorEnvironment, evaluate_tensor
@@ -71,7 +71,7 @@ def of_cpu_program(left, right):
 def test_floor_division_and_remainder_agree_with_the_evaluator(compute):
     pairs = operands()
     expected = [
-        [apply_binary(op, Type.FLOAT, left, right) for left, right in pairs] for op in (BinaryOp.FLOORDIV, BinaryOp.MOD)
+        [binary(op, Type.FLOAT)(left, right) for left, right in pairs] for op in (BinaryOp.FLOORDIV, BinaryOp.MOD)
     ]
     left, right = (torch.tensor(side, dtype=torch.float32) for side in zip(*pairs, strict=True))
     for found, wanted in zip(compute(left, right), expected, strict=True):
@@ -83,5 +83,5 @@ def test_the_evaluator_divides_as_python_does():
     for left, right in operands():
         if right:
             for op, python in ((BinaryOp.FLOORDIV, left // right), (BinaryOp.MOD, left % right)):
-                found = apply_binary(op, Type.FLOAT, left, right)
+                found = binary(op, Type.FLOAT)(left, right)
                 assert found == python or (math.isnan(found) and math.isnan(python))

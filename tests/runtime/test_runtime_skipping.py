@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import attnc
-from attnc.ir.evaluate import INT_MAX, INT_MIN
+from attnc.ir.arithmetic import INT_MAX, INT_MIN
 from attnc.runtime import parts, skipping
 from attnc.runtime.calls import Store
 

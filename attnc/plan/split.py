@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import product
+from math import prod
 
 from attnc.algebra.congruences import PairSet
 from attnc.algebra.coordinates import PLAIN, Layout
 from attnc.algebra.simplify import simplify_expression
-from attnc.ir.nodes import And, Binary, BinaryOp, Expr, Or
+from attnc.ir.nodes import And, Binary, BinaryOp, Const, Expr, Or
 from attnc.ir.program import Attention
 from attnc.ir.walk import walk
 from attnc.plan.layouts import candidate_layouts
@@ -19,13 +20,13 @@ Part = tuple[Expr, Layout]
 MOST_OPERANDS = 12
 """A disjunction of more operands than this is not split."""
 
-MOST_HOLES = 1
-"""A part that excludes more congruences than this is as sparse as what it was taken from."""
+LEAST_LEFT = 0.5
+"""A part of which several excluded congruences leave a smaller share is as sparse as what it was taken from."""
 
 MOST_APART = 4
 """Up to so many disjuncts in plain order are computed one after the other; with more, programs walk too many loops."""
 
-MOST_LAYOUTS = 3
+MOST_LAYOUTS = 4
 """Layouts besides the plain one that the parts of one mask may have."""
 
 
@@ -43,7 +44,7 @@ def decompositions(attention: Attention) -> Iterator[tuple[Part, ...]]:
         for parts in _choices(groups):
             for order in (parts, parts[::-1]):
                 found = _disjoint(pairs, order)
-                if len(found) > 1 and all(_holes(mask) <= MOST_HOLES for mask, _ in found):
+                if len(found) > 1 and all(_is_dense(mask) for mask, _ in found):
                     yield found
 
 
@@ -55,7 +56,7 @@ def _apart(pairs: PairSet, groups: dict[Layout, list[Expr]]) -> Iterator[tuple[P
     """
     if 1 < len(groups[PLAIN]) <= MOST_APART:
         found = _disjoint(pairs, [(one, layout) for layout, disjuncts in groups.items() for one in disjuncts])
-        if len(found) > 1 and all(_holes(mask) <= MOST_HOLES for mask, _ in found):
+        if len(found) > 1 and all(_is_dense(mask) for mask, _ in found):
             yield found
 
 
@@ -116,14 +117,21 @@ def _disjoint(pairs: PairSet, parts: list[Part]) -> tuple[Part, ...]:
     return tuple(disjoint)
 
 
-def _holes(mask: Expr) -> int:
-    """Count congruences that a mask excludes."""
-    return sum(
-        isinstance(node, Binary)
-        and node.op is BinaryOp.NE
-        and any(isinstance(side, Binary) and side.op is BinaryOp.MOD for side in (node.left, node.right))
-        for node in walk(mask)
-    )
+def _is_dense(mask: Expr) -> bool:
+    """Tell whether the congruences that a mask excludes leave most of it: one of any modulus, several large ones."""
+    left = [1.0 - 1.0 / modulus for modulus in _excluded(mask)]
+    return len(left) <= 1 or prod(left) >= LEAST_LEFT
+
+
+def _excluded(mask: Expr) -> Iterator[int]:
+    """Yield the modulus of each congruence that a mask excludes."""
+    for node in walk(mask):
+        if not isinstance(node, Binary) or node.op is not BinaryOp.NE:
+            continue
+        for side in (node.left, node.right):
+            match side:
+                case Binary(op=BinaryOp.MOD, right=Const(value=int() as modulus)) if modulus > 0:
+                    yield modulus
 
 
 def _either(operands: list[Expr]) -> Expr:

@@ -58,7 +58,13 @@ CHOSEN = {
     "j < i and i < j": ["identity"],
     "j <= i and doc[b, i] == doc[b, j]": ["identity"],
     "j <= i and (i - j) % 16 == 0 and doc[b, i] == doc[b, j]": ["residue(16)"],
-    "j <= i and ((i - j) % 7 == 0 or (i - j) % 11 == 0 or (i - j) % 13 == 0 or (i - j) % 17 == 0)": ["identity"],
+    "j <= i and ((i - j) % 101 == 0 or (i - j) % 103 == 0 or (i - j) % 107 == 0 or (i - j) % 109 == 0)": [
+        "residue(101)",
+        "residue(103)",
+        "residue(107)",
+        "residue(109)",
+    ],
+    "j <= i and ((i - j) % 2 == 0 or (i - j) % 3 == 0 or (i - j) % 5 == 0 or (i - j) % 7 == 0)": ["identity"],
 }
 """Layouts of the passes that are chosen for 8192 queries and keys, sorted."""
 
@@ -133,6 +139,7 @@ SMALL = (
     "(-5 < i - j and i - j < 5) or i % 8 == 0 or j % 8 == 0",
     "i // 4 == j // 4 or i % 4 == j % 4",
     "j <= i and ((i - j) % 4 == 0 or (i - j) % 6 == 0)",
+    "j <= i and ((i - j) % 5 == 0 or (i - j) % 7 == 0 or (i - j) % 11 == 0 or (i - j) % 12 == 0)",
     "j <= i and (keep[b, j] or (i - j) % 4 == 0 or j < length[b])",
     "(i // 8 == j // 8 and (i - j) % 2 == h % 2) or i // 2 == j // 2",
     "j <= i and (i // 4 == j // 4 or i // 8 == j // 8 and i % 2 == 0 and j % 2 == 0)",

@@ -76,6 +76,10 @@ class CoordinateMap:
         """Return whether a local coordinate stands for a position at all, be it before the first or past the last."""
         return self.grid.is_real(local) if self.kind is MapKind.GRID else TRUE
 
+    def reach(self, steps: int) -> int:
+        """Return how far apart two positions can be, at most, whose local coordinates are `steps` apart; no grids."""
+        return -(-steps // self.length) * self.period
+
     @property
     def residue(self) -> Expr:
         """Return what positions of a class leave over when they are divided by the period."""

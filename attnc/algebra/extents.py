@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import product
 
+from attnc.algebra.coordinates import PLAIN, CoordinateMap, Layout
 from attnc.algebra.summaries import BlockExtreme, summary_name
 from attnc.ir.nodes import (
     Binary,
@@ -49,14 +50,10 @@ _POSITION = 2**31
 PAIR = frozenset((IndexName.QUERY, IndexName.KEY, IndexName.ROW))
 """Coordinates that differ between the pairs of a tile."""
 
-_LOW, _HIGH, _SHIFT = Index(IndexName.QUERY_LOW), Index(IndexName.QUERY_HIGH), Index(IndexName.SHIFT)
-_BOUNDS: dict[IndexName, tuple[Expr, Expr]] = {
-    IndexName.QUERY: (_LOW, _HIGH),
+_SHIFT = Index(IndexName.SHIFT)
+_TILES = {
+    IndexName.QUERY: (Index(IndexName.QUERY_LOW), Index(IndexName.QUERY_HIGH)),
     IndexName.KEY: (Index(IndexName.KEY_LOW), Index(IndexName.KEY_HIGH)),
-    IndexName.ROW: (
-        Binary(BinaryOp.SUB, _LOW, _SHIFT, Type.INT),
-        Binary(BinaryOp.SUB, _HIGH, _SHIFT, Type.INT),
-    ),
 }
 
 Extent = tuple[Expr, Expr]
@@ -92,17 +89,19 @@ class TileExtents:
     Attributes:
         tensors: the inputs, by name.
         summaries: whether extremes of blocks may be read; otherwise tables are known by their elements alone.
+        layout: in which the tile lies; not one of grids.
     """
 
     limits: TileLimits
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     align: AlignKind = AlignKind.END
     summaries: bool = False
+    layout: Layout = PLAIN
 
     @classmethod
-    def of(cls, attention: Attention, limits: TileLimits, *, summaries: bool) -> TileExtents:
+    def of(cls, attention: Attention, limits: TileLimits, layout: Layout, *, summaries: bool) -> TileExtents:
         """Return what finds extents of an attention's expressions."""
-        return cls(limits, {one.name: one for one in attention.tensors}, attention.align.kind, summaries)
+        return cls(limits, {one.name: one for one in attention.tensors}, attention.align.kind, summaries, layout)
 
     @property
     def most_elements(self) -> int:
@@ -114,8 +113,13 @@ class TileExtents:
         if is_same(expr):
             return expr, expr
         match expr:
-            case Index(name=name) if name in _BOUNDS:
-                return _BOUNDS[name]
+            case Index(name=IndexName.QUERY | IndexName.KEY as name):
+                order = self._order(name)
+                low, high = (order.position(end) for end in _TILES[name])
+                return low, high
+            case Index(name=IndexName.ROW):
+                low, high = (self.layout.query.position(end) for end in _TILES[IndexName.QUERY])
+                return Binary(BinaryOp.SUB, low, _SHIFT, Type.INT), Binary(BinaryOp.SUB, high, _SHIFT, Type.INT)
             case Unary(op=UnaryOp.NEG, operand=operand):
                 inner = self.extent(operand)
                 return None if inner is None else (_negative(inner[1]), _negative(inner[0]))
@@ -135,6 +139,9 @@ class TileExtents:
                 return self._read(expr)
             case _:
                 return None
+
+    def _order(self, name: IndexName) -> CoordinateMap:
+        return self.layout.key if name is IndexName.KEY else self.layout.query
 
     def _binary(self, op: BinaryOp, left: Expr, right: Expr, type_: Type) -> Extent | None:
         one, two = self.extent(left), self.extent(right)
@@ -263,10 +270,8 @@ class TileExtents:
         if is_same(expr):
             return 0
         match expr:
-            case Index(name=IndexName.KEY):
-                return self.limits.key - 1
-            case Index():
-                return self.limits.query - 1
+            case Index(name=name):
+                return self._order(name).reach((self.limits.key if name is IndexName.KEY else self.limits.query) - 1)
             case Unary(op=UnaryOp.NEG, operand=operand):
                 return self.span(operand)
             case Binary(op=BinaryOp.ADD | BinaryOp.SUB, left=left, right=right):

@@ -226,7 +226,7 @@ class _Derivation:
         writer = BoundsWriter(translator.opaques, domain.known)
         truth = _within(whole, domain.pairs)
         limits, summaries = TileLimits(query_tile, key_tile), translator.summaries.allowed
-        extents = TileExtents.of(attention, limits, summaries=summaries)
+        extents = TileExtents.of(attention, limits, translator.layout, summaries=summaries)
         return cls(attention.mask, translator, domain, writer, truth, extents, query_tile, key_tile, notes)
 
     @property
@@ -363,7 +363,7 @@ class _Derivation:
 
     def _with_data_test(self, interval: KeyInterval) -> KeyInterval:
         """Skip tiles that data excludes."""
-        if not self.translator.layout.is_plain or interval.coverage is Coverage.FULL:
+        if self.translator.layout.is_grid or interval.coverage is Coverage.FULL:
             return interval
         test = data_test(interval.residual, self.extents, self._is_covered)
         if test is None:

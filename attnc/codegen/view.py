@@ -327,9 +327,9 @@ def tests_of(plan: Plan, sweep: Pass, interval: KeyInterval) -> tuple[tuple[str,
     if interval.tile_test is None:
         return ()
     found = [("test", interval.tile_test)]
-    if sweep.layout.is_plain and reads_pairs(interval.tile_test):
+    if not sweep.layout.is_grid and reads_pairs(interval.tile_test):
         limits = TileLimits(sweep.tiles.query_tile, sweep.tiles.key_tile)
-        whole = whole_test(interval.residual, TileExtents.of(plan.attention, limits, summaries=True))
+        whole = whole_test(interval.residual, TileExtents.of(plan.attention, limits, sweep.layout, summaries=True))
         found.extend([("whole", whole)] if whole is not None else [])
     return tuple(found)
 

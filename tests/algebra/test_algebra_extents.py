@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tile_checks import check_tiles, dense, environment, holds
 
 from attnc.algebra.affine import is_uniform
-from attnc.algebra.coordinates import PLAIN
+from attnc.algebra.coordinates import IDENTITY, PLAIN, Layout, residue, runs
 from attnc.algebra.data_tests import whole_test
 from attnc.algebra.extents import TileExtents, TileLimits
 from attnc.algebra.key_intervals import Coverage
@@ -116,31 +116,32 @@ def read_by(tiles):
     return {name for expr in found for name in tables(expr) if summary_source(name)}
 
 
-def check_mask(mask, draw, values, *, align="end", sizes=SIZES, shapes=((16, 16), (32, 32), (16, 24))):
+def check_mask(mask, draw, values, *, align="end", sizes=SIZES, shapes=((16, 16), (32, 32), (16, 24)), layout=PLAIN):
     example = attention(mask, align=align, shift="3", tensors=TENSORS)
-    tiles = derive_tiles(example, query_tile=32, key_tile=32, summaries=True)
-    extents = TileExtents.of(example, TileLimits(32, 32), summaries=True)
+    tiles = derive_tiles(example, query_tile=32, key_tile=32, summaries=True, layout=layout)
+    extents = TileExtents.of(example, TileLimits(32, 32), layout, summaries=True)
     for case, (queries, keys) in enumerate(sizes):
         made = tensors_of(example, queries, keys, draw, values)
         wholes = [whole_test(one.residual, extents) for one in tiles.intervals]
         names = read_by(tiles) | {name for one in wholes if one for name in tables(one) if summary_source(name)}
         env = environment_of(example, queries, keys, made, names, head=case % 2, batch=case % 2)
         allowed, shape = dense(example, env), shapes[case % len(shapes)]
-        check_tiles(tiles, example, env, *shape, allowed)
-        check_wholes(tiles, wholes, env, shape, allowed)
+        check_tiles(tiles, example, env, *shape, allowed, layout)
+        check_wholes(tiles, wholes, env, shape, allowed, layout)
+    return tiles
 
 
-def check_wholes(tiles, wholes, env, shape, allowed):
+def check_wholes(tiles, wholes, env, shape, allowed, layout):
     shift = env.indices[IndexName.SHIFT]
-    for here in row_tiles(env, PLAIN, shape[0]):
-        rows, keys = positions(here, PLAIN)
+    for here in row_tiles(env, layout, shape[0]):
+        rows, keys = positions(here, layout)
         for visit in walk_tiles(tiles, here, shape[1]):
             whole = wholes[tiles.intervals.index(visit.interval)]
             for tile in range(visit.begin, visit.end) if whole is not None else ():
                 first, last = tile * shape[1], min((tile + 1) * shape[1], len(keys)) - 1
                 bounds = {**here.indices, IndexName.KEY_LOW: first, IndexName.KEY_HIGH: last}
                 if evaluate(whole, Environment(bounds, here.sizes, here.tables)):
-                    assert all(allowed[row - shift, key] for row in rows for key in range(first, last + 1))
+                    assert all(allowed[row - shift, key] for row in rows for key in keys[first : last + 1])
 
 
 @pytest.mark.parametrize("align", ["end", "start", "at"])
@@ -150,6 +151,38 @@ def test_no_tile_with_an_allowed_pair_is_skipped(mask, align):
     draw = random.Random(mask + align)
     check_mask(mask, draw, (0, 1, 1, 5), align=align)
     check_mask(mask, draw, (INT_MIN, -1, 0, INT_MAX), align=align, sizes=SIZES[1:3])
+
+
+LAYOUTS = {
+    "residue": (residue(3), "(i - j) % 3 == 0"),
+    "ahead": (residue(4, 3), "(j - i) % 4 == 3"),
+    "keys in runs": (Layout(IDENTITY, runs(8, 5, 3)), "j % 8 >= 5"),
+    "both in runs": (Layout(runs(4, 1, 1), runs(6, 2, 2)), "i % 4 == 1 and j % 6 // 2 == 1"),
+}
+
+
+@pytest.mark.parametrize("align", ["end", "at"])
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("mask", PATTERNS[::2])
+def test_no_tile_is_skipped_in_other_orders(mask, name, align):
+    layout, condition = LAYOUTS[name]
+    draw = random.Random(mask + name)
+    sizes = ((90, 90), (33, 70)) if align == "end" else ((70, 33),)
+    check_mask(f"({mask}) and {condition}", draw, (0, 1, 1, 5), align=align, sizes=sizes, layout=layout)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_data_is_tested_in_other_orders(name):
+    layout, condition = LAYOUTS[name]
+    for mask in ("valid[b, j]", "ids[b, i] == ids[b, j]", "rows[r, 0] < 3"):
+        tiles = derive_tiles(
+            attention(f"{mask} and {condition}", tensors=TENSORS),
+            query_tile=32,
+            key_tile=32,
+            summaries=True,
+            layout=layout,
+        )
+        assert read_by(tiles)
 
 
 OPERANDS = st.sampled_from(

@@ -205,12 +205,15 @@ def test_scores_and_normalizers_of_other_plans(name, statements):
         ],
         [("i % 16 == 3 and doc[b, i] == doc[b, j]", QUERY_RUNS), ("i % 16 != 3 and abs(i - j) < 10 + h", PLAIN)],
         [("(i - j) % 4 == 0 and abs(i - j) < 8 + 12 * h", residue(4))],
+        [("causal and (i - j) % 4 == 0 and level[b, i] == level[b, j]", residue(4))],
         [("j % 16 >= 12 and doc[b, i] == doc[b, j] and j // 16 <= i // 16 + h", KEY_RUNS)],
+        [("j % 16 >= 12 and level[b, i] <= level[b, j] and keep[b, j // 16]", KEY_RUNS)],
         [("grid_near(8, 2) and doc[b, i] == doc[b, j]", in_grid("grid_near(8, 2)", (8, 0, 4), (1, 8, 4))[1])],
     ],
 )
 def test_inputs_and_heads_in_masks(parts):
     statements = "input doc: int[B, M] sorted; input size: int[B]; input keep: bool[B, (M + 15) // 16]"
+    statements += "; input level: int[B, M]"
     used = [line for line in statements.split("; ") if re.search(rf"\b{line.split()[1][:-1]}\[", str(parts))]
     plan = split_plan(parts, "; ".join(used))
     query, key, value = tensors(2, 4, 2, 90, 100, 16)

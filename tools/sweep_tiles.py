@@ -35,6 +35,9 @@ ROOT = Path(__file__).resolve().parent.parent
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 HEAD_SIZES = (64, 128, 256)
 DTYPES = ("bfloat16", "float16")
+SHARES = (1, 4)
+"""Programs that share the keys of the same rows; with several, a further launch joins their sums."""
+
 ALL_DTYPES = (*DTYPES, "float32")
 
 
@@ -53,7 +56,7 @@ def main() -> int:
     if options.examples is not None:
         paths = [path for path in paths if path.stem in options.examples]
     rows = _read_results(options.results)
-    known = {_key(row) for row in rows}
+    known = {(row["attention"], *_key(row)[1:]) for row in rows}
     for name, report in sweep(paths, options.targets, options.head_sizes, options.dtypes, options.tiles, known):
         rows.append(_row(name, report))
         print(json.dumps(rows[-1]), flush=True)
@@ -75,7 +78,10 @@ def sweep(
     tiles: Iterable[Tiles | None],
     known: Container[tuple[str, str, str, int]] = (),
 ) -> Iterator[tuple[str, KernelReport]]:
-    """Compile every combination; None among the `tiles` stands for the default ones, which may be `known` already."""
+    """Compile every combination, with programs that walk all keys of their rows and with some that share them.
+
+    None among the `tiles` stands for the default ones, which may be `known` already.
+    """
     for path in paths:
         compiled = plan_source(read_pattern(path))
         module = import_compiled(compiled)
@@ -84,8 +90,10 @@ def sweep(
             for target, size, dtype, shape in product(targets, head_sizes, dtypes, tiles):
                 if shape is None and (name, target, dtype, size) in known:
                     continue
-                for report in compile_kernels(module, target, getattr(torch, dtype), size, name=name, tiles=shape):
-                    yield report.name, report
+                place = (module, target, getattr(torch, dtype), size)
+                found = [compile_kernels(*place, name=name, tiles=shape, shares=shares) for shares in SHARES]
+                for report in {report.name: report for reports in found for report in reports}.values():
+                    yield name, report
 
 
 def _read_results(path: Path | None) -> list[dict[str, Any]]:
@@ -98,9 +106,10 @@ def _key(row: dict[str, Any]) -> tuple[str, str, str, int]:
     return row["name"], row["target"], row["dtype"], row["head_size"]
 
 
-def _row(name: str, report: KernelReport) -> dict[str, Any]:
+def _row(attention: str, report: KernelReport) -> dict[str, Any]:
     return {
-        "name": name,
+        "attention": attention,
+        "name": report.name,
         "target": report.target,
         "dtype": report.dtype,
         "head_size": report.head_size,

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attnc.runtime.launch import compile_options
 from attnc.runtime.pairs import Sizes
 from attnc.runtime.program import Program, TensorArgument
 from attnc.runtime.tiles import Tiles, assume_target
@@ -297,10 +298,10 @@ def _compile(kernel: Any, arguments: dict[str, Any], target: str) -> Any:
         if free and (isinstance(argument, Tensor) or (isinstance(argument, int) and argument % 16 == 0)):
             attributes[(position,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, attributes)
-    # Fused multiply-add is Triton's default; a version that is about to change it warns unless it is asked for.
-    names = ("num_warps", "num_stages")
-    options = {name: arguments[name] for name in names} | {"enable_fp_fusion": True}
-    return triton.compile(source, target=GPUTarget(*ARCHITECTURES[target]), options=options)
+    machine = GPUTarget(*ARCHITECTURES[target])
+    options = compile_options(arguments.get("JOINED", 0), nvidia=machine.backend == "cuda")
+    options |= {name: arguments[name] for name in ("num_warps", "num_stages")}
+    return triton.compile(source, target=machine, options=options)
 
 
 def _is_one(argument: Any) -> bool:

@@ -41,6 +41,10 @@ MOST_DESCRIBING = 2**20
 """Programs beyond which none makes descriptors: each takes 256 bytes of the device's memory for them."""
 
 
+MOST_REGISTERS = 255
+"""Registers that one thread can have on NVIDIA's devices."""
+
+
 @dataclass(slots=True)
 class Launch:
     """Arguments of one kernel launch.
@@ -312,20 +316,34 @@ def launchable(kernel: Any, call: Launch) -> Any:
     if call.tiles.descriptors and _provide_scratch not in kernel.pre_run_hooks:
         kernel.add_pre_run_hook(_provide_scratch)
     traceable = torch.library.wrap_triton(kernel)
-    return _Fusing(kernel) if traceable is kernel else traceable
+    if traceable is not kernel:
+        return traceable
+    return _WithOptions(kernel, compile_options(call.joined, nvidia=torch.version.hip is None))
+
+
+def compile_options(joined: int, *, nvidia: bool) -> dict[str, bool | int]:
+    """Return how a kernel is compiled besides its tiles. What `torch.compile` traces takes Triton's defaults.
+
+    Multiply-adds are fused: by default Triton fuses before 3.10 and not from then on, and 3.9 warns where nothing is
+    said. What joins sums may use all registers: the assembler would leave some to a second program, and spill others.
+
+    Args:
+        joined: as in `Launch`.
+        nvidia: whether the device is one of NVIDIA's; only their assembler takes a number of registers.
+    """
+    fused: dict[str, bool | int] = {"enable_fp_fusion": True}
+    return fused | {"maxnreg": MOST_REGISTERS} if joined and nvidia else fused
 
 
 @dataclass(frozen=True, slots=True)
-class _Fusing:
-    """A kernel that is compiled with fused multiply-add, as it was measured: Triton 3.9 warns where nothing is said.
-
-    By default Triton fuses before 3.10 and not from then on. What `torch.compile` traces takes Triton's default.
-    """
+class _WithOptions:
+    """A kernel that is launched with options."""
 
     kernel: Any
+    options: dict[str, bool | int]
 
     def __getitem__(self, grid: tuple[int]) -> Any:
-        return partial(self.kernel[grid], enable_fp_fusion=True)
+        return partial(self.kernel[grid], **self.options)
 
 
 def _provide_scratch(*_: object, **__: object) -> None:

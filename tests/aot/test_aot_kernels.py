@@ -68,8 +68,7 @@ def compile_example(path, folder, targets=TARGETS, head_sizes=HEAD_SIZES, dtypes
 
 def check_report(report, *, joins=False):
     """Check what was made of a kernel, or of what `joins` the sums of programs without walking keys."""
-    # the compiler may settle on 128 registers for such a launch and spill two of them on sm_80
-    assert report["spills"] <= (8 if joins else 0), report
+    assert report["spills"] == 0, report
     assert report["matrix_instructions"] > 0 or joins, report
     assert report["shared"] <= report["shared_limit"], report
     # keys that are read out of order have no descriptors, nor what takes fewer registers without them

@@ -98,6 +98,7 @@ def run_suite(request: SuiteRequest, patterns: Sequence[Pattern]) -> bool:
             row = _measure(pattern, request.bench.shape(length), request.bench, device, planned, say)
         store.add(row)
         console.print(one_line(row), markup=False, highlight=False, soft_wrap=True)
+    store.write()  # the report may be new even where no case is
     rows = store.of({(pattern.name, length) for pattern, length in cases})
     if str(request.bench.json) == STANDARD:
         print(store.text(), end="")

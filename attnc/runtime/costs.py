@@ -40,6 +40,8 @@ MASK_PAIR = 7.5
 """Time of evaluating the mask at a pair."""
 REMEMBERED_PAIRS = 1 << 20
 """Most elements of a mask that is remembered."""
+KEPT_MASKS = 1 << 23
+"""Most elements of all masks that are remembered."""
 REMEMBERED = 16
 """Calls that use a mask which is remembered."""
 
@@ -60,6 +62,7 @@ class Cost:
         masks_everything: full rectangles need an additive term as well.
         remembers: masks are kept for later calls.
         backward: gradients are computed: five products where there were two, and gradients of the keys of each block.
+        masks: entries and heads that have masks of their own.
     """
 
     heads: int
@@ -72,11 +75,17 @@ class Cost:
     masks_everything: bool
     remembers: bool
     backward: bool
+    masks: int = 1
 
     @property
     def pair(self) -> float:
         """Time of one pair, all entries and heads."""
         return self.heads * (PRODUCT * self.elements + EXPONENTIAL)
+
+    @property
+    def mask_pair(self) -> float:
+        """Time of evaluating the mask at a pair, all entries and heads, all cores."""
+        return MASK_PAIR * self.threads * min(self.masks, self.heads)
 
     @property
     def call(self) -> float:
@@ -124,12 +133,12 @@ def _calls(cost: Cost, band: Band, rows: int, count: int) -> int:
 
 
 def _mask_time(frame: Frame, band: Band, cost: Cost) -> float:
-    made, kept = 0, cost.remembers
+    made, kept, copies = 0, cost.remembers, min(cost.masks, cost.heads)
     for width, kind in band.pieces:
         if kind != FULL:
             period = mask_period(frame, kind)
             blocks = 1 if is_shared(frame, band, period) else band.count
             classes = 1 if is_shared_by_classes(frame, period) else frame.rows.classes
             made += band.rows * width * blocks * classes
-            kept = kept and band.rows * band.width * blocks * classes <= REMEMBERED_PAIRS
-    return made * MASK_PAIR * cost.threads / (REMEMBERED if kept else 1)
+            kept = kept and band.rows * band.width * blocks * classes * copies <= REMEMBERED_PAIRS
+    return made * cost.mask_pair / (REMEMBERED if kept else 1)

@@ -16,7 +16,7 @@ from torch import Tensor
 from attnc.runtime.bands import Band, bands_in_step, is_shared, is_shared_by_classes, mask_periods
 from attnc.runtime.blocks import block_pairs, common_shape, row_scale
 from attnc.runtime.calls import Call, Store, contents, row_values
-from attnc.runtime.costs import KEPT_KEYS, REMEMBERED_PAIRS, RESULT_ELEMENTS
+from attnc.runtime.costs import KEPT_KEYS, KEPT_MASKS, REMEMBERED_PAIRS, RESULT_ELEMENTS
 from attnc.runtime.flash_calls import flash_calls
 from attnc.runtime.parts import Part, band_mask, band_pairs, cut_section, shared_shape
 from attnc.runtime.schedule import MASK_ELEMENTS
@@ -26,7 +26,7 @@ from attnc.runtime.views import are_joined
 _attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _attend_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
-_MASKS: Store[tuple[Tensor | None, Tensor | None]] = Store(1 << 23)
+_MASKS: Store[tuple[Tensor | None, Tensor | None]] = Store(KEPT_MASKS)
 
 
 def suits_flash(call: Call) -> bool:

@@ -6,6 +6,7 @@ slab still visits are gathered, so that one call computes them. Where tiles are 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -13,9 +14,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from attnc.runtime.bands import FULL, Band, Piece, mask_period
-from attnc.runtime.blocks import common_shape
-from attnc.runtime.costs import MASK_PAIR, MERGE, Cost, band_time
+from attnc.runtime.bands import FULL, Band, Piece, condition_of, mask_period
+from attnc.runtime.blocks import block_pairs, common_shape
+from attnc.runtime.costs import KEPT_MASKS, MERGE, Cost, band_time
 from attnc.runtime.pairs import Pairs
 from attnc.runtime.program import Interval, Pass
 from attnc.runtime.ranges import RangeFinder, Tile, unite
@@ -46,12 +47,22 @@ GATHERED_KEY = 24
 
 def choose_schedules(section: Section, cost: Cost) -> tuple[Schedule, ...]:
     """Return the schedules of a section: with tests, those that leave tiles out if that saves time."""
-    usual = make_schedules(section, cost)
     if not any(interval.test or interval.whole for interval in section.frame.sweep.intervals):
-        return usual
+        return make_schedules(section, cost)
+    cost = replace(cost, masks=_count_masks(section))
+    usual = make_schedules(section, cost)
     found = skipping_schedules(section, cost)
-    times = [sum(_time(section.frame, one, cost) for one in schedules) for schedules in (found, usual)]
+    times = [_time_of_all(section.frame, schedules, cost) for schedules in (found, usual)]
     return found if times[0] < WORTH * times[1] else usual
+
+
+def _count_masks(section: Section) -> int:
+    """Return how many entries and heads have masks of their own, as far as what intervals test tells them apart."""
+    first = torch.zeros(1, 1, dtype=torch.long)
+    at = block_pairs(section.heads, first, first)
+    conditions = (condition_of(section.frame, number) for number in range(len(section.frame.sweep.intervals)))
+    shapes = [condition(at).shape for condition in conditions if condition is not None]
+    return math.prod(common_shape((1,), *shapes))
 
 
 def skipping_schedules(section: Section, cost: Cost) -> tuple[Schedule, ...]:
@@ -251,12 +262,25 @@ def _slab_time(slab: Tile, cost: Cost) -> float:
     pairs = rows * (width + FEW_KEYS * calls) * cost.pair
     merged = rows * (calls - 1) * cost.heads * cost.elements * MERGE / 2
     copied = width * GATHERED_KEY * cost.pair if len(slab.pieces) > 1 else 0.0
-    return pairs + merged + copied + masked * rows * MASK_PAIR * cost.threads + calls * cost.call
+    return pairs + merged + copied + masked * rows * cost.mask_pair + calls * cost.call
+
+
+def _time_of_all(frame: Frame, schedules: tuple[Schedule, ...], cost: Cost) -> float:
+    """Estimate the time of schedules together, whose masks are made again by each call where they are too many."""
+    masks = sum(
+        min(cost.masks, _count_heads(one)) * sum(band.rows * band.width for band in one.bands if band.masked)
+        for one in schedules
+    )
+    cost = replace(cost, remembers=cost.remembers and masks <= KEPT_MASKS)
+    return sum(_time(frame, one, cost) for one in schedules)
+
+
+def _count_heads(schedule: Schedule) -> int:
+    return (schedule.entries[1] - schedule.entries[0]) * (schedule.heads[1] - schedule.heads[0])
 
 
 def _time(frame: Frame, schedule: Schedule, cost: Cost) -> float:
     """Estimate the time of a schedule."""
-    count = (schedule.entries[1] - schedule.entries[0]) * (schedule.heads[1] - schedule.heads[0])
-    shared = replace(cost, heads=count)
+    shared = replace(cost, heads=_count_heads(schedule))
     copied = sum(band.width * GATHERED_KEY * shared.pair for band in schedule.bands if band.starts)
     return copied + sum(band_time(frame, band, shared) for band in schedule.bands)

@@ -14,7 +14,7 @@ TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 HEAD_SIZES = (64, 128, 256)
 
 COMPILE = """
-import importlib.util, json, sys
+import contextlib, importlib.util, json, sys, traceback
 import torch
 from attnc.codegen.launch_view import launch_views
 from attnc.codegen.render import render_module
@@ -27,43 +27,82 @@ from attnc.syntax.parse import parse_source
 def kernels_of(plan):
     return {kernel.function: kernel for launch in launch_views(plan) for kernel in launch.written}
 
+def reports(pattern, folder, targets, head_sizes, dtypes, shares):
+    source = SourceFile(pattern, open(pattern).read())
+    plans = [plan_attention(a) for a in check_program(parse_source(source), params={}).attentions]
+    path = folder + "/generated.py"
+    open(path, "w").write(render_module(plans, source=source))
+    spec = importlib.util.spec_from_file_location("generated", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["generated"] = module
+    spec.loader.exec_module(module)
+    for plan in plans:
+        for target in targets:
+            for size in head_sizes:
+                for dtype in dtypes:
+                    kernels, name = kernels_of(plan), plan.attention.name
+                    made = compile_kernels(module, target, getattr(torch, dtype), size, name=name, shares=shares)
+                    yield from ((kernels[report.kernel], size, report) for report in made)
 
-pattern, folder, targets, head_sizes, dtypes, shares = json.loads(sys.argv[1])
-source = SourceFile(pattern, open(pattern).read())
-plans = [plan_attention(a) for a in check_program(parse_source(source), params={}).attentions]
-path = folder + "/generated.py"
-open(path, "w").write(render_module(plans, source=source))
-spec = importlib.util.spec_from_file_location("generated", path)
-module = importlib.util.module_from_spec(spec)
-sys.modules["generated"] = module
-spec.loader.exec_module(module)
-for plan in plans:
-    for target in targets:
-        for size in head_sizes:
-            for dtype in dtypes:
-                kernels, name = kernels_of(plan), plan.attention.name
-                for report in compile_kernels(module, target, getattr(torch, dtype), size, name=name, shares=shares):
-                    kernel = kernels[report.kernel]
-                    fields = ("registers", "spills", "shared", "shared_limit", "matrix_instructions", "dtype", "target")
-                    row = {"name": report.name, "head_size": size, **{f: getattr(report, f) for f in fields}}
-                    row["gathered"] = any(loop.order is not None for loop in kernel.loops)
-                    row["joins"] = report.joined > 0
-                    row["descriptors"] = report.tiles.descriptors
-                    row["descriptor_reads"] = report.assembly.count("cp.async.bulk.tensor")
-                    print(json.dumps(row))
+def row_of(kernel, size, report):
+    fields = ("registers", "spills", "shared", "shared_limit", "matrix_instructions", "dtype", "target")
+    row = {"name": report.name, "head_size": size, **{f: getattr(report, f) for f in fields}}
+    row["gathered"] = any(loop.order is not None for loop in kernel.loops)
+    row["joins"] = report.joined > 0
+    row["descriptors"] = report.tiles.descriptors
+    row["descriptor_reads"] = report.assembly.count("cp.async.bulk.tensor")
+    return row
+
+answers = sys.stdout
+for line in sys.stdin:
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            answer = [row_of(*found) for found in reports(*json.loads(line))]
+        except Exception:
+            answer = traceback.format_exc()
+    print(json.dumps(answer), file=answers, flush=True)
 """
 
 
-def compile_example(path, folder, targets=TARGETS, head_sizes=HEAD_SIZES, dtypes=("bfloat16",), shares=0):
-    """Compile in a process of its own: this one interprets its kernels."""
+@pytest.fixture(scope="session")
+def compiler(tmp_path_factory):
+    """A process that compiles, for as long as the tests last: this one interprets its kernels."""
+    folder = tmp_path_factory.mktemp("aot")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment.setdefault("TRITON_CACHE_DIR", str(folder / "cache"))
-    arguments = json.dumps([str(path), str(folder), targets, head_sizes, dtypes, shares])
-    command = [sys.executable, "-c", COMPILE, arguments]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=ROOT)
-    assert result.returncode == 0, result.stderr
-    assert "Warning" not in result.stderr
-    return [json.loads(line) for line in result.stdout.splitlines()]
+    said = folder / "stderr"
+    with said.open("w") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-c", COMPILE],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=environment,
+            cwd=ROOT,
+        )
+    with process:
+        yield process, said
+        process.stdin.close()
+
+
+@pytest.fixture
+def compile_example(compiler, tmp_path):
+    """Return a function that compiles an example for targets, head sizes and element types."""
+    process, said = compiler
+
+    def compile_one(path, targets=TARGETS, head_sizes=HEAD_SIZES, dtypes=("bfloat16",), shares=0):
+        request = [str(path), str(tmp_path), targets, head_sizes, dtypes, shares]
+        process.stdin.write(json.dumps(request) + "\n")
+        process.stdin.flush()
+        answer = process.stdout.readline()
+        assert answer, said.read_text()
+        assert "Warning" not in said.read_text()
+        found = json.loads(answer)
+        assert not isinstance(found, str), found
+        return found
+
+    return compile_one
 
 
 def check_report(report, *, joins=False):
@@ -79,8 +118,8 @@ def check_report(report, *, joins=False):
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_examples_at_head_size_128(path, tmp_path):
-    reports = compile_example(path, tmp_path, head_sizes=(128,), shares=1)
+def test_examples_at_head_size_128(path, compile_example):
+    reports = compile_example(path, head_sizes=(128,), shares=1)
     assert [report["target"] for report in reports if report["name"] == reports[0]["name"]] == list(TARGETS)
     for report in reports:
         check_shares([report])
@@ -88,24 +127,24 @@ def test_examples_at_head_size_128(path, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "size"), [("packed", 124), ("gpt", 60)])
-def test_head_sizes_without_vectors_of_their_own(name, size, tmp_path):
+def test_head_sizes_without_vectors_of_their_own(name, size, compile_example):
     """Rows of such heads get zeros behind them, so that they are read as those of the next multiple of 16."""
-    for report in compile_example(ROOT / "examples" / f"{name}.attn", tmp_path, ("sm_90",), (size,)):
+    for report in compile_example(ROOT / "examples" / f"{name}.attn", ("sm_90",), (size,)):
         check_report(report)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_head_sizes_between_powers_of_two(path, tmp_path):
-    for report in compile_example(path, tmp_path, ("sm_90",), (60, 80, 96, 100, 124, 252)):
+def test_head_sizes_between_powers_of_two(path, compile_example):
+    for report in compile_example(path, ("sm_90",), (60, 80, 96, 100, 124, 252)):
         check_shares([report])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt", "packed", "gemma"])
-def test_head_sizes_between_powers_of_two_on_other_targets(name, tmp_path):
+def test_head_sizes_between_powers_of_two_on_other_targets(name, compile_example):
     targets = ("sm_80", "sm_100", "gfx942")
-    for report in compile_example(ROOT / "examples" / f"{name}.attn", tmp_path, targets, (32, 60, 80, 100, 124, 252)):
+    for report in compile_example(ROOT / "examples" / f"{name}.attn", targets, (32, 60, 80, 100, 124, 252)):
         check_report(report)
 
 
@@ -115,26 +154,26 @@ def check_shares(reports):
         check_report(report, joins=report["joins"])
 
 
-def test_programs_that_share_keys(tmp_path):
-    reports = compile_example(ROOT / "examples" / "streaming.attn", tmp_path, ("sm_90",), (128,), shares=4)
+def test_programs_that_share_keys(compile_example):
+    reports = compile_example(ROOT / "examples" / "streaming.attn", ("sm_90",), (128,), shares=4)
     assert [report["joins"] for report in reports] == [False, True]
     check_shares(reports)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_programs_that_share_keys_on_every_target(path, tmp_path):
-    check_shares(compile_example(path, tmp_path, shares=4))
+def test_programs_that_share_keys_on_every_target(path, compile_example):
+    check_shares(compile_example(path, shares=4))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_examples_on_every_target(path, tmp_path):
-    check_shares(compile_example(path, tmp_path, dtypes=("float16", "bfloat16")))
+def test_examples_on_every_target(path, compile_example):
+    check_shares(compile_example(path, dtypes=("float16", "bfloat16")))
 
 
 @pytest.mark.slow
-def test_kernels_fit_shared_memory_of_smaller_devices(tmp_path):
+def test_kernels_fit_shared_memory_of_smaller_devices(compile_example):
     path = ROOT / "examples" / "streaming.attn"
-    for report in compile_example(path, tmp_path, targets=("sm_86", *TARGETS), dtypes=("float32", "bfloat16")):
+    for report in compile_example(path, targets=("sm_86", *TARGETS), dtypes=("float32", "bfloat16")):
         assert report["shared"] <= report["shared_limit"], report

@@ -117,7 +117,7 @@ def run_lines(code, folder, arguments):
 
 
 def check_report(report):
-    assert report["spills"] <= (8 if report["joined"] else 0), report
+    assert report["spills"] == 0, report
     assert report["matrix_instructions"] > 0 or report["joined"], report
     assert report["shared"] <= report["shared_limit"], report
 

@@ -183,14 +183,14 @@ STATEMENTS = [
 ]
 
 
-@pytest.mark.parametrize("statements", STATEMENTS)
+@pytest.mark.parametrize("statements", STATEMENTS[::2])
 def test_scores_and_normalizers(statements):
     run("all three", statements, batch=2 if "pos" in statements else 1, queries=40, keys=50)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("statements", STATEMENTS)
-@pytest.mark.parametrize("name", [name for name in SOME if name != "all three"])
+@pytest.mark.parametrize("name", SOME)
 def test_scores_and_normalizers_of_other_plans(name, statements):
     run(name, statements, batch=2)
 

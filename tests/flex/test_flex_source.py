@@ -185,7 +185,7 @@ SCORES = {
 
 
 @pytest.mark.parametrize("name", SCORES)
-@pytest.mark.parametrize("mask", [None, "causal", "natten"])
+@pytest.mark.parametrize("mask", [None, pytest.param("causal", marks=pytest.mark.slow), "natten"])
 def test_a_traced_score_gives_the_same_outputs(name, mask):
     score_mod, mask_mod = SCORES[name], None if mask is None else MASKS[mask]
     torch.manual_seed(3)

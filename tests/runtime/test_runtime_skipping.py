@@ -146,6 +146,16 @@ def test_few_blocks_are_few_pairs(module, monkeypatch):
     assert pairs_computed() < 2 * 2048 * (64 + 96 + 16)
 
 
+def test_heads_with_masks_of_their_own_pay_for_each(module, monkeypatch):
+    """Evaluating the mask of all heads where any of them sees a tile would take longer than all other work."""
+    monkeypatch.setattr(parts, "_SCHEDULES", Store(64))
+    query, key, value = (torch.randn(1, 8, 2048, 16) for _ in range(3))
+    coarse = torch.rand(1, 8, 32, 32, generator=torch.Generator().manual_seed(0)) < 0.15
+    keep = coarse.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    module.table(query, key, value, keep=keep)
+    assert pairs_computed() < 2 * int(coarse.sum()) * 64 * 64
+
+
 def test_documents_in_any_order_are_computed_alone(module, monkeypatch):
     monkeypatch.setattr(parts, "_SCHEDULES", Store(64))
     query, key, value = (torch.randn(1, 2, 2048, 16) for _ in range(3))

@@ -111,7 +111,8 @@ def check_report(report, *, joins=False):
     assert report["matrix_instructions"] > 0 or joins, report
     assert report["shared"] <= report["shared_limit"], report
     # keys that are read out of order have no descriptors, nor what takes fewer registers without them
-    by_pointers = report["name"].startswith("bigbird") and (report["target"], report["head_size"]) == ("sm_90", 256)
+    large = report["target"] == "sm_90" and report["head_size"] > 128
+    by_pointers = large and report["name"].startswith("bigbird")
     expected = report["target"] in ("sm_90", "sm_100") and not report["gathered"] and not by_pointers
     assert report["descriptors"] == expected, report
     assert (report["descriptor_reads"] > 0) == (expected and not joins), report

@@ -248,7 +248,10 @@ def test_a_suite_is_written_case_by_case_and_goes_on(tmp_path, monkeypatch):
     (residue,) = [one for one in found["cases"] if one["pattern"] == "residue" and one["length"] == 80]
     assert residue["pairs"] == sum(i // 64 + 1 for i in range(80))
     monkeypatch.setattr(suite, "compare", lambda *_: pytest.fail("measured again"))
+    text = report.read_text()
+    report.unlink()
     assert "residue" in run(tmp_path, *files).stdout
+    assert report.read_text() == text
     monkeypatch.setattr(suite, "compare", real)
     before = out.stat().st_mtime_ns
     run(tmp_path, *files, "--redo", "-n", "48")

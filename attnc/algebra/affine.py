@@ -18,6 +18,7 @@ import islpy as isl
 
 from attnc.algebra.coordinates import KEYS, LOCAL_KEY, LOCAL_QUERY, PLAIN, Layout
 from attnc.algebra.index_sets import pair_space
+from attnc.algebra.magnitudes import may_wrap
 from attnc.algebra.piecewise import arithmetic, compared
 from attnc.algebra.ranges import UNBOUNDED, Range, combined, compared_ranges, extreme
 from attnc.algebra.summaries import RunBounds, Summaries
@@ -114,7 +115,7 @@ class Translator:
 
     def number(self, expr: Expr) -> isl.PwAff | None:
         """Translate an int, exactly; None where that is not possible."""
-        if expr.type is not Type.INT:
+        if expr.type is not Type.INT or may_wrap(expr):
             return None
         value = self._number(expr)
         if value is not None and value.n_piece() > self.most_pieces:

@@ -18,6 +18,7 @@ import islpy as isl
 from attnc.algebra.domains import new_translator
 from attnc.algebra.index_sets import OutOfBudgetError, allowance, budget, new_context
 from attnc.algebra.layers import MOST_LAYERS, Layers, Shape, guessed_shape, shape_of
+from attnc.algebra.magnitudes import LONGEST
 from attnc.algebra.quasi_polynomials import FEW_CLASSES, Quadratic, QuasiPolynomial, at, through, write
 from attnc.ir.evaluate import Environment, evaluate
 from attnc.ir.nodes import Expr, IndexName, Size, SizeName
@@ -128,6 +129,8 @@ def _formula(sets: list[isl.Set], length: int) -> PairsFormula | NoFormula:
         with budget(context, COUNT_OPERATIONS):
             return _by_counts(Layers(sets), guessed_shape(sets), length, derived=False)
     shape = reduce(Shape.joined, known)
+    if shape.start + 4 * shape.period > LONGEST:
+        return NoFormula("it would hold for no length that a call can have")
     if 3 * shape.period * len(sets) <= MOST_LAYERS:
         with contextlib.suppress(OutOfBudgetError), budget(context, COUNT_OPERATIONS):
             return _by_layers(Layers(sets), shape, length)

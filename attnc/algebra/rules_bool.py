@@ -54,6 +54,9 @@ MOST_WRITTEN_OUT = 32
 MOST_NODES = 1024
 """So large may be what a quantifier is written out to."""
 
+LARGEST_WRITTEN_OUT = 2**40
+"""Far beyond every position."""
+
 _Connective = And | Or
 
 
@@ -236,13 +239,33 @@ def _write_out(node: Quantifier) -> Expr | None:
         env = Environment(bound={node.variable: at})
         return substitute(node.body, {inner: Const(evaluate(inner, env), inner.type) for inner in alone})
 
-    return combine(Or if node.kind is QuantifierKind.ANY else And, [instance(at) for at in range(node.count)])
+    instances = [instance(at) for at in range(node.count)]
+    if not all(_is_linear(part) for one in instances for part in walk(one)):
+        return None
+    return combine(Or if node.kind is QuantifierKind.ANY else And, instances)
 
 
 def _depends_alone(expr: Expr, variable: str) -> bool:
     """Tell whether nothing but a bound variable decides a value."""
     leaves = [node for node in walk(expr) if isinstance(node, Index | Size | Read | Score | Bound | Quantifier)]
     return bool(leaves) and all(leaf == Bound(variable) for leaf in leaves)
+
+
+def _is_linear(node: Expr) -> bool:
+    """Tell whether sets describe a node, if they do its operands: otherwise nothing is won by writing out."""
+    match node:
+        case Const(value=value):
+            return node.type is not Type.FLOAT and abs(value) <= LARGEST_WRITTEN_OUT
+        case Binary(op=BinaryOp.MUL, left=left, right=right):
+            return isinstance(left, Const) or isinstance(right, Const)
+        case Binary(op=BinaryOp.FLOORDIV | BinaryOp.MOD, right=right):
+            return isinstance(right, Const)
+        case Binary(op=op):
+            return op in (BinaryOp.ADD, BinaryOp.SUB) or op.is_comparison
+        case Call(function=function):
+            return function in (Function.ABS, Function.MIN, Function.MAX)
+        case _:
+            return isinstance(node, Index | Size | Unary | And | Or | Where)
 
 
 def _is_curved(expr: Expr, variable: str) -> bool:

@@ -57,7 +57,7 @@ from attnc.ir.nodes import (
     Where,
 )
 from attnc.ir.types import Type
-from attnc.ir.walk import children, substitute
+from attnc.ir.walk import children, substitute, walk
 
 _NAME_WIDTH = 20
 """What a name and an assignment take of a line."""
@@ -448,7 +448,9 @@ class Writer:
 
     def _loop(self, expr: Quantifier) -> Fragment:
         """Write a loop over the variable; what does not depend on it is computed outside of it, as everywhere."""
-        self._variables.pop(expr.variable, None)
+        for inner in walk(expr):
+            if isinstance(inner, Quantifier):  # what an earlier loop has left says nothing of this one
+                self._variables.pop(inner.variable, None)
         shape, depth = self._extent(expr)
         counter, step = self.names.fresh("t", depth), self.names.fresh("step", depth)
         result = self.names.fresh(expr.kind.value + SUFFIX[shape], depth)

@@ -178,6 +178,7 @@ EXAMPLES = {
         (some(3, compare("==", J, POWER)), "j == 1 or j == 2 or j == 4"),
         (every(3, compare("!=", J, mul(Bound("t"), Bound("t")))), "j != 0 and j != 1 and j != 4"),
         (some(2, And((compare("<", J, add(I, POWER)), T))), "j < i + 1 and j == 1 or j < i + 2 and j == 2"),
+        (some(2, compare("==", J, op("%", call("hash", Bound("t")), integer(2)))), None),
     ],
     "fold-constants": [
         (add(integer(2), integer(3)), "5"),
@@ -372,6 +373,10 @@ KEPT = [
     some(3, compare("==", J, mul(Bound("t"), integer(2)))),
     some(3, compare("==", J, mul(I, Bound("t")))),
     some(33, compare("==", J, POWER)),
+    some(3, compare("==", J, op("%", call("hash", Bound("t")), M))),
+    some(3, compare("==", J, call("hash", Bound("t")))),
+    some(3, compare("==", CUT, POWER)),
+    some(3, Quantifier(QuantifierKind.ANY, "u", 3, compare("==", J, mul(POWER, Bound("u"))), Type.BOOL)),
     total(3, POWER),
 ]
 

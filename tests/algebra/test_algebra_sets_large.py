@@ -1,4 +1,4 @@
-"""Masks of hundreds of operands: generated patterns must not take minutes."""
+"""Masks of hundreds of operands, and huge constants: generated patterns must not take minutes."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import time
 from pathlib import Path
 
 import pytest
+from brief_ir import attention
+from tile_checks import check_tiles, environment
 
 from attnc.algebra import index_sets
+from attnc.algebra.tiles import derive_tiles
 from attnc.compiler import plan_source
+from attnc.explanation import explain_plan
 from attnc.source import SourceFile
 
 
@@ -38,3 +42,23 @@ def test_a_budget_may_end_anywhere(operations: int, monkeypatch: pytest.MonkeyPa
         "mask h == i - j\n mask -2 * (min(b, i - j)) == ((-3 + i) + min(w, j)) }"
     )
     plan_source(SourceFile("<text>", text, Path("text.attn")))
+
+
+HUGE = (
+    "i - j == 9223372036854775807 or i == j",
+    "j <= i and (i - j == 9223372036854775807 or i - j == 8 or i - j == 64)",
+    "i + 9223372036854775807 < j",
+    "j * 9223372036854775807 < i",
+    "(i - j) % 9223372036854775807 == 3",
+    "i // 9223372036854775807 == j",
+    "j <= i and (i - j) * 4611686018427387904 * 4 == 0",
+)
+"""Masks whose ints wrap around, or hardly do not."""
+
+
+@pytest.mark.parametrize("mask", HUGE)
+def test_huge_constants_wrap_around(mask: str) -> None:
+    example = attention(mask)
+    check_tiles(derive_tiles(example), example, environment(example, 9, 17), 16, 16)
+    (plan,) = plan_source(SourceFile("<text>", f"attention a {{ mask {mask} }}", Path("text.attn"))).plans
+    assert explain_plan(plan, length=100, heads=2, head_size=16)

@@ -113,6 +113,8 @@ def test_scores_and_normalizers(text):
         "mask any(t < 20, j == i - t * t)",
         "mask all(t < 40, (i + j + t) % 41 != 7)",
         "mask sum(t < 30, (i - j) // (t + 1) % 2) > 14",
+        "mask causal and any(t < 17, any(u < 17, i - j == t * t + u * u + 1))",
+        "mask causal; score s + sum(t < 17, sum(u < 17, 0.01 * cos(i - t) * sin(j - u)))",
         "score s + sum(t < 25, cos(0.1 * t * (i - j))) / 25",
         "mask random_blocks(8, 2, 5)",
         "mask hash(i, j, -3) % 3 != 0",

@@ -61,7 +61,12 @@ _DEFAULTS = {
     },
     ("sm_86", 2): {64: TileConfig(128, 64, 8, 2), 128: TileConfig(64, 64, 8, 2), 256: TileConfig(64, 32, 8, 2)},
     ("sm_90", 2): {64: TileConfig(128, 64, 8, 3), 128: TileConfig(128, 64, 8, 3), 256: TileConfig(64, 32, 8, 2)},
-    ("sm_100", 2): {64: TileConfig(128, 64, 8, 2), 128: TileConfig(128, 32, 8, 2), 256: TileConfig(64, 32, 8, 2)},
+    ("sm_100", 2): {
+        32: TileConfig(128, 64, 8, 2),
+        64: TileConfig(128, 64, 8, 2),
+        128: TileConfig(128, 32, 8, 2),
+        256: TileConfig(64, 32, 8, 2),
+    },
     ("gfx942", 2): {64: TileConfig(128, 64, 4, 1), 128: TileConfig(128, 32, 8, 1), 256: TileConfig(64, 32, 4, 1)},
     ("sm_80", 4): {64: TileConfig(64, 32, 4, 2), 128: TileConfig(32, 32, 4, 2), 256: TileConfig(16, 32, 4, 1)},
     ("sm_86", 4): {64: TileConfig(64, 32, 4, 2), 128: TileConfig(32, 32, 4, 2), 256: TileConfig(16, 32, 4, 1)},
@@ -79,7 +84,12 @@ _HEAVY = {
     },
     ("sm_86", 2): {64: TileConfig(128, 64, 8, 2), 128: TileConfig(64, 64, 8, 2), 256: TileConfig(64, 32, 8, 2)},
     ("sm_90", 2): {64: TileConfig(128, 64, 8, 3), 128: TileConfig(128, 32, 8, 3), 256: TileConfig(64, 16, 8, 2)},
-    ("sm_100", 2): {64: TileConfig(128, 64, 8, 2), 128: TileConfig(128, 32, 8, 2), 256: TileConfig(64, 32, 8, 2)},
+    ("sm_100", 2): {
+        32: TileConfig(128, 64, 8, 2),
+        64: TileConfig(128, 64, 8, 2),
+        128: TileConfig(128, 32, 8, 2),
+        256: TileConfig(64, 32, 8, 2),
+    },
     ("gfx942", 2): {64: TileConfig(64, 32, 4, 1), 128: TileConfig(64, 32, 4, 1), 256: TileConfig(64, 32, 4, 1)},
 }
 """For patterns with much arithmetic for each pair; float32 has small tiles anyway."""
@@ -93,6 +103,7 @@ _DESCRIBED: _Described = {
         256: TileConfig(64, 64, 8, 2, descriptors=True),
     },
     ("sm_100", 2): {
+        32: TileConfig(128, 64, 8, 2, descriptors=True, chunk=32),
         64: TileConfig(128, 64, 8, 2, descriptors=True, chunk=64),
         128: TileConfig(128, 64, 8, 2, descriptors=True, chunk=64),
         256: TileConfig(64, 64, 8, 2, descriptors=True, chunk=64),
@@ -107,6 +118,7 @@ _DESCRIBED_HEAVY: _Described = {
         256: TileConfig(64, 32, 8, 2, descriptors=True, chunk=32),
     },
     ("sm_100", 2): {
+        32: TileConfig(128, 64, 8, 2, descriptors=True, chunk=32),
         64: TileConfig(128, 64, 8, 2, descriptors=True, chunk=64),
         128: TileConfig(128, 32, 8, 2, descriptors=True),
         256: TileConfig(64, 32, 8, 2, descriptors=True),

@@ -18,10 +18,10 @@ import islpy as isl
 
 from attnc.algebra.coordinates import KEYS, LOCAL_KEY, LOCAL_QUERY, PLAIN, Layout
 from attnc.algebra.index_sets import pair_space
-from attnc.algebra.magnitudes import may_wrap
 from attnc.algebra.piecewise import arithmetic, compared
 from attnc.algebra.ranges import UNBOUNDED, Range, combined, compared_ranges, extreme
 from attnc.algebra.summaries import RunBounds, Summaries
+from attnc.algebra.terms import may_wrap
 from attnc.algebra.truths import Truth, exactly
 from attnc.ir.nodes import (
     And,

@@ -18,12 +18,14 @@ import islpy as isl
 from attnc.algebra.domains import new_translator
 from attnc.algebra.index_sets import OutOfBudgetError, allowance, budget, new_context
 from attnc.algebra.layers import MOST_LAYERS, Layers, Shape, guessed_shape, shape_of
-from attnc.algebra.magnitudes import LONGEST
 from attnc.algebra.quasi_polynomials import FEW_CLASSES, Quadratic, QuasiPolynomial, at, through, write
 from attnc.ir.evaluate import Environment, evaluate
 from attnc.ir.nodes import Expr, IndexName, Size, SizeName
 from attnc.ir.program import AlignKind, Attention
 from attnc.ir.walk import depends_on, tables, walk
+
+LONGEST = 2**31
+"""Beyond every length."""
 
 LONGEST_CHECK = 5_000
 """A formula made of layers is also held against a count of all pairs, at a fresh length up to this."""

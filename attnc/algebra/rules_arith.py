@@ -11,7 +11,7 @@ import math
 from dataclasses import replace
 
 from attnc.algebra.engine import Rule
-from attnc.algebra.terms import constant, is_number, magnitude
+from attnc.algebra.terms import UNWRAPPED, constant, is_number, magnitude
 from attnc.ir.arithmetic import wrap
 from attnc.ir.evaluate import evaluate
 from attnc.ir.nodes import (
@@ -34,8 +34,6 @@ from attnc.ir.walk import children
 
 _SUMS = (BinaryOp.ADD, BinaryOp.SUB)
 _INT_MIN = -(2**63)
-UNWRAPPED = 2.0**62
-"""Sums of ints below it do not wrap around."""
 REGROUPED = 2.0**60
 """Float constants below it are regrouped: no sum of theirs overflows, nor turns a finite sum into an infinite one."""
 

@@ -230,7 +230,7 @@ def _write_out(node: Quantifier) -> Expr | None:
     if node.kind is QuantifierKind.SUM or not 1 < node.count <= MOST_WRITTEN_OUT:
         return None
     alone = {inner for inner in walk(node.body) if _depends_alone(inner, node.variable)}
-    if not any(_is_curved(inner, node.variable) for inner in alone):
+    if all(_is_linear(inner) for inner in alone - {Bound(node.variable)}):
         return None
     if node.count * sum(1 for _ in walk(node.body)) > MOST_NODES:
         return None
@@ -264,25 +264,10 @@ def _is_linear(node: Expr) -> bool:
             return op in (BinaryOp.ADD, BinaryOp.SUB) or op.is_comparison
         case Call(function=function):
             return function in (Function.ABS, Function.MIN, Function.MAX)
+        case Cast(operand=operand):
+            return operand.type is Type.BOOL
         case _:
             return isinstance(node, Index | Size | Unary | And | Or | Where)
-
-
-def _is_curved(expr: Expr, variable: str) -> bool:
-    """Tell whether a value is not made of sums, multiples and remainders of a variable that it depends on alone."""
-    match expr:
-        case Call(function=function):
-            return function not in (Function.ABS, Function.MIN, Function.MAX)
-        case Cast(operand=operand):
-            return operand.type is Type.FLOAT
-        case Binary(op=BinaryOp.POW):
-            return True
-        case Binary(op=BinaryOp.MUL, left=left, right=right):
-            return expr.type is Type.INT and mentions(left, variable) and mentions(right, variable)
-        case Binary(op=BinaryOp.FLOORDIV | BinaryOp.MOD, right=right):
-            return expr.type is Type.INT and mentions(right, variable)
-        case _:
-            return False
 
 
 def _merge_bounds(node: _Connective) -> Expr | None:

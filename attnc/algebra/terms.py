@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 from attnc.ir.nodes import (
     FALSE,
@@ -45,6 +46,8 @@ MIRRORED = {
     BinaryOp.EQ: BinaryOp.EQ,
     BinaryOp.NE: BinaryOp.NE,
 }
+UNWRAPPED = 2.0**62
+"""Ints below it do not wrap around, nor do sums and differences of two."""
 MAGNITUDE_LIMIT = 1e30
 """Terms below it are finite in float32, and so are sums and products of a few that are."""
 
@@ -171,8 +174,17 @@ def magnitude(expr: Expr) -> float:
             return math.inf
 
 
-def _int_magnitude(expr: Expr) -> float:
-    """Return a bound on an int: positions and sizes are below 2**30, anything else is at most 64 bits."""
+def may_wrap(expr: Expr) -> bool:
+    """Tell whether constants may make an int leave 64 bits, inputs being no larger than positions.
+
+    Its operands are not looked into where they do not matter to its size, as the dividend of a remainder.
+    """
+    return _int_magnitude(expr, unknown=2.0**31) >= UNWRAPPED
+
+
+@lru_cache(maxsize=4096)
+def _int_magnitude(expr: Expr, unknown: float = 2.0**63) -> float:
+    """Return a bound on an int: positions and sizes are below 2**30, anything else is at most `unknown`."""
     match expr:
         case Const(value=value):
             return abs(float(value))
@@ -183,21 +195,23 @@ def _int_magnitude(expr: Expr) -> float:
         case Cast(operand=operand) if operand.type is Type.BOOL:
             return 1.0
         case Unary(operand=operand):
-            return _int_magnitude(operand)
+            return _int_magnitude(operand, unknown)
         case Binary(op=BinaryOp.ADD | BinaryOp.SUB, left=left, right=right):
-            return min(_int_magnitude(left) + _int_magnitude(right), 2.0**63)
+            return min(_int_magnitude(left, unknown) + _int_magnitude(right, unknown), 2.0**63)
         case Binary(op=BinaryOp.MUL, left=left, right=right):
-            return min(_int_magnitude(left) * _int_magnitude(right), 2.0**63)
+            return min(_int_magnitude(left, unknown) * _int_magnitude(right, unknown), 2.0**63)
         case Binary(op=BinaryOp.FLOORDIV, left=left):
-            return _int_magnitude(left)
+            return _int_magnitude(left, unknown)
         case Binary(op=BinaryOp.MOD, right=right):
-            return _int_magnitude(right)
+            return _int_magnitude(right, unknown)
         case Where(then=then, otherwise=otherwise):
-            return max(_int_magnitude(then), _int_magnitude(otherwise))
+            return max(_int_magnitude(then, unknown), _int_magnitude(otherwise, unknown))
         case Call(function=Function.ABS | Function.MIN | Function.MAX, args=args):
-            return max(_int_magnitude(arg) for arg in args)
+            return max(_int_magnitude(arg, unknown) for arg in args)
+        case Quantifier(count=count, body=body):
+            return min(count * _int_magnitude(body, unknown), 2.0**63)
         case _:
-            return 2.0**63
+            return unknown
 
 
 def _limited(bound: float) -> float:

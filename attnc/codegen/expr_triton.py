@@ -57,7 +57,7 @@ from attnc.ir.nodes import (
     Where,
 )
 from attnc.ir.types import Type
-from attnc.ir.walk import children, substitute, walk
+from attnc.ir.walk import children, substitute
 
 _NAME_WIDTH = 20
 """What a name and an assignment take of a line."""
@@ -448,9 +448,6 @@ class Writer:
 
     def _loop(self, expr: Quantifier) -> Fragment:
         """Write a loop over the variable; what does not depend on it is computed outside of it, as everywhere."""
-        for inner in walk(expr):
-            if isinstance(inner, Quantifier):  # what an earlier loop has left says nothing of this one
-                self._variables.pop(inner.variable, None)
         shape, depth = self._extent(expr)
         counter, step = self.names.fresh("t", depth), self.names.fresh("step", depth)
         result = self.names.fresh(expr.kind.value + SUFFIX[shape], depth)
@@ -462,6 +459,7 @@ class Writer:
         if expr.type is Type.INT:
             bits = 32 if self._narrow(expr, body) else 64
             body = self.wide(body) if bits == 64 else body
+        del self._variables[expr.variable]  # outside of the loop it has no depth
         lines, self.blocks = self.blocks[-1].lines, outer
         dtype = {Type.BOOL: "tl.int1", Type.FLOAT: "tl.float32", Type.INT: f"tl.int{bits}"}[expr.type]
         symbol, start = {"any": ("|", 0), "all": ("&", 1), "sum": ("+", 0)}[expr.kind.value]

@@ -8,7 +8,9 @@ float32 kernels spill everywhere. Nothing was measured on a device: other tiles 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,11 @@ TARGETS = ("sm_80", "sm_86", "sm_90", "sm_100", "gfx942")
 SHARED_MEMORY = {"sm_80": 163, "sm_86": 99, "sm_90": 227, "sm_100": 227, "gfx942": 64}
 """What one program may use, in KiB."""
 
-_DEFAULTS = {
+_Config = TypeVar("_Config", TileConfig, TileConfig | None)
+
+_Table = dict[tuple[str, int], dict[int, TileConfig]]
+
+_DEFAULTS: _Table = {
     ("sm_80", 2): {
         32: TileConfig(128, 64, 8, 2, chunk=16),
         64: TileConfig(128, 64, 8, 2),
@@ -61,12 +67,7 @@ _DEFAULTS = {
     },
     ("sm_86", 2): {64: TileConfig(128, 64, 8, 2), 128: TileConfig(64, 64, 8, 2), 256: TileConfig(64, 32, 8, 2)},
     ("sm_90", 2): {64: TileConfig(128, 64, 8, 3), 128: TileConfig(128, 64, 8, 3), 256: TileConfig(64, 32, 8, 2)},
-    ("sm_100", 2): {
-        32: TileConfig(128, 64, 8, 2),
-        64: TileConfig(128, 64, 8, 2),
-        128: TileConfig(128, 32, 8, 2),
-        256: TileConfig(64, 32, 8, 2),
-    },
+    ("sm_100", 2): {64: TileConfig(128, 64, 8, 2), 128: TileConfig(128, 32, 8, 2), 256: TileConfig(64, 32, 8, 2)},
     ("gfx942", 2): {64: TileConfig(128, 64, 4, 1), 128: TileConfig(128, 32, 8, 1), 256: TileConfig(64, 32, 4, 1)},
     ("sm_80", 4): {64: TileConfig(64, 32, 4, 2), 128: TileConfig(32, 32, 4, 2), 256: TileConfig(16, 32, 4, 1)},
     ("sm_86", 4): {64: TileConfig(64, 32, 4, 2), 128: TileConfig(32, 32, 4, 2), 256: TileConfig(16, 32, 4, 1)},
@@ -76,20 +77,13 @@ _DEFAULTS = {
 }
 
 
-_HEAVY = {
+_HEAVY: _Table = {
     ("sm_80", 2): {
         64: TileConfig(128, 64, 8, 2),
         128: TileConfig(64, 64, 8, 2),
         256: TileConfig(64, 16, 8, 2, chunk=16),
     },
-    ("sm_86", 2): {64: TileConfig(128, 64, 8, 2), 128: TileConfig(64, 64, 8, 2), 256: TileConfig(64, 32, 8, 2)},
     ("sm_90", 2): {64: TileConfig(128, 64, 8, 3), 128: TileConfig(128, 32, 8, 3), 256: TileConfig(64, 16, 8, 2)},
-    ("sm_100", 2): {
-        32: TileConfig(128, 64, 8, 2),
-        64: TileConfig(128, 64, 8, 2),
-        128: TileConfig(128, 32, 8, 2),
-        256: TileConfig(64, 32, 8, 2),
-    },
     ("gfx942", 2): {64: TileConfig(64, 32, 4, 1), 128: TileConfig(64, 32, 4, 1), 256: TileConfig(64, 32, 4, 1)},
 }
 """For patterns with much arithmetic for each pair; float32 has small tiles anyway."""
@@ -127,7 +121,7 @@ _DESCRIBED_HEAVY: _Described = {
 """The same for patterns with much arithmetic for each pair."""
 
 
-_GATHERED = {
+_GATHERED: _Table = {
     ("sm_80", 2): {256: TileConfig(64, 16, 8, 2, chunk=16)},
     ("sm_86", 2): {256: TileConfig(64, 16, 8, 2, chunk=16)},
     ("sm_90", 2): {256: TileConfig(64, 16, 8, 2, chunk=16)},
@@ -136,7 +130,7 @@ _GATHERED = {
 """For kernels that read keys out of plain order, by pointers then, whose addresses take registers."""
 
 
-_TESTED = {
+_TESTED: _Table = {
     ("sm_80", 2): {64: TileConfig(64, 32, 8, 2), 128: TileConfig(32, 32, 8, 2), 256: TileConfig(32, 32, 8, 2)},
     ("sm_90", 2): {256: TileConfig(32, 32, 8, 2)},
 }
@@ -164,19 +158,25 @@ def tile_rows(
     defaults = _DEFAULTS | _HEAVY if heavy else _DEFAULTS
     described = _DESCRIBED | _DESCRIBED_HEAVY if heavy else _DESCRIBED
     if gathered:
-        defaults = {place: by_head | _GATHERED.get(place, {}) for place, by_head in defaults.items()}
-        described = {}
+        defaults, described = _overlaid(defaults, _GATHERED), {}
     if tested:
-        defaults = {place: by_head | _TESTED.get(place, {}) for place, by_head in defaults.items()}
-        described = {place: by_head | _DESCRIBED_TESTED.get(place, {}) for place, by_head in described.items()}
+        defaults, described = _overlaid(defaults, _TESTED), _overlaid(described, _DESCRIBED_TESTED)
     rows = []
     for (target, size), by_head in defaults.items():
-        for head_size, config in by_head.items():
-            first = described.get((target, size), {}).get(head_size)
+        by_head_described = described.get((target, size), {})
+        for head_size in sorted({*by_head, *by_head_described}):
+            first, config = by_head_described.get(head_size), _for_head(by_head, head_size)
             configs = (config,) if first is None else (first, config)
             limited = tuple(_limited(one, query_limit, key_limit) for one in configs)
             rows.append(TileRow(target, size, head_size, limited))
     return tuple(rows)
+
+
+def _overlaid(
+    table: Mapping[tuple[str, int], dict[int, _Config]], more: Mapping[tuple[str, int], dict[int, _Config]]
+) -> dict[tuple[str, int], dict[int, _Config]]:
+    """Return a table in which another one decides, head size by head size, where it has a row."""
+    return {place: by_head | more.get(place, {}) for place, by_head in table.items()}
 
 
 def default_config(target: str, element_size: int, head_size: int) -> TileConfig:
@@ -184,7 +184,10 @@ def default_config(target: str, element_size: int, head_size: int) -> TileConfig
 
     It is the one without tensor descriptors.
     """
-    by_head = _DEFAULTS[target, element_size]
+    return _for_head(_DEFAULTS[target, element_size], head_size)
+
+
+def _for_head(by_head: Mapping[int, TileConfig], head_size: int) -> TileConfig:
     return by_head[min(limit for limit in by_head if head_size <= limit)]
 
 

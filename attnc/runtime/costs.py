@@ -83,9 +83,14 @@ class Cost:
         return self.heads * (PRODUCT * self.elements + EXPONENTIAL)
 
     @property
+    def copies(self) -> int:
+        """Masks that are made for one rectangle."""
+        return min(self.masks, self.heads)
+
+    @property
     def mask_pair(self) -> float:
         """Time of evaluating the mask at a pair, all entries and heads, all cores."""
-        return MASK_PAIR * self.threads * min(self.masks, self.heads)
+        return MASK_PAIR * self.threads * self.copies
 
     @property
     def call(self) -> float:
@@ -133,12 +138,12 @@ def _calls(cost: Cost, band: Band, rows: int, count: int) -> int:
 
 
 def _mask_time(frame: Frame, band: Band, cost: Cost) -> float:
-    made, kept, copies = 0, cost.remembers, min(cost.masks, cost.heads)
+    made, kept = 0, cost.remembers
     for width, kind in band.pieces:
         if kind != FULL:
             period = mask_period(frame, kind)
             blocks = 1 if is_shared(frame, band, period) else band.count
             classes = 1 if is_shared_by_classes(frame, period) else frame.rows.classes
             made += band.rows * width * blocks * classes
-            kept = kept and band.rows * band.width * blocks * classes * copies <= REMEMBERED_PAIRS
+            kept = kept and band.rows * band.width * blocks * classes * cost.copies <= REMEMBERED_PAIRS
     return made * cost.mask_pair / (REMEMBERED if kept else 1)

@@ -40,7 +40,6 @@ ROW_STEP = 16
 MOST_DESCRIBING = 2**20
 """Programs beyond which none makes descriptors: each takes 256 bytes of the device's memory for them."""
 
-
 MOST_REGISTERS = 255
 """Registers that one thread can have on NVIDIA's devices."""
 

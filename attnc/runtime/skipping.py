@@ -268,19 +268,19 @@ def _slab_time(slab: Tile, cost: Cost) -> float:
 def _time_of_all(frame: Frame, schedules: tuple[Schedule, ...], cost: Cost) -> float:
     """Estimate the time of schedules together, whose masks are made again by each call where they are too many."""
     masks = sum(
-        min(cost.masks, _count_heads(one)) * sum(band.rows * band.width for band in one.bands if band.masked)
+        _of_heads(cost, one).copies * sum(band.rows * band.width for band in one.bands if band.masked)
         for one in schedules
     )
     cost = replace(cost, remembers=cost.remembers and masks <= KEPT_MASKS)
-    return sum(_time(frame, one, cost) for one in schedules)
+    return sum(_time(frame, one, _of_heads(cost, one)) for one in schedules)
 
 
-def _count_heads(schedule: Schedule) -> int:
-    return (schedule.entries[1] - schedule.entries[0]) * (schedule.heads[1] - schedule.heads[0])
+def _of_heads(cost: Cost, schedule: Schedule) -> Cost:
+    """Return the cost of the entries and heads that a schedule is for."""
+    return replace(cost, heads=(schedule.entries[1] - schedule.entries[0]) * (schedule.heads[1] - schedule.heads[0]))
 
 
 def _time(frame: Frame, schedule: Schedule, cost: Cost) -> float:
-    """Estimate the time of a schedule."""
-    shared = replace(cost, heads=_count_heads(schedule))
-    copied = sum(band.width * GATHERED_KEY * shared.pair for band in schedule.bands if band.starts)
-    return copied + sum(band_time(frame, band, shared) for band in schedule.bands)
+    """Estimate the time of a schedule; `cost` is that of its heads."""
+    copied = sum(band.width * GATHERED_KEY * cost.pair for band in schedule.bands if band.starts)
+    return copied + sum(band_time(frame, band, cost) for band in schedule.bands)

@@ -128,7 +128,6 @@ def check_mask(mask, draw, values, *, align="end", sizes=SIZES, shapes=((16, 16)
         allowed, shape = dense(example, env), shapes[case % len(shapes)]
         check_tiles(tiles, example, env, *shape, allowed, layout)
         check_wholes(tiles, wholes, env, shape, allowed, layout)
-    return tiles
 
 
 def check_wholes(tiles, wholes, env, shape, allowed, layout):

@@ -58,6 +58,12 @@ CHOSEN = {
     "j < i and i < j": ["identity"],
     "j <= i and doc[b, i] == doc[b, j]": ["identity"],
     "j <= i and (i - j) % 16 == 0 and doc[b, i] == doc[b, j]": ["residue(16)"],
+    "j <= i and ((i - j) % 7 == 0 or (i - j) % 11 == 0 or (i - j) % 13 == 0 or (i - j) % 17 == 0)": [
+        "residue(11)",
+        "residue(13)",
+        "residue(17)",
+        "residue(7)",
+    ],
     "j <= i and ((i - j) % 101 == 0 or (i - j) % 103 == 0 or (i - j) % 107 == 0 or (i - j) % 109 == 0)": [
         "residue(101)",
         "residue(103)",

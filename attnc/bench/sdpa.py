@@ -17,6 +17,9 @@ from attnc.ir.program import NormalizeKind
 from attnc.ir.walk import depends_on
 from attnc.reference import TensorEnvironment, evaluate_tensor, pair_environment
 
+STRIP = 1 << 26
+"""Pairs of which parts of masks are evaluated at once."""
+
 
 def dense_contender(case: Case) -> Contender:
     """Return SDPA with every pair computed and no mask: the floor's measure, whatever the pattern says."""
@@ -99,14 +102,40 @@ def _with_mask(case: Case, scale: float | torch.Tensor, mask: torch.Tensor, *, s
 def _dense_mask(case: Case, offset: Expr | None, env: TensorEnvironment) -> torch.Tensor:
     """Return the mask as SDPA takes it: bool, or numbers that are added to the scores where there is a bias."""
     attention, shape = case.attention, case.shape
-    biased = offset is not None
     exprs = [expr for expr in (attention.mask, offset, attention.weight) if expr is not None]
     copies = 1
     for size, index in ((shape.batch, IndexName.BATCH), (shape.heads, IndexName.HEAD)):
         copies *= size if any(depends_on(expr, index) for expr in exprs) else 1
-    needed = copies * shape.queries * shape.keys * (12 if biased else 4)
+    # a bool is made a float for each call; a sink is put beside the other columns
+    needed = copies * shape.queries * shape.keys * (5 if offset is None else 8)
     if needed > 0.6 * free_memory(case.device):
         raise Unavailable(f"its dense mask takes {needed / 2**30:.1f} GiB")
+    mask = _by_rows(case, offset, max(2, STRIP // (copies * shape.keys)))
+    if attention.normalize.sink is not None:
+        sink = _four(evaluate_tensor(attention.normalize.sink, env).to(case.dtype), 1)
+        rows = (max(mask.shape[0], sink.shape[0]), max(mask.shape[1], sink.shape[1]), shape.queries)
+        mask = torch.cat([mask.expand(*rows, shape.keys), sink.expand(*rows, 1)], dim=-1)
+    return mask
+
+
+def _by_rows(case: Case, offset: Expr | None, count: int) -> torch.Tensor:
+    """Make a mask of so many rows at a time, at least 2: of all pairs, only the mask itself is in memory."""
+    whole: torch.Tensor | None = None
+    for rows in torch.arange(case.shape.queries, device=case.device).split(count):
+        strip = _strip(case, offset, rows)
+        if strip.shape[2] == 1:
+            return strip  # all rows are alike
+        if whole is None:
+            whole = strip.new_empty((*strip.shape[:2], case.shape.queries, strip.shape[3]))
+        whole[:, :, rows[0] : rows[-1] + 1] = strip
+    assert whole is not None
+    return whole
+
+
+def _strip(case: Case, offset: Expr | None, rows: torch.Tensor) -> torch.Tensor:
+    """Return the mask of some rows; of one row where all are alike."""
+    attention, shape = case.attention, case.shape
+    env = pair_environment(attention, shape.sizes(), case.data, rows=rows, dtype=torch.float32, device=case.device)
     allowed = evaluate_tensor(attention.mask, env) if attention.mask != TRUE else torch.ones((), dtype=torch.bool)
     allowed = allowed.to(case.device)
     if offset is None:
@@ -117,12 +146,7 @@ def _dense_mask(case: Case, offset: Expr | None, env: TensorEnvironment) -> torc
         if bool((factors < 0).any()):
             raise Unavailable("SDPA has no negative weights")
         bias = bias + torch.log(factors)
-    mask = _four(torch.where(allowed, bias, -torch.inf).to(case.dtype), shape.keys)
-    if attention.normalize.sink is not None:
-        sink = _four(evaluate_tensor(attention.normalize.sink, env).to(case.dtype), 1)
-        rows = (max(mask.shape[0], sink.shape[0]), max(mask.shape[1], sink.shape[1]), shape.queries)
-        mask = torch.cat([mask.expand(*rows, shape.keys), sink.expand(*rows, 1)], dim=-1)
-    return mask
+    return _four(torch.where(allowed, bias, -torch.inf).to(case.dtype), shape.keys)
 
 
 def _four(mask: torch.Tensor, keys: int) -> torch.Tensor:

@@ -16,8 +16,9 @@ from typing import assert_never
 
 import islpy as isl
 
-from attnc.algebra.coordinates import KEYS, LOCAL_KEY, LOCAL_QUERY, PLAIN, Layout
+from attnc.algebra.coordinates import KEY_REACH, LOCAL_KEY, LOCAL_QUERY, PLAIN, Layout, Reach, query_reach
 from attnc.algebra.index_sets import pair_space
+from attnc.algebra.int_exprs import ZERO
 from attnc.algebra.piecewise import arithmetic, compared
 from attnc.algebra.ranges import UNBOUNDED, Range, combined, compared_ranges, extreme
 from attnc.algebra.summaries import RunBounds, Summaries
@@ -49,7 +50,7 @@ from attnc.ir.nodes import (
 )
 from attnc.ir.program import AlignKind
 from attnc.ir.types import Type
-from attnc.ir.walk import children, indices, substitute, walk
+from attnc.ir.walk import free_bounds, indices, instance, walk
 
 UNROLLED_SUM = 64
 """Bounded sums up to this count are written out."""
@@ -82,6 +83,7 @@ class Translator:
     Attributes:
         align: under `END`, `N` is written `M - shift`, and under `START` the shift is 0.
         layout: which positions the coordinates stand for.
+        transposed: whether `i` stands for keys and `j` for queries.
         summaries: tables of which bounds of runs are known in a query tile; none outside of one.
         runs: bounds of the runs that were met, as parameters.
         opaques: the expression of each opaque parameter, an int (or the 0 or 1 of a bool).
@@ -92,6 +94,7 @@ class Translator:
     context: isl.Context
     align: AlignKind
     layout: Layout = PLAIN
+    transposed: bool = False
     summaries: Summaries = field(default_factory=Summaries)
     runs: list[tuple[isl.PwAff, isl.PwAff, isl.PwAff, isl.PwAff]] = field(default_factory=list)
     opaques: dict[str, Expr] = field(default_factory=dict)
@@ -174,8 +177,28 @@ class Translator:
 
     def last_key(self) -> isl.PwAff:
         """Return the number of the last real key, over parameters alone: `M - 1` in plain order."""
-        last = self._exactly(self.layout.key.end_before(KEYS)).sub(self.constant(1))
+        last = self._exactly(self.layout.key.end_before(self.reach_of_keys.past)).sub(self.constant(1))
         return last.project_domain_on_params()
+
+    def first_key(self) -> isl.PwAff:
+        """Return the number of the first real key, over parameters alone: 0 unless keys are queries."""
+        first = self.reach_of_keys.first
+        number = first if first == ZERO else self.layout.key.first_from(first)
+        return self._exactly(number).project_domain_on_params()
+
+    @property
+    def reach_of_queries(self) -> Reach:
+        """The positions that `i` takes."""
+        return KEY_REACH if self.transposed else query_reach(self.align)
+
+    @property
+    def reach_of_keys(self) -> Reach:
+        """The positions that `j` takes."""
+        return query_reach(self.align) if self.transposed else KEY_REACH
+
+    def within(self, position: isl.PwAff, reach: Reach) -> isl.Set:
+        """Return the pairs for which a position is within a reach."""
+        return position.ge_set(self._exactly(reach.first)).intersect(position.lt_set(self._exactly(reach.past)))
 
     def diagonal(self) -> isl.Set:
         """Return the pairs with `i == j`."""
@@ -257,7 +280,7 @@ class Translator:
             return exactly(compared(op, first, second))
         if is_uniform(left) and is_uniform(right):
             return None
-        bounds = self.summaries.run_bounds(Binary(op, left, right, Type.BOOL), self.layout, self.align)
+        bounds = self.summaries.run_bounds(Binary(op, left, right, Type.BOOL), self.layout, self.reach_of_queries)
         if bounds is not None and op in (BinaryOp.EQ, BinaryOp.NE):
             equal = self._equal_ids(bounds)
             return equal if op is BinaryOp.EQ else equal.negated()
@@ -451,27 +474,11 @@ class Translator:
         return total
 
 
-def instance(expr: Quantifier, value: int) -> Expr:
-    """Return the body of a quantifier at one value of its variable."""
-    return substitute(expr.body, {Bound(expr.variable): Const(value, Type.INT)})
-
-
 def is_uniform(expr: Expr) -> bool:
     """Tell whether an expression has one value for all pairs of a batch entry and head."""
     if any(isinstance(node, Score) for node in walk(expr)) or free_bounds(expr):
         return False
     return indices(expr) <= {IndexName.BATCH, IndexName.HEAD, IndexName.SHIFT, IndexName.CLASS}
-
-
-def free_bounds(expr: Expr) -> frozenset[str]:
-    """Return the quantified variables that an expression uses without binding them."""
-    match expr:
-        case Bound(name=name):
-            return frozenset((name,))
-        case Quantifier(variable=variable, body=body):
-            return free_bounds(body) - {variable}
-        case _:
-            return frozenset().union(*(free_bounds(child) for child in children(expr)))
 
 
 def _bound_name(variable: str) -> str:

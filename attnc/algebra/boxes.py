@@ -77,9 +77,11 @@ class Reaches:
         writer = BoundsWriter(translator.opaques, known)
         low = high = None
         if keys.dim_has_lower_bound(isl.dim_type.set, 0):
-            low = _inside(writer.bound(keys.dim_min(0).coalesce()), known, extent, is_low=True)
+            bound = writer.bound(keys.dim_min(0).coalesce())
+            low = _inside(bound, known, extent, is_low=True, endless=translator.transposed)
         if keys.dim_has_upper_bound(isl.dim_type.set, 0):
-            high = _inside(writer.bound(keys.dim_max(0).coalesce()), known, extent, is_low=False)
+            bound = writer.bound(keys.dim_max(0).coalesce())
+            high = _inside(bound, known, extent, is_low=False, endless=True)
         return Side(low, high)
 
 
@@ -99,12 +101,20 @@ def _known(translator: Translator, extent: int) -> isl.Set:
     )
 
 
-def _inside(bound: Bound | None, known: isl.Set, extent: int, *, is_low: bool) -> Expr | None:
-    """Return a bound that stays on its axis even where no key is seen, for which nothing was asked of it."""
+def _inside(bound: Bound | None, known: isl.Set, extent: int, *, is_low: bool, endless: bool) -> Expr | None:
+    """Return a bound that stays on its axis even where no key is seen, for which nothing was asked of it.
+
+    Args:
+        bound: first or last coordinate of the keys.
+        known: of the coordinates of tiles.
+        extent: of the axis; 0 for the outermost one.
+        is_low: whether it is the first coordinate.
+        endless: whether the outermost axis has no end on this side.
+    """
     if bound is None:
         return None
     limit = isl.PwAff.read_from_str(known.get_ctx(), f"{{ [{0 if is_low else extent - 1}] }}")
-    if not is_low and not extent:
+    if endless and not extent:
         return bound.expr
     within = bound.value.ge_set(limit) if is_low else bound.value.le_set(limit)
     if included(known, within):

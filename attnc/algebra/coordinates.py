@@ -15,6 +15,7 @@ from enum import Enum
 from attnc.algebra.grids import Axis, Boxes, Grid, Side
 from attnc.algebra.int_exprs import ZERO, constant, greatest, least, minus, plus, quotient, remainder, times
 from attnc.ir.nodes import TRUE, Expr, Index, IndexName, Size, SizeName
+from attnc.ir.program import AlignKind
 
 LOCAL_QUERY = Index(IndexName.LOCAL_QUERY)
 LOCAL_KEY = Index(IndexName.LOCAL_KEY)
@@ -46,6 +47,7 @@ class CoordinateMap:
         length: runs: positions in each run.
         axes: grid and box: of the grid in which the queries lie, the outermost first.
         sides: box: how far it reaches along each axis.
+        transposed: grid and box: whether the queries of the grid are keys, and the keys of boxes queries.
     """
 
     kind: MapKind = MapKind.IDENTITY
@@ -54,6 +56,7 @@ class CoordinateMap:
     length: int = 1
     axes: tuple[Axis, ...] = ()
     sides: tuple[Side, ...] = ()
+    transposed: bool = False
 
     def position(self, local: Expr) -> Expr:
         """Return the position that a local coordinate stands for, where it `is_real`."""
@@ -88,7 +91,7 @@ class CoordinateMap:
     @property
     def grid(self) -> Grid:
         """The grid in which the queries lie."""
-        return Grid(self.axes)
+        return Grid(self.axes, self.transposed)
 
     @property
     def boxes(self) -> Boxes:
@@ -137,6 +140,26 @@ class CoordinateMap:
 
 IDENTITY = CoordinateMap()
 KEYS = Size(SizeName.KEYS)
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """The positions `first <= position < past` that there are."""
+
+    first: Expr
+    past: Expr
+
+
+def query_reach(align: AlignKind) -> Reach:
+    """Return the positions of queries."""
+    if align is AlignKind.START:
+        return Reach(ZERO, Size(SizeName.QUERIES))
+    shift = Index(IndexName.SHIFT)
+    return Reach(shift, KEYS if align is AlignKind.END else plus(shift, Size(SizeName.QUERIES)))
+
+
+KEY_REACH = Reach(ZERO, KEYS)
+"""The positions of keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,9 +212,12 @@ def runs(period: int, first: int, length: int) -> CoordinateMap:
     return CoordinateMap(MapKind.RUNS, period, first, length)
 
 
-def boxed(axes: tuple[Axis, ...], sides: tuple[Side, ...]) -> Layout:
-    """Return the layout of queries in tiles of a grid, with boxes of keys."""
-    return Layout(CoordinateMap(MapKind.GRID, axes=axes), CoordinateMap(MapKind.BOX, axes=axes, sides=sides))
+def boxed(axes: tuple[Axis, ...], sides: tuple[Side, ...], *, transposed: bool = False) -> Layout:
+    """Return the layout of queries in tiles of a grid, with boxes of keys; or the other way round."""
+    return Layout(
+        CoordinateMap(MapKind.GRID, axes=axes, transposed=transposed),
+        CoordinateMap(MapKind.BOX, axes=axes, sides=sides, transposed=transposed),
+    )
 
 
 def _runs_name(one: CoordinateMap) -> str:

@@ -22,7 +22,7 @@ class RowDomain:
 
     Attributes:
         pairs: real rows of the tile with real keys.
-        rows: the same without `0 <= j < M`.
+        rows: the same without a condition on keys.
         known: what is known of the parameters alone.
     """
 
@@ -34,14 +34,16 @@ class RowDomain:
 def row_domain(translator: Translator) -> RowDomain:
     """Return the pairs of a query tile `i_lo .. i_hi` for all sizes, `N > M` included."""
     t = translator
-    row, key = t.row(), t.coordinate(IndexName.KEY)
+    row = t.row()
     low, high = t.parameter("i_lo"), t.parameter("i_hi")
     first, last = (t.query_position(name) for name in (IndexName.QUERY_LOW, IndexName.QUERY_HIGH))
-    shift = t.coordinate(IndexName.SHIFT)
+    reach = t.reach_of_queries
     parameters = size_constraints(t).intersect(low.le_set(high))
-    parameters = parameters.intersect(first.ge_set(shift)).intersect(last.lt_set(t.size(SizeName.QUERIES).add(shift)))
+    parameters = parameters.intersect(t.within(first, reach)).intersect(t.within(last, reach))
     rows = parameters.intersect(row.ge_set(low)).intersect(row.le_set(high))
-    keys = t.key().ge_set(t.constant(0)).intersect(key.lt_set(t.size(SizeName.KEYS)))
+    keys = t.within(t.coordinate(IndexName.KEY), t.reach_of_keys)
+    if not t.transposed:
+        keys = keys.intersect(t.key().ge_set(t.constant(0)))
     parameters = parameters.intersect(_run_facts(t, first, last))
     rows = rows.intersect(parameters)
     return RowDomain(rows.intersect(keys), rows, parameters.params())
@@ -64,12 +66,8 @@ def _run_facts(translator: Translator, first: isl.PwAff, last: isl.PwAff) -> isl
 def whole_domain(translator: Translator) -> isl.Set:
     """Return every real pair of every size: `0 <= j < M`, `0 <= r < N`."""
     t = translator
-    row, key = t.coordinate(IndexName.ROW), t.coordinate(IndexName.KEY)
-    zero = t.constant(0)
-    pairs = key.ge_set(zero).intersect(key.lt_set(t.size(SizeName.KEYS)))
-    return (
-        pairs.intersect(row.ge_set(zero)).intersect(row.lt_set(t.size(SizeName.QUERIES))).intersect(size_constraints(t))
-    )
+    queries = t.within(t.coordinate(IndexName.QUERY), t.reach_of_queries)
+    return queries.intersect(t.within(t.coordinate(IndexName.KEY), t.reach_of_keys)).intersect(size_constraints(t))
 
 
 def proof_domain(translator: Translator, shift: Expr) -> isl.Set:
@@ -116,4 +114,4 @@ def opaque_facts(translator: Translator) -> isl.Set:
 
 def new_translator(attention: Attention, context: isl.Context, layout: Layout = PLAIN) -> Translator:
     """Return a translator for the expressions of one attention."""
-    return Translator(context, attention.align.kind, layout)
+    return Translator(context, attention.align.kind, layout, attention.transposed)

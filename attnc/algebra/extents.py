@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import product
 
-from attnc.algebra.coordinates import PLAIN, CoordinateMap, Layout
+from attnc.algebra.coordinates import KEY_REACH, PLAIN, CoordinateMap, Layout, query_reach
 from attnc.algebra.summaries import BlockExtreme, summary_name
 from attnc.ir.nodes import (
     Binary,
@@ -88,6 +88,7 @@ class TileExtents:
 
     Attributes:
         tensors: the inputs, by name.
+        transposed: as that of an attention.
         summaries: whether extremes of blocks may be read; otherwise tables are known by their elements alone.
         layout: in which the tile lies; not one of grids.
     """
@@ -95,13 +96,15 @@ class TileExtents:
     limits: TileLimits
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     align: AlignKind = AlignKind.END
+    transposed: bool = False
     summaries: bool = False
     layout: Layout = PLAIN
 
     @classmethod
     def of(cls, attention: Attention, limits: TileLimits, layout: Layout, *, summaries: bool) -> TileExtents:
         """Return what finds extents of an attention's expressions."""
-        return cls(limits, {one.name: one for one in attention.tensors}, attention.align.kind, summaries, layout)
+        tensors, kind = {one.name: one for one in attention.tensors}, attention.align.kind
+        return cls(limits, tensors, kind, attention.transposed, summaries, layout)
 
     @property
     def most_elements(self) -> int:
@@ -242,12 +245,13 @@ class TileExtents:
     def _is_inside(self, index: Expr, dim: Expr | None) -> bool:
         """Tell whether every real pair reads an element that exists, or one before the first."""
         match index:
-            case Index(name=IndexName.KEY):
-                return dim == Size(SizeName.KEYS)
+            case Index(name=IndexName.KEY | IndexName.QUERY as name):
+                reach = KEY_REACH if (name is IndexName.KEY) is not self.transposed else query_reach(self.align)
+                return dim == Size(SizeName.KEYS) and reach.past == KEY_REACH.past
             case Index(name=IndexName.ROW):
                 return dim == Size(SizeName.QUERIES)
-            case Index(name=IndexName.QUERY):
-                return dim == Size(SizeName.KEYS) and self.align is AlignKind.END
+            case Binary(op=BinaryOp.SUB, left=Index(name=IndexName.KEY), right=right) if self.transposed:
+                return dim == Size(SizeName.QUERIES) and right == _SHIFT
             case Binary(op=BinaryOp.MOD, right=Const(value=value)):
                 return isinstance(dim, Const) and dim.value >= value
             case _:

@@ -100,9 +100,11 @@ class Grid:
 
     Attributes:
         axes: the outermost first.
+        transposed: whether its points are keys, and boxes are of queries.
     """
 
     axes: tuple[Axis, ...]
+    transposed: bool = False
 
     @property
     def points(self) -> int:
@@ -153,20 +155,27 @@ class Grid:
         """Return the box of the tile `i_lo .. i_hi` along an axis; both numbers are of one query tile."""
         axis = self.axes[number]
         first, last = self._query_range(number)
+        start: Expr = ZERO
         end: Expr
         if axis.extent:
             end = constant(axis.extent - 1)
             if axis.lead or axis.tiles * axis.tile > axis.extent:
                 first, last = (least(end, greatest(ZERO, one)) for one in (first, last))
         else:
-            end = quotient(minus(_KEYS, constant(1)), axis.stride)
-            bounds = quotient(_SHIFT, axis.stride), quotient(_last_query(), axis.stride)
+            keys: tuple[Expr, Expr] = (ZERO, minus(_KEYS, constant(1)))
+            queries: tuple[Expr, Expr] = (_SHIFT, _last_query())
+            if self.transposed:
+                queries, keys = keys, queries
+            start, end = (quotient(one, axis.stride) for one in keys)
+            bounds = tuple(quotient(one, axis.stride) for one in queries)
             first, last = (least(greatest(one, bounds[0]), bounds[1]) for one in (first, last))
         tile: dict[Expr, Expr] = {_LOW: first, _HIGH: last}
-        low: Expr = ZERO if side.low is None else substitute(side.low, tile)
+        low = start if side.low is None else substitute(side.low, tile)
         high = end if side.high is None else substitute(side.high, tile)
         if not axis.extent and side.high is not None:
             high = least(high, end)
+        if not axis.extent and side.low is not None and self.transposed:
+            low = greatest(low, start)
         return Extent(first, last, low, greatest(ZERO, plus(minus(high, low), constant(1))))
 
     def _query_range(self, number: int) -> tuple[Expr, Expr]:

@@ -13,7 +13,7 @@ from itertools import combinations, islice, permutations
 
 import islpy as isl
 
-from attnc.algebra.affine import Translator, free_bounds, instance
+from attnc.algebra.affine import Translator
 from attnc.ir.nodes import (
     And,
     Binary,
@@ -36,7 +36,7 @@ from attnc.ir.nodes import (
 from attnc.ir.program import Tensor
 from attnc.ir.show import show
 from attnc.ir.types import Type
-from attnc.ir.walk import children, substitute, tables, with_children
+from attnc.ir.walk import children, free_bounds, instance, substitute, tables, with_children
 
 UNROLLED = 8
 """Quantifiers up to this count are written out where they are not affine."""

@@ -63,7 +63,7 @@ class StretchFinder:
         must: pairs that the mask allows for certain, in the tile's domain.
         full: keys that all rows of the tile see; None where that is too hard to find.
         align: under `END`, full tiles are looked for where `N <= M`.
-        last_key: number of the last real key.
+        first_key, last_key: numbers of the first and the last real key.
     """
 
     domain: RowDomain
@@ -71,6 +71,7 @@ class StretchFinder:
     must: isl.Set
     full: isl.Set | None
     align: AlignKind
+    first_key: isl.PwAff
     last_key: isl.PwAff
 
     @classmethod
@@ -82,7 +83,7 @@ class StretchFinder:
             return keys.subtract(as_map(domain.pairs.subtract(must)).range()).coalesce()
 
         full = attempt(must.get_ctx(), full_keys)
-        return cls(domain, writer, must, full, translator.align, translator.last_key())
+        return cls(domain, writer, must, full, translator.align, translator.first_key(), translator.last_key())
 
     @property
     def context(self) -> isl.Context:
@@ -105,8 +106,7 @@ class StretchFinder:
         Raises:
             OutOfBudgetError: there is no budget left to write even that.
         """
-        low = isl.PwAff.read_from_str(self.context, "{ [0] }")
-        first, last = self.writer.bound(low), self.writer.bound(self.last_key)
+        first, last = self.writer.bound(self.first_key), self.writer.bound(self.last_key)
         if first is None or last is None:
             raise OutOfBudgetError
         return Run(pairs, first, last, self.domain.known, contiguous=False)

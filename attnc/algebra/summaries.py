@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
-from attnc.algebra.coordinates import Layout
-from attnc.ir.nodes import And, Binary, BinaryOp, Const, Expr, Index, IndexName, Read, Size, SizeName, Where
-from attnc.ir.program import AlignKind, Attention, Tensor, TensorKind
+from attnc.algebra.coordinates import KEY_REACH, Layout, Reach
+from attnc.ir.nodes import TRUE, And, Binary, BinaryOp, Const, Expr, Index, IndexName, Read, Size, SizeName, Where
+from attnc.ir.program import Attention, Tensor, TensorKind
 from attnc.ir.types import Type
 from attnc.ir.walk import indices
 
@@ -112,8 +112,14 @@ class Summaries:
         """Return the tables of an attention that have summaries."""
         return cls(frozenset(t.name for t in attention.tensors if t.sorted and t.dims and t.dims[-1] == _KEYS), True)
 
-    def run_bounds(self, expr: Binary, layout: Layout, align: AlignKind) -> RunBounds | None:
-        """Return the bounds of the runs that `id[.., i] == id[.., j]` compares; None for anything else."""
+    def run_bounds(self, expr: Binary, layout: Layout, reach: Reach) -> RunBounds | None:
+        """Return the bounds of the runs that `id[.., i] == id[.., j]` compares; None for anything else.
+
+        Args:
+            expr: a comparison.
+            layout: in which the tile lies.
+            reach: of the positions of its rows.
+        """
         left, right = expr.left, expr.right
         if not isinstance(left, Read) or not isinstance(right, Read) or left.table != right.table:
             return None
@@ -124,7 +130,7 @@ class Summaries:
         if any(not indices(one) <= {IndexName.BATCH, IndexName.HEAD} for one in left.index[:-1]):
             return None
         low, high = (layout.query.position(Index(name)) for name in (IndexName.QUERY_LOW, IndexName.QUERY_HIGH))
-        inside = _inside(low, high, align)
+        inside = _inside(low, high, reach)
 
         def at(kind: str, row: Expr, outside: Expr) -> Expr:
             read = Read(summary_name(left.table, kind), (*left.index[:-1], row), Type.INT, inside=left.inside)
@@ -138,16 +144,13 @@ class Summaries:
         )
 
 
-def _inside(low: Expr, high: Expr, align: AlignKind) -> Expr:
+def _inside(low: Expr, high: Expr, reach: Reach) -> Expr:
     """Tell when the tile's rows are positions of the table; others have the id 0, wherever that may occur."""
-    first, last = _binary(BinaryOp.LE, _int(0), low), _binary(BinaryOp.LT, high, _KEYS)
-    match align:
-        case AlignKind.END:
-            return first
-        case AlignKind.START:
-            return last
-        case AlignKind.AT:
-            return And((first, last))
+    tests = [] if reach.first == KEY_REACH.first else [_binary(BinaryOp.LE, _int(0), low)]
+    tests += [] if reach.past == KEY_REACH.past else [_binary(BinaryOp.LT, high, _KEYS)]
+    if not tests:
+        return TRUE
+    return tests[0] if len(tests) == 1 else And(tuple(tests))
 
 
 def summarize(ids: Sequence[int]) -> dict[str, list[int]]:

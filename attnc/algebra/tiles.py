@@ -16,7 +16,7 @@ import islpy as isl
 from attnc.algebra.affine import Translator
 from attnc.algebra.bounds import Bound, BoundsWriter, chosen
 from attnc.algebra.boxes import derive_boxes
-from attnc.algebra.coordinates import KEYS, PLAIN, Layout
+from attnc.algebra.coordinates import KEY_REACH, PLAIN, Layout, query_reach
 from attnc.algebra.data_tests import data_test
 from attnc.algebra.domains import RowDomain, new_translator, row_domain
 from attnc.algebra.extents import TileExtents, TileLimits
@@ -30,6 +30,7 @@ from attnc.algebra.index_sets import (
     included,
     new_context,
 )
+from attnc.algebra.int_exprs import ZERO
 from attnc.algebra.key_intervals import Coverage, KeyInterval, TileSets
 from attnc.algebra.linear import tame
 from attnc.algebra.residuals import Residuals
@@ -50,7 +51,6 @@ from attnc.ir.nodes import (
     Function,
     Index,
     IndexName,
-    SizeName,
     Where,
 )
 from attnc.ir.program import Attention
@@ -67,7 +67,6 @@ MANY_DIVISIONS, MANY_DIVISIONS_TOIL = 3, 4
 """From so many divisions in one piece of a mask on, a question gets as many times fewer operations: each takes several
 times as long, and what 50,000 of them do not answer, 200,000 did not either for any such mask that was tried."""
 
-_ZERO = Const(0, Type.INT)
 _ONE = Const(1, Type.INT)
 
 
@@ -187,10 +186,11 @@ def _tested(tiles: TileSets, mask: Expr) -> TileSets:
 
 def everywhere(attention: Attention, query_tile: int, key_tile: int, layout: Layout = PLAIN) -> TileSets:
     """Return the interval list that tests the whole mask at every pair: what is always right."""
+    keys = query_reach(attention.align.kind) if attention.transposed else KEY_REACH
     interval = KeyInterval(
         Coverage.PARTIAL,
-        _ZERO,
-        layout.key.end_before(KEYS),
+        ZERO if keys.first == ZERO else layout.key.first_from(keys.first),
+        layout.key.end_before(keys.past),
         False,
         True,
         attention.mask,
@@ -261,8 +261,7 @@ class _Derivation:
         if guarded is None and not later:
             guarded = [self._real(bound) for bound in bounds]  # where the run is absent, tiles are visited for nothing
         if guarded is None:
-            everything = Bound(_ZERO, _constant(self.translator, 0))
-            guarded = [everything, self._all_keys()]
+            guarded = [self._no_keys(), self._all_keys()]
             full = None
         if full is None:
             return [_Range(_Place.ALONE, guarded[0], guarded[1], run)]
@@ -272,7 +271,7 @@ class _Derivation:
             _Range(_Place.MIDDLE, full_start, full_stop, run),
             _Range(_Place.RIGHT, full_stop, last, run),
         ]
-        return ranges[1:] if self._never_positive(full_start) else ranges
+        return ranges[1:] if self._visits_nothing(full_start) else ranges
 
     def _real(self, bound: Bound) -> Bound:
         """Keep a bound from passing the last key."""
@@ -283,10 +282,17 @@ class _Derivation:
 
     def _all_keys(self) -> Bound:
         count = _shifted(self.translator.last_key(), 1)
-        return self.writer.bound(count) or Bound(self.translator.layout.key.end_before(KEYS), count)
+        past = self.translator.reach_of_keys.past
+        return self.writer.bound(count) or Bound(self.translator.layout.key.end_before(past), count)
 
-    def _never_positive(self, bound: Bound) -> bool:
-        return included(self.domain.known, bound.value.le_set(_constant(self.translator, 0)))
+    def _no_keys(self) -> Bound:
+        """Return the number of the first key, before which nothing is visited."""
+        first = self.translator.first_key()
+        reach = self.translator.reach_of_keys
+        return self.writer.bound(first) or Bound(self.translator.layout.key.first_from(reach.first), first)
+
+    def _visits_nothing(self, bound: Bound) -> bool:
+        return included(self.domain.known, bound.value.le_set(self._no_keys().value))
 
     def _full_bounds(self, run: Run, stop: Bound) -> tuple[Bound, Bound] | None:
         if run.full_low is None or run.full_high is None or run.full_present is None:
@@ -306,16 +312,16 @@ class _Derivation:
         absent = attempt(self.translator.context, lambda: self.domain.known.subtract(run.present))
         if absent is None:
             return None
-        zero = _constant(self.translator, 0)
-        nothing = included(absent, bounds[-1].value.le_set(zero)) and all(
-            included(absent, bound.value.le_set(zero)) for bound in (bounds if moves else bounds[1:])
+        first = self._no_keys()
+        nothing = included(absent, bounds[-1].value.le_set(first.value)) and all(
+            included(absent, bound.value.le_set(first.value)) for bound in (bounds if moves else bounds[1:])
         )
         if nothing:
             return bounds
         condition = self.writer.condition(run.present)
         if condition is None:
             return None
-        return [_where(condition, run.present, bound, Bound(_ZERO, zero)) for bound in bounds]
+        return [_where(condition, run.present, bound, first) for bound in bounds]
 
     # -- residuals
 
@@ -375,7 +381,7 @@ class _Derivation:
         translator = self.translator
         if not isinstance(condition, Binary) or condition.op not in (BinaryOp.EQ, BinaryOp.NE):
             return False
-        return translator.summaries.run_bounds(condition, translator.layout, translator.align) is not None
+        return translator.summaries.run_bounds(condition, translator.layout, translator.reach_of_queries) is not None
 
     def _interval(self, piece: _Range, visited: isl.Set) -> KeyInterval | None:
         if piece.coverage is Coverage.FULL:
@@ -397,9 +403,9 @@ class _Derivation:
         )
 
     def _reaches_past_last_key(self, residual: Expr, visited: isl.Set) -> bool:
-        past = self.translator.coordinate(IndexName.KEY).ge_set(self.translator.size(SizeName.KEYS))
         truth = attempt(self.translator.context, lambda: self.translator.truth(residual))
         allowed = visited if truth is None else visited.intersect(truth.may)
+        past = self.translator.key().gt_set(self.translator.last_key().insert_domain(allowed.get_space()))
         return not empty(allowed.intersect(self.domain.rows).intersect(past))
 
     def _visited(self, piece: _Range, earlier: list[_Range]) -> isl.Set:
@@ -410,7 +416,8 @@ class _Derivation:
         margin, context = self.key_tile - 1, self.translator.context
         start_margin = 0 if piece.start_up else margin
         pairs = self._query_rows()
-        pairs = pairs.intersect_params(piece.stop.value.pos_set())  # a range that stops at 0 visits nothing
+        # a range that stops at the first key visits nothing
+        pairs = pairs.intersect_params(piece.stop.value.gt_set(self.translator.first_key()))
         pairs = pairs.intersect(self._keys_from(piece.start.value, start_margin))
         pairs = pairs.intersect(self._keys_up_to(piece.stop.value, margin if piece.stop_up else 0))
         for before in earlier:
@@ -441,10 +448,6 @@ def _within(truth: Truth, domain: isl.Set) -> Truth:
     if truth.exact:
         return exactly(truth.must.intersect(domain).coalesce())
     return Truth(truth.must.intersect(domain).coalesce(), truth.may.intersect(domain).coalesce())
-
-
-def _constant(translator: Translator, value: int) -> isl.PwAff:
-    return isl.PwAff.read_from_str(translator.context, f"{{ [{value}] }}")
 
 
 def _parameter(translator: Translator, name: str) -> isl.PwAff:

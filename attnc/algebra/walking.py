@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from attnc.algebra.coordinates import KEYS, LOCAL_KEY, CoordinateMap, Layout
+from attnc.algebra.coordinates import KEY_REACH, LOCAL_KEY, CoordinateMap, Layout
 from attnc.algebra.int_exprs import constant
 from attnc.algebra.key_intervals import Coverage, KeyInterval, TileSets
 from attnc.ir.evaluate import Environment, evaluate
@@ -52,7 +52,7 @@ def count_keys(env: Environment, layout: Layout) -> int:
 
 @lru_cache(maxsize=1024)
 def _end_of_keys(order: CoordinateMap) -> Expr:
-    return order.end_before(KEYS)
+    return order.end_before(KEY_REACH.past)
 
 
 def positions(env: Environment, layout: Layout) -> tuple[list[int | None], list[int | None]]:

@@ -121,7 +121,7 @@ def _dense_mask(case: Case, offset: Expr | None, env: TensorEnvironment) -> torc
 def _by_rows(case: Case, offset: Expr | None, count: int) -> torch.Tensor:
     """Make a mask of so many rows at a time, at least 2: of all pairs, only the mask itself is in memory."""
     whole: torch.Tensor | None = None
-    for rows in torch.arange(case.shape.queries, device=case.device).split(count):
+    for rows in torch.split(torch.arange(case.shape.queries, device=case.device), count):
         strip = _strip(case, offset, rows)
         if strip.shape[2] == 1:
             return strip  # all rows are alike

@@ -81,16 +81,20 @@ class Writer:
     Attributes:
         used: fixed names (`q_idx`, `N`, ...) and functions of `kernel_math` that the text mentions, in order.
         aliases: fixed names that this kernel calls otherwise.
+        base: number of indents that everything has more than usual.
         margin: number of indents before a statement of block 0 in the generated file.
+        transposed: whether expressions are those of a transposed attention.
         blocks: from the outermost to the innermost that is open; the one at a depth holds values of that depth.
     """
 
-    def __init__(self, names: Names, tables: Tables, aliases: dict[str, str]) -> None:
+    def __init__(self, names: Names, tables: Tables, aliases: dict[str, str], *, transposed: bool = False) -> None:
         self.names = names
         self.tables = tables
         self.aliases = aliases
         self.used: dict[str, None] = {}
+        self.base = 0
         self.margin = 1
+        self.transposed = transposed
         self.blocks: list[Block] = [Block()]
         self._counts: dict[str, int] = {}
         self._variables: dict[str, Fragment] = {}
@@ -103,11 +107,11 @@ class Writer:
 
     def emit(self, line: str, depth: int, comment: str = "") -> None:
         """Append a statement to the block at a depth."""
-        self.blocks[depth].lines.extend(with_comment(line, comment, self.margin + depth))
+        self.blocks[depth].lines.extend(with_comment(line, comment, self.base + self.margin + depth))
 
     def fits(self, text: str, depth: int) -> bool:
         """Tell whether an expression leaves room for a name and the indents."""
-        return len(text) + len(INDENT) * (self.margin + depth) + _NAME_WIDTH <= LINE_WIDTH
+        return len(text) + len(INDENT) * (self.base + self.margin + depth) + _NAME_WIDTH <= LINE_WIDTH
 
     def name(self, fragment: Fragment, stem: str, comment: str = "") -> Fragment:
         """Give a value a name in the block of its depth."""
@@ -144,7 +148,7 @@ class Writer:
 
     def range_of(self, expr: Expr) -> IntRange:
         """Return the values that an int expression may take here."""
-        return int_range(expr, self._counts)
+        return int_range(expr, self._counts, transposed=self.transposed)
 
     def _write(self, expr: Expr) -> Fragment:
         match expr:

@@ -30,6 +30,7 @@ from attnc.ir.nodes import (
     Where,
 )
 from attnc.ir.types import Type
+from attnc.ir.walk import substitute
 
 POSITION_LIMIT = 2**30
 """Positions and sizes stay below it, the unused rows and keys of a last tile included; the launcher checks sizes."""
@@ -59,16 +60,31 @@ _POSITION = IntRange(1 - POSITION_LIMIT, POSITION_LIMIT - 1)
 _NATURAL = IntRange(0, POSITION_LIMIT - 1)
 _SIZE = IntRange(1, POSITION_LIMIT - 1)
 
+_PAIRS = tuple(
+    (Index(one), Index(other))
+    for one, other in (
+        (IndexName.QUERY, IndexName.KEY),
+        (IndexName.QUERY_LOW, IndexName.KEY_LOW),
+        (IndexName.QUERY_HIGH, IndexName.KEY_HIGH),
+    )
+)
 
-def int_range(expr: Expr, counts: Mapping[str, int]) -> IntRange:
+
+def int_range(expr: Expr, counts: Mapping[str, int], *, transposed: bool = False) -> IntRange:
     """Return a range that holds every value of an int expression, computed as a 64-bit int.
 
     Args:
         expr: of type int.
         counts: number of values of each quantifier's variable in scope.
+        transposed: whether keys may have negative positions, and queries none, as in a transposed attention.
     """
-    found = _range(expr, counts)
+    found = _range(_swapped(expr) if transposed else expr, counts)
     return found if found.within(INT64.low, INT64.high) else INT64
+
+
+def _swapped(expr: Expr) -> Expr:
+    """Exchange queries and keys."""
+    return substitute(expr, {one: other for pair in _PAIRS for one, other in (pair, pair[::-1])})
 
 
 def _range(expr: Expr, counts: Mapping[str, int]) -> IntRange:

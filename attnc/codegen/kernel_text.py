@@ -52,6 +52,20 @@ RESERVED = MATH_FUNCTIONS | frozenset(
 )
 """Names with a meaning of their own in every kernel and launcher."""
 
+GRADIENT_NAMES = frozenset(
+    re.findall(
+        r"\w+",
+        """
+        do dp dq dk dv ds dx df di grad_scale sums member kv_heads q_row q_local q_place q_row_lo
+        grad_out_ptr grad_query_ptr grad_key_ptr grad_value_ptr delta_ptr total_ptr do_ptr inverse_l
+        do_stride_b do_stride_h do_stride_n dq_stride_b dq_stride_h dq_stride_n dk_stride_b dk_stride_h dk_stride_n
+        dv_stride_b dv_stride_h dv_stride_n start_gradients cut_gradients finish_gradients d_dim
+        first_row_of_head factor_of_dot q_ptr
+        """,
+    )
+)
+"""Names with a meaning of their own in kernels of gradients."""
+
 INDEX_NAMES = {
     IndexName.BATCH: "batch",
     IndexName.HEAD: "head",
@@ -136,10 +150,13 @@ class Block:
 
 
 class Names:
-    """Hands out names. Those of a loop's own values are free again in the next loop, and there alone."""
+    """Hands out names. Those of a loop's own values are free again in the next loop, and there alone.
 
-    def __init__(self) -> None:
-        self._taken: set[str] = set(RESERVED) | set(keyword.kwlist) | set(keyword.softkwlist)
+    Names that are `also` reserved are never handed out.
+    """
+
+    def __init__(self, also: frozenset[str] = frozenset()) -> None:
+        self._taken: set[str] = set(RESERVED) | also | set(keyword.kwlist) | set(keyword.softkwlist)
         self._local: set[str] = set()
         self._former: set[str] = set()
 

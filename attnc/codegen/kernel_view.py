@@ -14,17 +14,30 @@ from `attnc.runtime.kernel_math`, which has stand-ins where Triton is not instal
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 from attnc.algebra.coordinates import IDENTITY, CoordinateMap, MapKind
 from attnc.algebra.summaries import summary_tensor
-from attnc.codegen.expr_triton import UNROLLED, Writer
+from attnc.codegen.expr_triton import Writer
 from attnc.codegen.functions_triton import fold
-from attnc.codegen.kernel_text import INDENT, MATH_FUNCTIONS, Block, Names, Shape, place, places
-from attnc.codegen.loops import Body, Loop, Weighing, write_body, write_loop
+from attnc.codegen.kernel_pieces import (
+    InputView,
+    base_2,
+    header_of,
+    input_view,
+    is_long_test,
+    is_unshifted,
+    pair_work,
+    state_of,
+    state_tensors,
+    tile_lines,
+    write_scale,
+    write_shift,
+)
+from attnc.codegen.kernel_text import MATH_FUNCTIONS, Block, Names, Shape, place, places
+from attnc.codegen.loops import Body, Loop, Walk, Weighing, write_body, write_loop
 from attnc.codegen.positions import KeyOrder, RowOrder, write_key_order, write_row_order
-from attnc.codegen.reads_triton import Argument, Table, Tables
+from attnc.codegen.reads_triton import Argument, Tables
 from attnc.codegen.sweeps import Sweep, sweeps_of
 from attnc.diagnostics import InternalError
 from attnc.ir.nodes import (
@@ -38,8 +51,6 @@ from attnc.ir.nodes import (
     Function,
     Index,
     IndexName,
-    Quantifier,
-    Read,
     Score,
     Size,
     SizeName,
@@ -47,33 +58,15 @@ from attnc.ir.nodes import (
 )
 from attnc.ir.program import Attention, NormalizeKind
 from attnc.ir.types import Type
-from attnc.ir.walk import children, indices, walk
-from attnc.plan.configs import TileConfig, TileRow, tile_rows
+from attnc.ir.walk import walk
+from attnc.plan.configs import tile_rows
 from attnc.plan.kernel_plan import Plan
 
-LOG2_E = math.log2(math.e)
 HEAVY_WORK = 6
 """Operations on pairs beyond which a kernel gets smaller tiles: kernels of the examples spill from there on."""
 MOST_LOOPS = 5
 """Loops over keys beyond which a kernel gets smaller tiles: one with seven spills without."""
 _REAL_KEY = Binary(BinaryOp.LT, Index(IndexName.KEY), Size(SizeName.KEYS), Type.BOOL)
-
-
-@dataclass(frozen=True, slots=True)
-class InputView:
-    """One of the user's tensors in the launcher.
-
-    Attributes:
-        local: the launcher's name for it.
-        position: among all inputs.
-        broadcast_text: tuple of `B`, `H` or nothing per dimension: what a dimension of size 1 is expanded to.
-        used: whether the kernel reads it.
-    """
-
-    local: str
-    position: int
-    broadcast_text: str
-    used: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +78,7 @@ class KernelView:
         table: name of the table of its tiles.
         header: comment lines: the statements of the pattern.
         normalize: `softmax`, `rows` or `sum` (weights that are not divided by their sum).
+        kept: what is kept of each row, see `state_of`.
         before_shift: statements that compute an `align at`.
         shift: text of `i - r`; empty if it is 0 and `q_idx` is the row itself.
         clamped: whether positions are clamped because `shift` is the caller's.
@@ -113,11 +107,12 @@ class KernelView:
     table: str
     header: tuple[str, ...]
     normalize: str
+    kept: str
     before_shift: tuple[str, ...]
     shift: str
     clamped: bool
     prologue: tuple[str, ...]
-    loops: tuple[Loop, ...]
+    loops: tuple[Loop[Body], ...]
     scale: str
     scale_is_row: bool
     sink: str
@@ -137,6 +132,11 @@ class KernelView:
     inputs: tuple[InputView, ...]
     tiles: tuple[str, ...]
 
+    @property
+    def shared(self) -> bool:
+        """Whether programs may take turns at the keys of the same rows."""
+        return bool(self.loops)
+
 
 def kernel_view(plan: Plan, sweep: Sweep | None = None, *, variant: str = "") -> KernelView:
     """Decide everything about one of the Triton kernels of a plan.
@@ -152,16 +152,16 @@ def kernel_view(plan: Plan, sweep: Sweep | None = None, *, variant: str = "") ->
     names = Names()
     summaries = (summary_tensor(attention, name) for name in plan.summaries)
     tables = Tables(names, (*attention.tensors, *summaries))
-    writer = Writer(names, tables, _aliases(attention, sweep))
-    before_shift, shift, clamped = _write_shift(writer, attention)
+    writer = Writer(names, tables, aliases_of(attention, sweep))
+    before_shift, shift, clamped = write_shift(writer, attention)
     reverse = bool(plan.facts.causal)
     rows = write_row_order(writer, sweep.query, shifted=bool(shift), reverse=reverse)
     weighing = weighing_of(plan)
     orders: dict[CoordinateMap, KeyOrder] = {}
     loops = _write_loops(writer, sweep, weighing, orders)
-    scale, scale_is_row = _write_scale(writer, attention, softmax=softmax)
+    scale, scale_shape = write_scale(writer, attention, softmax=softmax)
     resumed = _write_resumed(writer, sweep)
-    sink = _write_row(writer, _base2(attention.normalize.sink), "sink") if softmax and sweep.resumed != TRUE else ""
+    sink = _write_row(writer, base_2(attention.normalize.sink), "sink") if softmax and sweep.resumed != TRUE else ""
     walked = {one.layout.key for one in sweep.passes}
     careful_order = orders.get(walked.pop()) if len(walked) == 1 else None
     careful = _write_careful(writer, sweep, weighing)
@@ -169,7 +169,7 @@ def kernel_view(plan: Plan, sweep: Sweep | None = None, *, variant: str = "") ->
     # Sums of earlier kernels take registers as much arithmetic does, and so do many loops.
     heavy = _is_heavy(sweep, weighing) or bool(sweep.before) or len(loops) > MOST_LOOPS
     gathered = any(loop.order is not None for loop in loops)
-    tested = any(_is_long_test(interval.tile_test) for one in sweep.passes for interval in one.tiles.intervals)
+    tested = any(is_long_test(interval.tile_test) for one in sweep.passes for interval in one.tiles.intervals)
     defaults = tile_rows(sweep.query_tile, sweep.key_tile, heavy=heavy, gathered=gathered, tested=tested)
     long_rows = "" if rows is not None or not loops else _long_rows(plan)
     values = _parameters(attention, used, tables, sweep, careful=careful is not None, ranged=bool(long_rows))
@@ -177,15 +177,16 @@ def kernel_view(plan: Plan, sweep: Sweep | None = None, *, variant: str = "") ->
     return KernelView(
         function=f"_{stem}_kernel",
         table=f"_{stem}_tiles",
-        header=_header(attention),
+        header=header_of(attention),
         normalize={NormalizeKind.SOFTMAX: "softmax", NormalizeKind.ROWS: "rows"}.get(attention.normalize.kind, "sum"),
+        kept=state_of(attention),
         before_shift=before_shift,
         shift=shift,
         clamped=clamped,
         prologue=tuple(writer.blocks[0].lines),
         loops=loops,
         scale=scale,
-        scale_is_row=scale_is_row,
+        scale_is_row=scale_shape is Shape.ROW,
         sink=sink,
         careful=careful,
         reverse=reverse,
@@ -200,23 +201,28 @@ def kernel_view(plan: Plan, sweep: Sweep | None = None, *, variant: str = "") ->
         parameters=tuple(value.declaration for value in values),
         unspecialized=tuple(value.name for value in values if not value.specialize),
         call=tuple((value.name, value.value) for value in values),
-        inputs=tuple(_input_view(table) for table in tables.all),
-        tiles=tuple(line for row in defaults for line in _tile_lines(row)),
+        inputs=tuple(input_view(table) for table in tables.all),
+        tiles=tuple(line for row in defaults for line in tile_lines(row)),
     )
 
 
 def _write_loops(
     writer: Writer, sweep: Sweep, weighing: Weighing, orders: dict[CoordinateMap, KeyOrder]
-) -> tuple[Loop, ...]:
+) -> tuple[Loop[Body], ...]:
     """Write the loops of each pass in turn, and the orders of their keys."""
-    loops: list[Loop] = []
+    loops: list[Loop[Body]] = []
+
+    def body(writer: Writer, mask: Expr) -> Body:
+        return write_body(writer, mask, weighing)
+
     for one in sweep.passes:
         key = one.layout.key
         opens = key != IDENTITY and key not in orders and bool(one.tiles.intervals)
         if opens:
             orders[key] = write_key_order(writer, key)
         for position, interval in enumerate(one.tiles.intervals):
-            loop = write_loop(writer, interval, weighing, first=position == 0, order=orders.get(key))
+            walk = Walk(orders.get(key))
+            loop = write_loop(writer, interval, body, first=position == 0, walk=walk)
             loops.append(replace(loop, opens=opens and position == 0))
     return tuple(loops)
 
@@ -234,7 +240,7 @@ def _long_rows(plan: Plan) -> str:
     shift = plan.attention.align.shift
     if not plan.long_rows:
         return ""
-    if _is_unshifted(plan.attention):
+    if is_unshifted(plan.attention):
         return str(plan.long_rows)
     if shift == Binary(BinaryOp.SUB, Size(SizeName.KEYS), Size(SizeName.QUERIES), Type.INT):
         return f"{plan.long_rows} + call.N - call.M"
@@ -276,9 +282,9 @@ def weighing_of(plan: Plan) -> Weighing:
     return Weighing(score, None, ", ".join(dict.fromkeys(part for part in parts if part)))
 
 
-def _aliases(attention: Attention, sweep: Sweep) -> dict[str, str]:
+def aliases_of(attention: Attention, sweep: Sweep) -> dict[str, str]:
     """Where positions are rows, `q_idx` is both, and bounds of a tile are rows too; so is a class its first row."""
-    if not _is_unshifted(attention):
+    if not is_unshifted(attention):
         return {}
     match sweep.query.kind:
         case MapKind.IDENTITY:
@@ -289,39 +295,6 @@ def _aliases(attention: Attention, sweep: Sweep) -> dict[str, str]:
             return {"row_idx": "q_idx"}
         case MapKind.BOX:
             raise InternalError("queries do not lie in a box")
-
-
-def _is_unshifted(attention: Attention) -> bool:
-    return fold(attention.align.shift) == Const(0, Type.INT)
-
-
-def _write_shift(writer: Writer, attention: Attention) -> tuple[tuple[str, ...], str, bool]:
-    if _is_unshifted(attention):
-        return (), "", False
-    shift = attention.align.shift
-    fragment = writer.write(shift)
-    end = Binary(BinaryOp.SUB, Size(SizeName.KEYS), Size(SizeName.QUERIES), Type.INT)
-    clamped = shift != end
-    text = f"{writer.use('clamp_position')}({fragment.text})" if clamped else fragment.text
-    if clamped and fragment.constant:
-        text = fragment.text
-    lines = tuple(writer.blocks[0].lines)
-    writer.blocks = [Block()]  # nothing else may read their values: they are left out where no position is used
-    return lines, text, clamped
-
-
-def _base2(expr: Expr | None) -> Expr | None:
-    return None if expr is None else Binary(BinaryOp.MUL, expr, Const(LOG2_E, Type.FLOAT), Type.FLOAT)
-
-
-def _write_scale(writer: Writer, attention: Attention, *, softmax: bool) -> tuple[str, bool]:
-    if attention.scale is None:
-        return "", False
-    scale = _base2(attention.scale) if softmax else attention.scale
-    if scale is None:
-        return "", False
-    fragment = writer.root(scale, "own_scale", places(node.span for node in walk(attention.scale)))
-    return fragment.text, fragment.shape is Shape.ROW
 
 
 def _write_row(writer: Writer, expr: Expr | None, stem: str) -> str:
@@ -344,7 +317,7 @@ def _write_careful(writer: Writer, sweep: Sweep, weighing: Weighing) -> Body | N
 
 def _close(
     writer: Writer,
-    loops: tuple[Loop, ...],
+    loops: tuple[Loop[Body], ...],
     careful: Body | None,
     rows: RowOrder | None,
     careful_order: KeyOrder | None,
@@ -378,60 +351,11 @@ def _close(
     return frozenset(used)
 
 
-def _header(attention: Attention) -> tuple[str, ...]:
-    lines = [f"attention {attention.name}"]
-    for span in attention.statements:
-        lines.extend(f"    {line.strip()}" for line in span.text.splitlines() if line.strip())
-    for name, value in attention.params:
-        lines.append(f"    with {name} = {value.value}")
-    return tuple("".join(c if c.isprintable() else " " for c in line) for line in lines)
-
-
-def _is_long_test(test: Expr | None) -> bool:
-    """Tell whether a tile test computes what every program keeps: hashes, or what tables hold."""
-    kinds = (node for node in walk(test) if isinstance(node, Call | Read)) if test is not None else ()
-    return any(isinstance(node, Read) or node.function is Function.HASH for node in kinds)
-
-
 def _is_heavy(sweep: Sweep, weighing: Weighing) -> bool:
     """Tell whether pairs take so much arithmetic that tiles must be small to keep it in registers."""
-    work = _pair_work(weighing.score) + (_pair_work(weighing.factor) if weighing.factor is not None else 0)
-    masks = (_pair_work(interval.residual) for one in sweep.passes for interval in one.tiles.intervals)
+    work = pair_work(weighing.score) + (pair_work(weighing.factor) if weighing.factor is not None else 0)
+    masks = (pair_work(interval.residual) for one in sweep.passes for interval in one.tiles.intervals)
     return work + max(masks, default=0) > HEAVY_WORK
-
-
-def _pair_work(expr: Expr) -> int:
-    """Count operations on pairs; reads of tables pair by pair, with their addresses, count eightfold."""
-    found = indices(expr)
-    if not (IndexName.KEY in found and found & {IndexName.QUERY, IndexName.ROW}):
-        return 0
-    inner = sum(_pair_work(child) for child in children(expr))
-    match expr:
-        case Read():
-            return inner + 8
-        case Quantifier(count=count):
-            return inner * min(count, UNROLLED)
-        case _:
-            return inner + 1
-
-
-def _input_view(table: Table) -> InputView:
-    letters = {SizeName.BATCH: "B", SizeName.HEADS: "H"}
-    dims = table.tensor.dims
-    texts = [f'"{letters.get(dim.name, "") if isinstance(dim, Size) else ""}"' for dim in dims]
-    text = f"({texts[0]},)" if len(texts) == 1 else f"({', '.join(texts)})"
-    return InputView(table.local, table.position, text, table.used)
-
-
-def _tile_lines(row: TileRow) -> list[str]:
-    key = f'("{row.target}", {row.element_size}, {row.head_size})'
-    tiles = [_tiles_text(config) for config in row.configs]
-    return [f"{key}: ({tiles[0]},),"] if len(tiles) == 1 else [f"{key}: (", *(f"{INDENT}{one}," for one in tiles), "),"]
-
-
-def _tiles_text(config: TileConfig) -> str:
-    more = (", descriptors=True" if config.descriptors else "") + (f", chunk={config.chunk}" if config.chunk else "")
-    return f"Tiles({config.query}, {config.key}, warps={config.warps}, stages={config.stages}{more})"
 
 
 def _parameters(
@@ -439,15 +363,14 @@ def _parameters(
 ) -> tuple[Argument, ...]:
     """Return the kernel's parameters and what the launcher passes for them, in order."""
     dot, call = "dot" in used, "step" if "value" in used else "call"
-    softmax = attention.normalize.kind is NormalizeKind.SOFTMAX
     tensors = {"query": "q", "key": "k"} if dot else {}
     if "value" in used:
         tensors["value"] = "v"
     if sweep.is_last:
         tensors["out"] = "o"
     values = [Argument(f"{tensor}_ptr", f"{call}.{tensor}") for tensor in tensors]
-    if softmax and sweep.is_last:
-        values.append(Argument("lse_ptr", f"{call}.lse"))
+    if sweep.is_last:
+        values.extend(Argument(f"{one}_ptr", f"{call}.{one}") for one in state_tensors(state_of(attention)))
     if sweep.before or not sweep.is_last:
         values.append(Argument("kept_out_ptr", f"{call}.kept_out"))
         values.extend(Argument(f"kept_{one}_ptr", f"{call}.kept_{one}") for one in kept_sums(attention))

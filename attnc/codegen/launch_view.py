@@ -18,7 +18,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from attnc.algebra.summaries import summary_source
-from attnc.codegen.kernel_view import InputView, KernelView, kept_sums, kernel_view
+from attnc.codegen.kernel_pieces import InputView
+from attnc.codegen.kernel_view import KernelView, kept_sums, kernel_view
 from attnc.codegen.sweeps import sweeps_of
 from attnc.plan.kernel_plan import Plan
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
+from attnc.algebra.int_exprs import ZERO, minus
 from attnc.algebra.key_intervals import Coverage, KeyInterval
 from attnc.codegen.expr_triton import Writer
 from attnc.codegen.functions_triton import fold
@@ -49,9 +52,43 @@ class Body:
     mask: str
     factor: str
 
+    @property
+    def text(self) -> str:
+        """Everything that is written here."""
+        return "\n".join((*self.lines, self.mask, self.factor))
+
+
+class AnyBody(Protocol):
+    """What a loop does with a tile, whatever that is."""
+
+    @property
+    def text(self) -> str:
+        """Everything that is written there."""
+
+
+BodyType = TypeVar("BodyType", bound=AnyBody)
+
 
 @dataclass(frozen=True, slots=True)
-class Loop:
+class Walk:
+    """How loops go over keys.
+
+    Attributes:
+        order: None for plain order.
+        origin: number of the first key: tiles are counted from there.
+        real: which keys there are, for tiles that may reach past the last one.
+    """
+
+    order: KeyOrder | None = None
+    origin: Expr = ZERO
+    real: Expr = _REAL_KEY
+
+
+PLAIN_WALK = Walk()
+
+
+@dataclass(frozen=True, slots=True)
+class Loop(Generic[BodyType]):
     """One interval's loop.
 
     Attributes:
@@ -60,9 +97,11 @@ class Loop:
         before: statements of each tile that its `tile_test` needs.
         tile_test: condition for visiting a tile; empty if all are visited.
         ragged: whether tiles may reach past the last key, so that loads are guarded.
-        uses_kv_idx, uses_kv_hi: whether the statements mention keys one by one, or the last key of the tile.
+        uses_kv_idx, uses_kv_lo, uses_kv_hi: whether the statements mention keys one by one, or the first or last key of
+            the tile.
         order: of its keys; None for plain order.
         opens: whether it is the first loop in that order.
+        origin: text of the number of the first key, which tiles are counted from; empty for 0.
     """
 
     title: str
@@ -71,26 +110,34 @@ class Loop:
     tile_test: str
     ragged: bool
     uses_kv_idx: bool
+    uses_kv_lo: bool
     uses_kv_hi: bool
-    body: Body
+    body: BodyType
     order: KeyOrder | None = None
     opens: bool = False
+    origin: str = ""
 
 
 def write_loop(
-    writer: Writer, interval: KeyInterval, weighing: Weighing, *, first: bool, order: KeyOrder | None = None
-) -> Loop:
+    writer: Writer,
+    interval: KeyInterval,
+    write: Callable[[Writer, Expr], BodyType],
+    *,
+    first: bool,
+    walk: Walk = PLAIN_WALK,
+) -> Loop[BodyType]:
     """Write the loop of one interval. Values that do not change in it go to the writer's block 0.
 
     Args:
         writer: of the kernel.
         interval: what the loop covers.
-        weighing: what its tiles are weighed by.
+        write: writes what is done with a tile, given the condition that its pairs are tested for.
         first: whether no loop of its pass stands before it; others start where the one before ended.
-        order: of its keys; None for plain order.
+        walk: how it goes over keys.
     """
-    outer = writer.blocks[0]
-    setup = _write_setup(writer, interval, outer, first=first)
+    outer, order = writer.blocks[0], walk.order
+    origin = "" if walk.origin == ZERO else writer.write_named(walk.origin, "first").text
+    setup = _write_setup(writer, interval, outer, walk.origin, first=first)
     writer.blocks = [outer, Block()]
     test = ""
     before: tuple[str, ...] = ()
@@ -103,23 +150,26 @@ def write_loop(
         writer.margin = 3 if test else 2
     # In other orders, numbers past the last key stand for key M, of which the residual says nothing.
     ragged = interval.ragged or (order is not None and interval.coverage is Coverage.PARTIAL)
-    mask = And((interval.residual, _REAL_KEY)) if ragged else interval.residual
-    body = write_body(writer, mask, weighing)
+    mask = And((interval.residual, walk.real)) if ragged else interval.residual
+    body = write(writer, mask)
     writer.blocks, writer.margin = [outer], 1
     writer.names.end_loop()
     kind = "all pairs" if interval.coverage is Coverage.FULL else "some pairs"
     title = f"{interval.label}: {kind}" if interval.label else kind
-    text = "\n".join((*before, test, *body.lines, body.mask, body.factor))
+    text = "\n".join((*before, test, body.text))
+    position, low, last = (writer.aliases.get(name, name) for name in ("kv_idx", "kv_lo", "kv_hi"))
     return Loop(
         title=_one_line(title),
         setup=setup,
         before=before,
         tile_test=test,
         ragged=interval.coverage is Coverage.PARTIAL,
-        uses_kv_idx="kv_idx" in text or (order is not None and not order.step),
-        uses_kv_hi="kv_hi" in text,
+        uses_kv_idx=position in text or (order is not None and not order.step),
+        uses_kv_lo=low in text,
+        uses_kv_hi=last in text,
         body=body,
         order=order,
+        origin=origin,
     )
 
 
@@ -146,14 +196,14 @@ def write_body(writer: Writer, mask: Expr, weighing: Weighing) -> Body:
     return Body(uses_dot, tuple(block.lines), condition, factor)
 
 
-def _write_setup(writer: Writer, interval: KeyInterval, outer: Block, *, first: bool) -> tuple[str, ...]:
+def _write_setup(writer: Writer, interval: KeyInterval, outer: Block, origin: Expr, *, first: bool) -> tuple[str, ...]:
     """Round the interval to whole tiles, after those that earlier loops have visited."""
     # The statements stand just above their loop; what block 0 has already is taken from there.
     setup = Block(written=dict(outer.written))
     writer.blocks, writer.margin = [setup], 2
     done = "0" if first else "end"
-    start = _tile_text(writer, interval.start, up=interval.start_up)
-    stop = _tile_text(writer, interval.stop, up=interval.stop_up)
+    start = _tile_text(writer, minus(interval.start, origin), up=interval.start_up)
+    stop = _tile_text(writer, minus(interval.stop, origin), up=interval.stop_up)
     begin = done if start == "0" else f"tl.maximum({done}, {start})"
     lines = [*setup.lines, f"begin = {begin}", f"end = tl.maximum(begin, {stop})"]
     return tuple(lines)
@@ -170,7 +220,8 @@ def _tile_text(writer: Writer, bound: Expr, *, up: bool) -> str:
         text = f"{writer.use('clamp_position')}({writer.named(fragment, 'bound').text})"
     else:
         text = fragment.text if up else writer.text(fragment, Shape.SCALAR, PRODUCT)
-    return f"tl.cdiv({text}, BLOCK_N)" if up else f"{text} // BLOCK_N"
+    block = writer.aliases.get("BLOCK_N", "BLOCK_N")
+    return f"tl.cdiv({text}, {block})" if up else f"{text} // {block}"
 
 
 def _one_line(text: str) -> str:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attnc.algebra.coordinates import LOCAL_QUERY, CoordinateMap, MapKind
-from attnc.algebra.int_exprs import product
+from attnc.algebra.coordinates import LOCAL_QUERY, CoordinateMap, MapKind, Reach
+from attnc.algebra.int_exprs import minus, product
 from attnc.codegen.expr_triton import Writer
 from attnc.codegen.kernel_text import Block
 from attnc.diagnostics import InternalError
@@ -143,7 +143,9 @@ def _write_box(writer: Writer, order: CoordinateMap) -> KeyOrder:
     )
 
 
-def write_row_order(writer: Writer, order: CoordinateMap, *, shifted: bool, reverse: bool) -> RowOrder | None:
+def write_row_order(
+    writer: Writer, order: CoordinateMap, *, shifted: bool, reverse: bool, size: SizeName = SizeName.QUERIES
+) -> RowOrder | None:
     """Write the order of rows of a kernel; None for the plain one.
 
     Args:
@@ -151,51 +153,52 @@ def write_row_order(writer: Writer, order: CoordinateMap, *, shifted: bool, reve
         order: of the rows.
         shifted: whether positions of rows differ from rows.
         reverse: whether rows with the most keys come last in the order.
+        size: how many rows there are; as many as keys, where rows are those.
     """
     last = ", those with the most keys first" if reverse else ""
     match order.kind:
         case MapKind.IDENTITY:
             return None
         case MapKind.RESIDUE:
-            return _residue_rows(order.period, shifted=shifted, last=last)
+            return _residue_rows(order.period, shifted=shifted, last=last, size=size.value)
         case MapKind.RUNS:
-            return _write_runs(writer, order, shifted=shifted, last=last)
+            return _write_runs(writer, order, shifted=shifted, last=last, size=size)
         case MapKind.GRID:
-            return _write_grid(writer, order, shifted=shifted, last=last)
+            return _write_grid(writer, order, shifted=shifted, last=last, size=size)
         case MapKind.BOX:
             raise InternalError("queries do not lie in a box")
 
 
-def _residue_rows(period: int, *, shifted: bool, last: str) -> RowOrder:
+def _residue_rows(period: int, *, shifted: bool, last: str, size: str) -> RowOrder:
     """Describe residue order. A class is told by its first row, so that no class is without one."""
     # Rows of a class are as far apart as their positions, so both have the same numbers but for the first one's.
     place = f"(first_row + shift, {period})"
     return RowOrder(
         about=f"{period} apart{last}",
-        classes=f"tl.minimum(N, {period})",
-        most=f"tl.cdiv(N, {period})",
+        classes=f"tl.minimum({size}, {period})",
+        most=f"tl.cdiv({size}, {period})",
         values=(("residue", f"floor_mod{place}"), ("first_local", f"floor_div{place}")) if shifted else (),
         before=(),
         first="first_local" if shifted else "",
-        end=f"tl.cdiv(N - first_row, {period})",
+        end=f"tl.cdiv({size} - first_row, {period})",
         row=f"first_row + local_row * {period}",
         is_row="local_row < row_count",
         launch=f"RowOrder({period})",
     )
 
 
-def _write_runs(writer: Writer, order: CoordinateMap, *, shifted: bool, last: str) -> RowOrder:
-    first, end, lines = _write_ends(writer, order, shifted=shifted)
+def _write_runs(writer: Writer, order: CoordinateMap, *, shifted: bool, last: str, size: SizeName) -> RowOrder:
+    first, end, lines = _write_ends(writer, order, shifted=shifted, size=size)
     if order.length > 1:
         writer.use("floor_div")
         writer.use("floor_mod")
     position = _run_position(order, "local_row", "floor_div({}, {})", "floor_mod({}, {})")
     period, length = order.period, order.length
-    most = f"N // {period}" + (f" * {length}" if length > 1 else "")
+    most = f"{size.value} // {period}" + (f" * {length}" if length > 1 else "")
     return RowOrder(
         about=f"{_runs(order)}{last}",
         classes="",
-        most=f"{most} + tl.minimum(N % {period}, {length})",
+        most=f"{most} + tl.minimum({size.value} % {period}, {length})",
         values=(),
         before=lines,
         first="" if first == "0" else first,
@@ -206,9 +209,11 @@ def _write_runs(writer: Writer, order: CoordinateMap, *, shifted: bool, last: st
     )
 
 
-def _write_ends(writer: Writer, order: CoordinateMap, *, shifted: bool) -> tuple[str, str, tuple[str, ...]]:
+def _write_ends(
+    writer: Writer, order: CoordinateMap, *, shifted: bool, size: SizeName
+) -> tuple[str, str, tuple[str, ...]]:
     """Write the number of the first row and that past the last one; return both and the statements before them."""
-    past = Binary(BinaryOp.ADD, _SHIFT, Size(SizeName.QUERIES), Type.INT)
+    past = Binary(BinaryOp.ADD, _SHIFT, Size(size), Type.INT)
     bounds = [order.first_from(_SHIFT), order.end_before(past)]
     if not shifted:
         bounds = [substitute(bound, {_SHIFT: Const(0, Type.INT)}) for bound in bounds]
@@ -223,18 +228,19 @@ def _take_lines(writer: Writer) -> tuple[str, ...]:
     return tuple(block.lines)
 
 
-def _write_grid(writer: Writer, order: CoordinateMap, *, shifted: bool, last: str) -> RowOrder:
+def _write_grid(writer: Writer, order: CoordinateMap, *, shifted: bool, last: str, size: SizeName) -> RowOrder:
     """Write which points of a grid a program's rows are; a point that is no row stands for row `N`."""
     grid, axis = order.grid, order.axes[0]
-    first, end, before = _write_ends(writer, order, shifted=shifted)
+    first, end, before = _write_ends(writer, order, shifted=shifted, size=size)
     place = writer.root(grid.position(LOCAL_QUERY), "place").text
     real = "" if grid.is_real(LOCAL_QUERY) == TRUE else writer.root(grid.is_real(LOCAL_QUERY), "in_grid").text
     if shifted:
         writer.emit(f"{place} = {place} - shift", 0)
-    writer.used["N"] = None
-    tests = [*([f"({place} >= 0)"] if shifted else []), f"({place} < N)", *([real] if real else [])]
+    writer.used[size.value] = None
+    tests = [*([f"({place} >= 0)"] if shifted else []), f"({place} < {size.value})", *([real] if real else [])]
     tile = " x ".join(str(one.tile) for one in order.axes)
-    steps = f"(N + {axis.stride - 2}) // {axis.stride}" if axis.stride > 2 else "N"
+    count = size.value
+    steps = f"({count} + {axis.stride - 2}) // {axis.stride}" if axis.stride > 2 else count
     return RowOrder(
         about=f"a part of a tile of {tile} points of a grid{last}",
         classes="",
@@ -267,3 +273,52 @@ def _runs(order: CoordinateMap) -> str:
     if order.length == 1:
         return f"position {order.first} of every {order.period}"
     return f"positions {order.first} .. {order.first + order.length - 1} of every {order.period}"
+
+
+def write_query_order(writer: Writer, order: CoordinateMap, reach: Reach, *, shifted: bool) -> KeyOrder:
+    """Write the order of queries that loops of a transposed attention go over, counted from the first one.
+
+    Args:
+        writer: of the kernel.
+        order: not the plain one.
+        reach: of the queries' positions.
+        shifted: whether positions of queries differ from rows.
+    """
+    if order.kind is MapKind.BOX:
+        return _write_query_box(writer, order, shifted=shifted)
+    first = writer.write_named(order.first_from(reach.first), "q_first")
+    count = writer.root(minus(order.end_before(reach.past), order.first_from(reach.first)), "q_count").text
+    if order.kind is not MapKind.RESIDUE:
+        number = "q_local" if first.text == "0" else f"(q_local + {first.text})"
+        divide, remain = ("{} // {}", "{} % {}")
+        if shifted:
+            divide, remain = f"{writer.use('floor_div')}({{}}, {{}})", f"{writer.use('floor_mod')}({{}}, {{}})"
+        place = _run_position(order, number, divide, remain)
+        return KeyOrder(f"Queries in {_runs(order)}.", count, f"{place} - shift" if shifted else place)
+    position = order.position(order.first_from(reach.first)) if shifted else order.residue
+    row = minus(position, _SHIFT) if shifted else position
+    first_row = writer.root(row, "first_query").text
+    queries, grads, query_step, grad_step = (
+        writer.names.fresh(name) for name in ("class_queries", "class_grads", "query_step", "grad_step")
+    )
+    return KeyOrder(
+        f"Queries {order.period} apart: those of this program's class.",
+        count,
+        f"{first_row} + q_local * {order.period}",
+        order.period,
+        first_row,
+        queries,
+        grads,
+        query_step,
+        grad_step,
+    )
+
+
+def _write_query_box(writer: Writer, order: CoordinateMap, *, shifted: bool) -> KeyOrder:
+    """Write the box of queries around a tile of keys; queries before the first row are none."""
+    box = _write_box(writer, order)
+    lines = [line.replace("kv_local", "q_local").replace("kv_place", "q_place") for line in box.before]
+    if shifted:
+        lines.append("q_place -= shift")
+    about = box.about.replace("Keys in", "Queries in")
+    return KeyOrder(about, box.count, "tl.where(q_place >= 0, q_place, N)", before=tuple(lines))

@@ -11,6 +11,7 @@ from importlib import metadata
 import jinja2
 
 from attnc.codegen.expr_torch import printable
+from attnc.codegen.gradient_view import GradientsView, gradient_views
 from attnc.codegen.launch_view import LaunchView, launch_views
 from attnc.codegen.names import check_builtins, check_names, public_names
 from attnc.codegen.runtime_source import RuntimeSource, import_line, read_runtime
@@ -50,7 +51,7 @@ class ModuleView:
     imports: tuple[str, ...]
     exports: tuple[str, ...]
     runtime: str
-    attentions: tuple[tuple[AttentionView, tuple[LaunchView, ...]], ...]
+    attentions: tuple[tuple[AttentionView, tuple[LaunchView, ...], tuple[GradientsView, ...]], ...]
 
 
 def render_module(plans: Sequence[Plan], *, source: SourceFile | None = None, standalone: bool = False) -> str:
@@ -72,22 +73,25 @@ def render_module(plans: Sequence[Plan], *, source: SourceFile | None = None, st
     span = attentions[0].span
     shown = source or (span.source if span is not None else SourceFile("<pattern>", ""))
     seed = f"{metadata.version('attnc')} {'standalone' if standalone else 'module'}\n{shown.text}"
-    pairs = tuple((attention_view(plan, seed), launch_views(plan)) for plan in plans)
+    views = tuple((attention_view(plan, seed), launch_views(plan), gradient_views(plan)) for plan in plans)
     exports = tuple(name for attention in attentions for name in public_names(attention.name))
-    draft = ModuleView(_pattern_comments(shown), _title(shown), (), exports, "", pairs)
+    draft = ModuleView(_pattern_comments(shown), _title(shown), (), exports, "", views)
     body = _environment().get_template("module.py.jinja").render(module=draft)
     text = runtime.text if standalone else ""
     used, defined = _names(body)
     check_builtins(attentions, used | _names(text)[0])
     imports = _imports(used - defined, runtime, standalone)
-    view = ModuleView(draft.comments, draft.title, imports, exports, text, pairs)
+    view = ModuleView(draft.comments, draft.title, imports, exports, text, views)
     return _environment().get_template("module.py.jinja").render(module=view)
 
 
 def render_kernel(plan: Plan) -> str:
     """Write the Triton kernels and the launchers of one attention as they stand in its module."""
     template = _environment().get_template("launcher.py.jinja")
-    return "\n\n\n".join(template.render(launch=launch).strip("\n") for launch in launch_views(plan)) + "\n"
+    texts = [template.render(launch=launch) for launch in launch_views(plan)]
+    template = _environment().get_template("gradient_launcher.py.jinja")
+    texts += [template.render(gradients=gradients) for gradients in gradient_views(plan)]
+    return "\n\n\n".join(text.strip("\n") for text in texts) + "\n"
 
 
 @cache

@@ -11,7 +11,7 @@ from pathlib import Path
 from attnc.diagnostics import InternalError
 
 PACKAGE = "attnc.runtime"
-ROOTS = ("dispatch", "kernel_loads", "kernel_math", "launch", "pairs", "program", "summaries")
+ROOTS = ("dispatch", "gradient_launch", "kernel_loads", "kernel_math", "launch", "pairs", "program", "summaries")
 """Modules that generated code imports; it needs what these need, and nothing else."""
 
 

@@ -9,10 +9,14 @@ from dataclasses import dataclass
 from attnc.algebra.coordinates import CoordinateMap, MapKind
 from attnc.algebra.data_tests import reads_pairs, whole_test
 from attnc.algebra.extents import TileExtents, TileLimits
+from attnc.algebra.gradients import ReadGradient
 from attnc.algebra.key_intervals import Coverage, KeyInterval
 from attnc.codegen.expr_torch import length_text, printable, quoted, torch_body
+from attnc.codegen.gradient_loops import slopes_of
+from attnc.codegen.kernel_view import weighing_of
 from attnc.codegen.launch_view import summaries_text, variant_name
 from attnc.codegen.layout import Bracket, call, lay_out, sequence
+from attnc.codegen.linear_scores import split_linear
 from attnc.codegen.names import class_name
 from attnc.codegen.period import far_form, shift_period
 from attnc.diagnostics import InternalError
@@ -21,15 +25,12 @@ from attnc.ir.nodes import (
     And,
     Binary,
     BinaryOp,
-    Const,
     Expr,
     Index,
     IndexName,
     Score,
     Size,
     SizeName,
-    Unary,
-    UnaryOp,
 )
 from attnc.ir.program import Attention, NormalizeKind, Tensor, TensorKind
 from attnc.ir.show import show
@@ -219,8 +220,17 @@ def _program_fields(plan: Plan, formulas: Formulas) -> list[Field]:
         fields.append(("mask_tables", sequence([quoted(name) for name in in_mask])))
     if len(plan.passes) == 1 and plan.passes[0].form is Form.LIBRARY and plan.passes[0].library is not None:
         fields.append(("library", quoted(plan.passes[0].library.value)))
+    reads = slopes_of(weighing_of(plan), softmax=normalize.kind is NormalizeKind.SOFTMAX).reads
+    if reads:
+        fields.append(("reads", sequence([_table_read(one, number, formulas) for number, one in enumerate(reads)])))
     fields.append(("launch", f"_{attention.name}_launch"))
+    fields.append(("gradients", f"_{attention.name}_gradients"))
     return fields
+
+
+def _table_read(one: ReadGradient, number: int, formulas: Formulas) -> Bracket:
+    element = formulas.name(f"read_{number}", one.read)
+    return call("TableRead", ("table", quoted(one.read.table)), ("axes", quoted(one.axes.value)), ("element", element))
 
 
 def _period_fields(condition: Expr, formulas: Formulas, suffix: str) -> list[Field]:
@@ -252,55 +262,6 @@ def _score_fields(plan: Plan, formulas: Formulas) -> list[Field]:
         fields.append(("bias", formulas.name("bias", bias)))
         fields.append(("bias_period", str(shift_period(bias))))
     return fields
-
-
-def split_linear(score: Expr) -> tuple[float, Expr | None] | None:
-    """Return `(a, b)` where the score is `a * s + b` with a constant `a` and a `b` free of `s`; None if it is not."""
-    match score:
-        case Score():
-            return 1.0, None
-        case Unary(op=UnaryOp.NEG, operand=operand):
-            return _times(split_linear(operand), -1.0)
-        case Binary(op=BinaryOp.ADD | BinaryOp.SUB as op, left=left, right=right):
-            sign = 1.0 if op is BinaryOp.ADD else -1.0
-            if not _uses_score(right):
-                inner = split_linear(left)
-                return None if inner is None else (inner[0], _add(inner[1], right, op))
-            if not _uses_score(left):
-                inner = _times(split_linear(right), sign)
-                return (
-                    None
-                    if inner is None
-                    else (inner[0], left if inner[1] is None else _add(left, inner[1], BinaryOp.ADD))
-                )
-            return None
-        case Binary(op=BinaryOp.MUL, left=Const(value=value), right=right):
-            return _times(split_linear(right), float(value))
-        case Binary(op=BinaryOp.MUL, left=left, right=Const(value=value)):
-            return _times(split_linear(left), float(value))
-        case Binary(op=BinaryOp.DIV, left=left, right=Const(value=value)) if value != 0:
-            return _times(split_linear(left), 1.0 / float(value))
-        case _:
-            return None
-
-
-def _times(split: tuple[float, Expr | None] | None, factor: float) -> tuple[float, Expr | None] | None:
-    if split is None:
-        return None
-    inner, bias = split
-    if bias is None or factor == 1.0:
-        return inner * factor, bias
-    return inner * factor, Binary(BinaryOp.MUL, Const(factor, Type.FLOAT), bias, Type.FLOAT)
-
-
-def _add(left: Expr | None, right: Expr, op: BinaryOp) -> Expr:
-    if left is None:
-        return right if op is BinaryOp.ADD else Unary(UnaryOp.NEG, right, Type.FLOAT)
-    return Binary(op, left, right, Type.FLOAT)
-
-
-def _uses_score(expr: Expr) -> bool:
-    return any(isinstance(node, Score) for node in walk(expr))
 
 
 def _pass_fields(plan: Plan, formulas: Formulas) -> list[Field]:
@@ -342,6 +303,7 @@ def _short(plan: Plan, limit: int | None, formulas: Formulas) -> Bracket:
         ("limit", str(limit)),
         ("passes", _passes(plan, f"_{name}", formulas)),
         ("launch", f"_{plan.attention.name}_{name}_launch"),
+        ("gradients", f"_{plan.attention.name}_{name}_gradients"),
     )
 
 

@@ -123,6 +123,7 @@ class Attention:
         scale: the factor on the dot product, a float over `b`, `h`, `i`, sizes, inputs, learned; None is `1 / sqrt(D)`.
         weight: float; the product of all `weight` lines; None if there are none.
         deferred: what no stage after `sema` understands yet; a plan is refused while there is any.
+        transposed: whether `i` is the position of a key and `j` that of a query: see `algebra.transposition`.
         statements: span of each statement that the user wrote, in order, for comments in generated code.
     """
 
@@ -137,6 +138,7 @@ class Attention:
     align: Align
     assertions: tuple[Assertion, ...] = ()
     deferred: tuple[Deferred, ...] = ()
+    transposed: bool = False
     span: Span | None = field(default=None, compare=False, kw_only=True)
     statements: tuple[Span, ...] = field(default=(), compare=False, kw_only=True)
 

@@ -25,6 +25,7 @@ from attnc.ir.nodes import (
     Unary,
     Where,
 )
+from attnc.ir.types import Type
 
 
 def children(expr: Expr) -> tuple[Expr, ...]:
@@ -115,3 +116,19 @@ def depends_on(expr: Expr, *names: IndexName) -> bool:
     if IndexName.QUERY in wanted:
         wanted.add(IndexName.ROW)
     return not wanted.isdisjoint(indices(expr))
+
+
+def instance(expr: Quantifier, value: int) -> Expr:
+    """Return the body of a quantifier at one value of its variable."""
+    return substitute(expr.body, {Bound(expr.variable): Const(value, Type.INT)})
+
+
+def free_bounds(expr: Expr) -> frozenset[str]:
+    """Return the quantified variables that an expression uses without binding them."""
+    match expr:
+        case Bound(name=name):
+            return frozenset((name,))
+        case Quantifier(variable=variable, body=body):
+            return free_bounds(body) - {variable}
+        case _:
+            return frozenset().union(*(free_bounds(child) for child in children(expr)))

@@ -172,6 +172,38 @@ def tile_rows(
     return tuple(rows)
 
 
+_GRADIENTS: _Table = {
+    ("sm_80", 2): {64: TileConfig(64, 64, 4, 2), 128: TileConfig(64, 32, 4, 2), 256: TileConfig(32, 32, 4, 1)},
+    ("sm_86", 2): {64: TileConfig(64, 64, 4, 2), 128: TileConfig(64, 32, 4, 2), 256: TileConfig(32, 32, 4, 1)},
+    ("sm_90", 2): {64: TileConfig(64, 64, 4, 2), 128: TileConfig(64, 64, 8, 2), 256: TileConfig(64, 32, 8, 1)},
+    ("sm_100", 2): {64: TileConfig(64, 64, 4, 2), 128: TileConfig(64, 64, 8, 2), 256: TileConfig(64, 32, 8, 1)},
+    ("gfx942", 2): {64: TileConfig(64, 32, 4, 1), 128: TileConfig(64, 32, 4, 1), 256: TileConfig(32, 32, 4, 1)},
+    ("sm_80", 4): {64: TileConfig(32, 32, 4, 1), 128: TileConfig(32, 32, 4, 1), 256: TileConfig(16, 16, 4, 1)},
+    ("sm_86", 4): {64: TileConfig(32, 32, 4, 1), 128: TileConfig(32, 32, 4, 1), 256: TileConfig(16, 16, 4, 1)},
+    ("sm_90", 4): {64: TileConfig(32, 32, 4, 1), 128: TileConfig(32, 32, 4, 1), 256: TileConfig(16, 16, 4, 1)},
+    ("sm_100", 4): {64: TileConfig(32, 32, 4, 1), 128: TileConfig(32, 32, 4, 1), 256: TileConfig(16, 16, 4, 1)},
+    ("gfx942", 4): {64: TileConfig(32, 32, 4, 1), 128: TileConfig(32, 32, 4, 1), 256: TileConfig(16, 16, 4, 1)},
+}
+"""For kernels of gradients: rows of the side that a program owns, and of the side that it walks."""
+
+
+def gradient_tile_rows(own_limit: int, walked_limit: int, *, of_keys: bool) -> tuple[TileRow, ...]:
+    """Return the defaults of a kernel of gradients.
+
+    Args:
+        own_limit: most rows of its own for which residuals hold.
+        walked_limit: the same of rows that it walks.
+        of_keys: whether its own rows are keys.
+    """
+    rows = []
+    for (target, size), by_head in _GRADIENTS.items():
+        for head_size, config in sorted(by_head.items()):
+            own, walked = min(config.query, own_limit), min(config.key, walked_limit)
+            query, key = (walked, own) if of_keys else (own, walked)
+            rows.append(TileRow(target, size, head_size, (replace(config, query=query, key=key),)))
+    return tuple(rows)
+
+
 def _overlaid(
     table: Mapping[tuple[str, int], dict[int, _Config]], more: Mapping[tuple[str, int], dict[int, _Config]]
 ) -> dict[tuple[str, int], dict[int, _Config]]:

@@ -23,6 +23,7 @@ def recording() -> Iterator[None]:
     excluded = torch._C._dispatch_tls_local_exclude_set()
     for key in (
         torch._C.DispatchKey.AutogradCPU,
+        torch._C.DispatchKey.AutogradCUDA,
         torch._C.DispatchKey.AutogradOther,
         torch._C.DispatchKey.ADInplaceOrView,
     ):

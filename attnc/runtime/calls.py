@@ -69,12 +69,6 @@ def _ready(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
 
 
-def row_values(call: Call, values: Tensor) -> Tensor:
-    """Lay numbers of rows `[B, G, 1, g, N, 1]`, any of them 1, out as `[B, G, g, N]`."""
-    batch, groups, members, queries, _ = call.query.shape
-    return values.expand(batch, groups, 1, members, queries, 1).squeeze(-1).squeeze(2)
-
-
 def tables_of(call: Call) -> Mapping[str, Tensor]:
     """Return the tables of a call by name, expanded."""
     return call.heads.tables

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from attnc.runtime.blocks import block_pairs, recording, row_scale, with_tape
-from attnc.runtime.calls import Call, make_call, row_values, tables_of
+from attnc.runtime.calls import Call, make_call, tables_of
 from attnc.runtime.cpu_flash import flash_backward, flash_forward, suits_flash
-from attnc.runtime.cpu_tiles import Backward, Gradients, Rows, accumulate, tiled_backward, tiled_forward
-from attnc.runtime.pairs import Pairs
-from attnc.runtime.program import Formula, Program
+from attnc.runtime.cpu_tiles import Backward, Gradients, Rows, tiled_backward, tiled_forward
+from attnc.runtime.program import Program
+from attnc.runtime.row_gradients import all_rows, scale_gradients, sink_gradients, values_of_rows
 
 
 def cpu_forward(
@@ -21,13 +20,13 @@ def cpu_forward(
     """Compute checked arguments.
 
     Returns:
-        The output `[B, H, N, E]` in the query's dtype, and under softmax the log-sum-exp `[B, H, N]`, without the terms
-        that were `dropped`; otherwise an empty tensor.
+        The output `[B, H, N, E]` in the query's dtype, and what `Program.kept` says of each row, of the scores without
+        the terms that were `dropped`.
     """
     call = make_call(program, query, key, value, inputs, scale)
-    out, lse = _by_flash(call) or _by_tiles(call)
+    out, state = _by_flash(call) or _by_tiles(call)
     result = rows_outside(out.flatten(1, 2).to(query.dtype))
-    return result, lse.flatten(1, 2) if program.has_lse else result.new_empty((0,))
+    return result, state.flatten(-3, -2) if program.kept else result.new_empty((0,))
 
 
 def rows_outside(out: Tensor) -> Tensor:
@@ -44,14 +43,14 @@ def _by_flash(call: Call) -> tuple[Tensor, Tensor] | None:
         return None
     if call.program.sink is None:
         return out, lse
-    sink = row_values(call, call.program.sink(_all_rows(call)))
+    sink = values_of_rows(call.heads, call.program.sink(all_rows(call.heads)))
     whole = torch.logaddexp(lse, sink)
     share = torch.where(lse == -torch.inf, 0.0, torch.exp(lse - whole))
     return out * share.unsqueeze(-1), whole
 
 
 def _by_tiles(call: Call) -> tuple[Tensor, Tensor]:
-    """Return output and log-sum-exp (of no meaning but under softmax)."""
+    """Return the output, and what is kept of rows."""
     out, rows = tiled_forward(call, careful=False)
     if not bool(torch.isfinite(out.sum())):
         # NaN or infinities somewhere: again, keeping those of masked pairs away from rows that may not see them
@@ -60,14 +59,20 @@ def _by_tiles(call: Call) -> tuple[Tensor, Tensor]:
     if call.program.normalize in ("softmax", "rows"):
         alive = rows.total != 0
         out = torch.where(alive.unsqueeze(-1), out / torch.where(alive, rows.total, 1.0).unsqueeze(-1), 0.0)
-    return out, log_sum_exp(rows)
+    match call.program.kept:
+        case "peak":
+            return out, torch.stack([rows.peak, rows.total])
+        case "total":
+            return out, rows.total
+        case _:
+            return out, log_sum_exp(rows)
 
 
 def _with_sink(call: Call, out: Tensor, rows: Rows) -> tuple[Tensor, Rows]:
     """Add the sink to the sums of the rows."""
     if call.program.sink is None:
         return out, rows
-    sink = row_values(call, call.program.sink(_all_rows(call)))
+    sink = values_of_rows(call.heads, call.program.sink(all_rows(call.heads)))
     peak = torch.maximum(rows.peak, sink)
     base = torch.where(peak.isinf(), 0.0, peak)
     fade = torch.where(rows.peak == -torch.inf, 0.0, torch.exp(rows.peak - base))
@@ -78,10 +83,6 @@ def log_sum_exp(rows: Rows) -> Tensor:
     """Return the logarithm of each row's denominator."""
     alive = rows.total != 0
     return torch.where(alive, rows.peak + torch.log(torch.where(alive, rows.total, 1.0)), -torch.inf)
-
-
-def _all_rows(call: Call) -> Pairs:
-    return block_pairs(call.heads, torch.arange(call.sizes.N).view(1, -1), None)
 
 
 def cpu_backward(
@@ -98,7 +99,7 @@ def cpu_backward(
         program: of the forward pass.
         grads: of the output, and of the log-sum-exp if it was used.
         tensors: query, key, value, inputs.
-        results: output and log-sum-exp of the forward pass.
+        results: output of the forward pass, and what it kept of rows.
         scale: of the call.
         wanted: one entry for each input.
     """
@@ -114,9 +115,10 @@ def cpu_backward(
     grad_out, out = by_group(grads[0]).contiguous(), by_group(results[0])
     grad_lse = None if grads[1] is None or not program.has_lse else by_group(grads[1])
     sums = Gradients(torch.zeros_like(call.query), torch.zeros_like(call.key), torch.zeros_like(call.value), tables)
-    rows = _backward_rows(call, by_group(results[1]) if program.has_lse else None)
+    rows = _rows_of_state(call, results[1])
     sums = _pair_gradients(call, sums, (grad_out, out, grad_lse), rows)
-    factor = _row_gradients(call, sums, (grad_out, out, grad_lse), rows)
+    sink_gradients(program, call.heads, _delta((grad_out, out, grad_lse)), rows.peak, rows.total, tables)
+    factor = scale_gradients(program, call.heads, call.query, sums.query, call.scale, tables)
     found = [(sums.query * factor).flatten(1, 2), sums.key, sums.value]
     results_of = [tensor.to(like.dtype) for tensor, like in zip(found, (query, key, value), strict=True)]
     for argument, tensor in zip(program.tensors, inputs, strict=True):
@@ -125,16 +127,20 @@ def cpu_backward(
     return results_of
 
 
-def _backward_rows(call: Call, lse: Tensor | None) -> Rows:
-    """Return peak and total of each row: from the log-sum-exp where it holds all, else by another sweep."""
-    program = call.program
-    if lse is not None and program.weight is None:
-        return Rows(torch.where(lse == -torch.inf, 0.0, lse), torch.where(lse == -torch.inf, 0.0, torch.ones_like(lse)))
-    if program.normalize in ("softmax", "rows"):
-        out, rows = tiled_forward(call, careful=False, with_output=False)
-        return _with_sink(call, out, rows)[1]
-    ones = call.query.new_ones(call.query.shape[:-1])
-    return Rows(torch.zeros_like(ones), ones)
+def _rows_of_state(call: Call, state: Tensor) -> Rows:
+    """Return peak and total of each row, which a forward pass has kept."""
+    grouped = torch.unflatten(state, -2, (call.key.shape[1], call.sizes.g)) if call.program.kept else state
+    match call.program.kept:
+        case "lse":
+            alive = grouped != -torch.inf
+            return Rows(torch.where(alive, grouped, 0.0), alive.to(grouped.dtype))
+        case "peak":
+            return Rows(grouped[0], grouped[1])
+        case "total":
+            return Rows(torch.zeros_like(grouped), grouped)
+        case _:
+            ones = call.query.new_ones(call.query.shape[:-1])
+            return Rows(torch.zeros_like(ones), ones)
 
 
 def _pair_gradients(call: Call, sums: Gradients, given: tuple[Tensor, Tensor, Tensor | None], rows: Rows) -> Gradients:
@@ -162,38 +168,3 @@ def _delta(given: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
     grad_out, out, grad_lse = given
     delta = (grad_out * out).sum(-1)
     return delta if grad_lse is None else delta - grad_lse
-
-
-def _row_gradients(
-    call: Call, sums: Gradients, given: tuple[Tensor, Tensor, Tensor | None], rows: Rows
-) -> Tensor | float:
-    """Add the gradients of `scale` and the sink to those of the tables; return the factor on the dot product."""
-    program = call.program
-    alive = rows.total != 0
-    if program.sink is not None:
-        sink = row_values(call, program.sink(_all_rows(call)))
-        share = torch.exp(sink - rows.peak) / torch.where(alive, rows.total, 1.0)
-        _differentiate_rows(call, program.sink, torch.where(alive, -share * _delta(given), 0.0), sums)
-    factor = row_scale(program, _all_rows(call), call.scale)
-    if isinstance(factor, float):
-        return factor
-    assert program.scale is not None
-    _differentiate_rows(call, program.scale, (sums.query * call.query).sum(-1), sums)
-    return row_values(call, factor).unsqueeze(-1)
-
-
-def _differentiate_rows(call: Call, formula: Formula, grad: Tensor, sums: Gradients) -> None:
-    """Add the gradients of an expression of the query alone, given that of its value `[B, G, g, N]`."""
-    if not sums.tables:
-        return
-    at = with_tape(_all_rows(call), None, frozenset(sums.tables))
-    with recording():
-        values = row_values(call, formula(at))
-    if not values.requires_grad:
-        return
-    assert at.tape is not None
-    leaves = [leaf for _, _, leaf in at.tape.reads]
-    parts = torch.autograd.grad(values, leaves, grad, allow_unused=True)
-    for (name, places, _), part in zip(at.tape.reads, parts, strict=True):
-        if part is not None:
-            accumulate(sums.tables[name], places, part)

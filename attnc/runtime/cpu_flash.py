@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from attnc.runtime.bands import Band, bands_in_step, is_shared, is_shared_by_classes, mask_periods
-from attnc.runtime.blocks import block_pairs, common_shape, row_scale
-from attnc.runtime.calls import Call, Store, contents, row_values
+from attnc.runtime.blocks import common_shape, row_scale
+from attnc.runtime.calls import Call, Store, contents
 from attnc.runtime.costs import KEPT_KEYS, KEPT_MASKS, REMEMBERED_PAIRS, RESULT_ELEMENTS
 from attnc.runtime.flash_calls import flash_calls
 from attnc.runtime.parts import Part, band_mask, band_pairs, cut_section, shared_shape
+from attnc.runtime.row_gradients import all_rows, values_of_rows
 from attnc.runtime.schedule import MASK_ELEMENTS
 from attnc.runtime.sections import cut_into_sections
 from attnc.runtime.views import are_joined
@@ -38,11 +39,10 @@ def suits_flash(call: Call) -> bool:
 def scaled_query(call: Call) -> tuple[Tensor, float]:
     """Return the query and the number that its dot products are multiplied by."""
     program = call.program
-    at = block_pairs(call.heads, torch.arange(call.sizes.N).view(1, -1), None)
-    factor = row_scale(program, at, call.scale)
+    factor = row_scale(program, all_rows(call.heads), call.scale)
     if isinstance(factor, float):
         return call.query, factor * program.factor
-    return call.query * row_values(call, factor * program.factor).unsqueeze(-1), 1.0
+    return call.query * values_of_rows(call.heads, factor * program.factor).unsqueeze(-1), 1.0
 
 
 def flash_forward(call: Call) -> tuple[Tensor, Tensor]:

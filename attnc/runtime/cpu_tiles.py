@@ -14,6 +14,7 @@ from attnc.runtime.calls import Call
 from attnc.runtime.pairs import Pairs, Tape
 from attnc.runtime.parts import Part, band_mask, band_pairs, cut_section, shrink
 from attnc.runtime.products import weighted_sum
+from attnc.runtime.row_gradients import add_elements
 from attnc.runtime.sections import Section, cut_into_sections
 from attnc.runtime.views import add_to_keys, key_view, row_numbers_view, row_view
 
@@ -31,17 +32,16 @@ class Rows:
     total: Tensor
 
 
-def tiled_forward(call: Call, careful: bool, with_output: bool = True) -> tuple[Tensor, Rows]:
+def tiled_forward(call: Call, careful: bool) -> tuple[Tensor, Rows]:
     """Return sums of weighted values `[B, G, g, N, E]`, not yet divided, and the state of each row.
 
     Args:
         call: what to compute.
         careful: keys or values hold NaN or infinities, which masked pairs must not pass on.
-        with_output: False computes the rows' state alone.
     """
     sizes = call.sizes
     batch, groups, members, queries, _ = call.query.shape
-    out = call.query.new_zeros((batch, groups, members, queries, sizes.value_size if with_output else 0))
+    out = call.query.new_zeros((batch, groups, members, queries, sizes.value_size))
     rows = Rows(
         out.new_full((batch, groups, members, queries), -torch.inf), out.new_zeros((batch, groups, members, queries))
     )
@@ -52,7 +52,7 @@ def tiled_forward(call: Call, careful: bool, with_output: bool = True) -> tuple[
                 target, peak, total = (part.of_rows(tensor) for tensor in sums)
                 for band in part.schedule.bands:
                     for block in _blocks(part, band):
-                        _accumulate(part, block, target if with_output else None, Rows(peak, total), careful)
+                        _accumulate(part, block, target, Rows(peak, total), careful)
         for tensor, taken in zip((out, rows.peak, rows.total), sums, strict=True):
             section.put_rows(tensor, taken)
     return out, rows
@@ -86,7 +86,7 @@ def _dots(part: Part, band: Band) -> tuple[Tensor, Tensor, Tensor]:
     return query, key, torch.unflatten(dots, 3, (part.query.shape[2], band.rows))
 
 
-def _accumulate(part: Part, band: Band, out: Tensor | None, state: Rows, careful: bool) -> None:
+def _accumulate(part: Part, band: Band, out: Tensor, state: Rows, careful: bool) -> None:
     program = part.section.call.program
     at = band_pairs(part, band)
     _, _, dots = _dots(part, band)
@@ -99,8 +99,6 @@ def _accumulate(part: Part, band: Band, out: Tensor | None, state: Rows, careful
         weights = weights if allowed is None else torch.where(allowed, weights, 0.0)
         weights = weights.expand(dots.shape)
         _columns(state.total, band).add_(weights.sum(-1, keepdim=True))
-    if out is None:
-        return
     value = key_view(part.value, band)
     if careful:
         allowed = torch.ones_like(weights, dtype=torch.bool) if allowed is None else allowed.expand(weights.shape)
@@ -111,7 +109,7 @@ def _accumulate(part: Part, band: Band, out: Tensor | None, state: Rows, careful
 
 
 def _online_softmax(
-    part: Part, band: Band, at: Pairs, dots: Tensor, allowed: Tensor | None, out: Tensor | None, state: Rows
+    part: Part, band: Band, at: Pairs, dots: Tensor, allowed: Tensor | None, out: Tensor, state: Rows
 ) -> Tensor:
     """Return weights against the rows' new peak, after rescaling what the rows have summed up so far."""
     program = part.section.call.program
@@ -130,8 +128,7 @@ def _online_softmax(
     total = _columns(state.total, band)
     total.mul_(fade).add_(weights.sum(-1, keepdim=True))
     old.copy_(new)
-    if out is not None:
-        row_view(out, band).mul_(fade.transpose(2, 3))
+    row_view(out, band).mul_(fade.transpose(2, 3))
     return weights
 
 
@@ -246,13 +243,5 @@ def _differentiate(weights: Tensor, scores: Tensor, tape: Tape | None, grad: Ten
     found = torch.autograd.grad(weights, [scores, *leaves], grad, allow_unused=True)
     for (name, places, _), part in zip(tape.reads, found[1:], strict=True):
         if part is not None:
-            accumulate(sums.tables[name], places, part)
+            add_elements(sums.tables[name], places, part)
     return found[0]
-
-
-def accumulate(total: Tensor, places: tuple[Tensor, ...], part: Tensor) -> None:
-    """Add gradients to the elements of a table that were read; float64 sums are taken in order."""
-    if not places:
-        total.add_(part.sum().to(total.dtype))
-    else:
-        total.index_put_(places, part.to(total.dtype), accumulate=True)

@@ -43,16 +43,12 @@ class Operation:
         if checked:
             check_sorted(program, tensors)
         differentiable = _needs_gradient(query, key, value, tensors)
-        if differentiable and query.device.type not in ("cpu", "meta"):
-            raise ValueError(
-                f"query, key, value or an input requires a gradient on {query.device}, but {program.name} computes "
-                "gradients on the CPU only: call it under torch.no_grad(), or detach them"
-            )
         _refuse_tangents(program.name, query, key, value, *tensors)
         operator = getattr(getattr(torch.ops, NAMESPACE), self.operator)
-        out, lse = operator(query, key, value, tensors, factor, precision, return_lse or differentiable)
+        out, state = operator(query, key, value, tensors, factor, precision, return_lse or differentiable)
         if not return_lse:
             return out  # type: ignore[no-any-return]
+        lse = state if program.kept == "lse" else _log_sum_exp(state)
         if program.dropped is not None:  # the operator gives the log-sum-exp of the scores that it computes
             terms = dropped_terms(program, tensors, sizes, lse)
             lse = torch.where(lse == -torch.inf, lse, lse + terms)
@@ -153,6 +149,13 @@ class Operation:
         values = argument.initial(at).expand(lengths).clone()
         place = torch.get_default_device() if device is None else device
         return values.to(device=place, dtype=dtype or torch.get_default_dtype())
+
+
+def _log_sum_exp(state: Tensor) -> Tensor:
+    """Return `peak + log(total)` of rows; their gradient goes to the peak alone."""
+    peak, total = state[0], state[1].detach()
+    alive = total != 0
+    return torch.where(alive, peak + torch.log(torch.where(alive, total, 1.0)), -torch.inf)
 
 
 def _needs_gradient(query: Tensor, key: Tensor, value: Tensor, tensors: Sequence[Tensor]) -> bool:

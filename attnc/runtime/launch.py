@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -51,7 +51,8 @@ class Launch:
     Attributes:
         query, key, value, out: as the caller's, with a contiguous last dimension, or with zeros behind it.
         target_out: where the caller wants `out`; differs from `out` where that is longer, or the caller's is strided.
-        lse: contiguous, or None.
+        lse, total: what is kept of each row, contiguous; None where nothing is.
+        written_lse, target_lse: memory of both, and where the caller wants it.
         qk_scale: factor on the dot product, base 2 included; 0.0 where the pattern computes its own.
         D, head_size, value_size: the caller's head size; those of the tensors above.
         block_d, block_v: head sizes padded to powers of two.
@@ -71,6 +72,8 @@ class Launch:
     out: Tensor
     target_out: Tensor
     lse: Tensor | None
+    total: Tensor | None
+    written_lse: Tensor | None
     target_lse: Tensor | None
     tiles: Tiles
     grid: tuple[int]
@@ -102,6 +105,23 @@ class Launch:
     row_end: int = 0
 
 
+class Launchable(Protocol):
+    """What `launchable` needs to know of a launch."""
+
+    query: Tensor
+    tiles: Tiles
+    joined: int
+
+
+class TableReader(Protocol):
+    """What `read_tables` needs to know of a launch."""
+
+    query: Tensor
+    B: int
+    H: int
+    wide_tables: bool
+
+
 def start_launch(
     query: Tensor,
     key: Tensor,
@@ -123,7 +143,8 @@ def start_launch(
         key: `(B, G, M, D)`, `G` dividing `H`.
         value: `(B, G, M, E)`.
         out: `(B, H, N, E)`, written in place.
-        lse: `(B, H, N)` float32, written in place, or None.
+        lse: `(B, H, N)` float32, written in place: the log-sum-exp, or the sum of weights; or `(2, B, H, N)` for the
+            maximum and the sum; or None.
         scale: the caller's factor on the dot product.
         precision: of float32 products: `ieee` (the default) or `tf32`.
         tiles: the kernel's table of tiles.
@@ -141,26 +162,32 @@ def start_launch(
     if out.numel() == 0:
         return None
     block_d, block_v = padded(head_size), padded(value_size)
-    query, key, value = (_with_contiguous_rows(tensor) for tensor in (query, key, value))
-    written = _with_contiguous_rows(out)
+    query, key, value = (with_contiguous_rows(tensor) for tensor in (query, key, value))
+    written = with_contiguous_rows(out)
     if queries > FEW_ROWS and query.element_size() <= 2:
         query, key, value = (_with_aligned_rows(tensor) for tensor in (query, key, value))
         written = written if value.shape[3] == value_size else out.new_empty((*out.shape[:3], value.shape[3]))
     chosen, programs, shares = _cut_grid(tiles, (query, key, value), order, most_keys)
     factor = head_size**-0.5 if scale is None else float(scale)
+    written_lse = None if lse is None else lse.contiguous()
+    kept = total = written_lse
+    if written_lse is not None and written_lse.dim() == 4:
+        kept, total = written_lse[0], written_lse[1]
     return Launch(
         query=query,
         key=key,
         value=value,
         out=written,
         target_out=out,
-        lse=None if lse is None else lse.contiguous(),
+        lse=kept,
+        total=total,
+        written_lse=written_lse,
         target_lse=lse,
         tiles=chosen,
         grid=(programs,),
         qk_scale=factor * LOG2_E if base_2 else factor,
         scale_given=scale is not None,
-        precision=_precision(query, precision),
+        precision=precision_of(query, precision),
         B=batch,
         H=heads,
         N=queries,
@@ -277,12 +304,12 @@ def finish_launch(call: Launch) -> None:
     """Copy results to where the caller wants them, if the kernel could not write there."""
     if call.out is not call.target_out:
         call.target_out.copy_(call.out[..., : call.target_out.shape[3]])
-    if call.lse is not None and call.target_lse is not None and call.lse is not call.target_lse:
-        call.target_lse.copy_(call.lse)
+    if call.written_lse is not None and call.target_lse is not None and call.written_lse is not call.target_lse:
+        call.target_lse.copy_(call.written_lse)
 
 
 def read_tables(
-    call: Launch, inputs: Sequence[Any], broadcast: Sequence[Sequence[str]]
+    call: TableReader, inputs: Sequence[Any], broadcast: Sequence[Sequence[str]]
 ) -> tuple[Tensor | float | int, ...]:
     """Prepare inputs and learned tensors for a kernel.
 
@@ -308,7 +335,7 @@ def read_tables(
     return tuple(found)
 
 
-def launchable(kernel: Any, call: Launch) -> Any:
+def launchable(kernel: Any, call: Launchable) -> Any:
     """Return the kernel in the form that `torch.compile` can see; Triton's interpreter runs it as it is."""
     if call.query.device.type == "cpu":
         return kernel
@@ -373,14 +400,14 @@ def is_describable(matrices: Tensor) -> bool:
     return start % DESCRIPTOR_ALIGNMENT == 0
 
 
-def _precision(query: Tensor, precision: str | None) -> str:
+def precision_of(query: Tensor, precision: str | None) -> str:
     """Only products of float32 have a choice, and only some targets have TF32."""
     if query.dtype != torch.float32 or precision is None:
         return "ieee"
     return precision
 
 
-def _with_contiguous_rows(tensor: Tensor) -> Tensor:
+def with_contiguous_rows(tensor: Tensor) -> Tensor:
     """Return the tensor, or a copy where elements of a row or rows of a tile lie too far apart."""
     return tensor if tensor.stride(-1) == 1 and tensor.stride(-2) < WIDEST_ROW else tensor.contiguous()
 

@@ -12,17 +12,18 @@ from torch import Tensor
 from attnc.runtime.blocks import compute_dtype
 from attnc.runtime.checks import check_head_sizes
 from attnc.runtime.cpu import cpu_backward, cpu_forward, rows_outside
+from attnc.runtime.kernel_gradients import kernel_backward
 from attnc.runtime.program import Program
 
 NAMESPACE = "attnc"
 
 _FORWARD = (
-    "(Tensor query, Tensor key, Tensor value, Tensor[] inputs, float? scale, str? precision, bool with_lse)"
+    "(Tensor query, Tensor key, Tensor value, Tensor[] inputs, float? scale, str? precision, bool with_state)"
     " -> (Tensor, Tensor)"
 )
 _BACKWARD = (
     "(Tensor grad_out, Tensor? grad_lse, Tensor query, Tensor key, Tensor value, Tensor[] inputs, Tensor out,"
-    " Tensor lse, float? scale, bool[] wanted) -> Tensor[]"
+    " Tensor state, float? scale, str? precision, bool[] wanted) -> Tensor[]"
 )
 
 
@@ -54,15 +55,15 @@ def register(program: Program) -> str:
         inputs: list[Tensor],
         scale: float | None,
         precision: str | None,
-        with_lse: bool,
+        with_state: bool,
     ) -> tuple[Tensor, Tensor]:
         if runs_triton(query.device):
-            return _launch(program, query, key, value, inputs, scale, precision, with_lse)
-        return on_cpu(query, key, value, inputs, scale, precision, with_lse)  # type: ignore[no-any-return]
+            return _launch(program, query, key, value, inputs, scale, precision, with_state)
+        return on_cpu(query, key, value, inputs, scale, precision, with_state)  # type: ignore[no-any-return]
 
     operator: Any = torch.library.triton_op(f"{NAMESPACE}::{name}", forward, mutates_args=(), schema=_FORWARD)
     operator.register_fake(_make_fake(program))
-    operator.register_autograd(_make_backward(backward), setup_context=_save)
+    operator.register_autograd(_make_backward(program, backward), setup_context=_save)
     return name
 
 
@@ -74,10 +75,10 @@ def _register_cpu(program: Program, name: str) -> Any:
         inputs: list[Tensor],
         scale: float | None,
         precision: str | None,
-        with_lse: bool,
+        with_state: bool,
     ) -> tuple[Tensor, Tensor]:
-        out, lse = cpu_forward(program, query, key, value, inputs, scale)
-        return out, lse if with_lse else out.new_empty((0,))
+        out, state = cpu_forward(program, query, key, value, inputs, scale)
+        return out, state if with_state else out.new_empty((0,))
 
     operator = torch.library.custom_op(f"{NAMESPACE}::{name}_cpu", forward, mutates_args=(), schema=_FORWARD)
     operator.register_fake(_make_fake(program))
@@ -92,16 +93,18 @@ def _make_fake(program: Program) -> Callable[..., tuple[Tensor, Tensor]]:
         inputs: list[Tensor],
         scale: float | None,
         precision: str | None,
-        with_lse: bool,
+        with_state: bool,
     ) -> tuple[Tensor, Tensor]:
         out = _new_output(query, value)
-        shape = query.shape[:3] if with_lse and program.has_lse else (0,)
+        shape = program.state_shape(*query.shape[:3]) if with_state else (0,)
         return out, query.new_empty(shape, dtype=compute_dtype(query.dtype))
 
     return fake
 
 
 def _register_backward(program: Program, name: str) -> Any:
+    on_cpu = _register_cpu_backward(program, name)
+
     def backward(
         grad_out: Tensor,
         grad_lse: Tensor | None,
@@ -110,18 +113,27 @@ def _register_backward(program: Program, name: str) -> Any:
         value: Tensor,
         inputs: list[Tensor],
         out: Tensor,
-        lse: Tensor,
+        state: Tensor,
         scale: float | None,
+        precision: str | None,
         wanted: list[bool],
     ) -> list[Tensor]:
-        if query.device.type != "cpu":
-            raise RuntimeError(
-                f"{program.name}: gradients are computed on the CPU only, and query is on {query.device}"
+        if not runs_triton(query.device):
+            return on_cpu(  # type: ignore[no-any-return]
+                grad_out, grad_lse, query, key, value, inputs, out, state, scale, precision, wanted
             )
-        tensors, results = (query, key, value, inputs), (out, lse)
-        return cpu_backward(program, (grad_out, grad_lse), tensors, results, scale, wanted)
+        tensors, results = (query, key, value, inputs), (out, state)
+        return kernel_backward(program, (grad_out, grad_lse), tensors, results, scale, precision, wanted)
 
-    def fake(
+    operator: Any = torch.library.triton_op(
+        f"{NAMESPACE}::{name}_backward", backward, mutates_args=(), schema=_BACKWARD
+    )
+    operator.register_fake(_fake_backward)
+    return operator
+
+
+def _register_cpu_backward(program: Program, name: str) -> Any:
+    def backward(
         grad_out: Tensor,
         grad_lse: Tensor | None,
         query: Tensor,
@@ -129,33 +141,56 @@ def _register_backward(program: Program, name: str) -> Any:
         value: Tensor,
         inputs: list[Tensor],
         out: Tensor,
-        lse: Tensor,
+        state: Tensor,
         scale: float | None,
+        precision: str | None,
         wanted: list[bool],
     ) -> list[Tensor]:
-        chosen = [tensor for tensor, want in zip(inputs, wanted, strict=True) if want]
-        return [tensor.new_empty(tensor.shape) for tensor in (query, key, value, *chosen)]
+        tensors, results = (query, key, value, inputs), (out, state)
+        return cpu_backward(program, (grad_out, grad_lse), tensors, results, scale, wanted)
 
-    operator = torch.library.custom_op(f"{NAMESPACE}::{name}_backward", backward, mutates_args=(), schema=_BACKWARD)
-    operator.register_fake(fake)
+    label = f"{NAMESPACE}::{name}_backward_cpu"
+    operator = torch.library.custom_op(label, backward, mutates_args=(), schema=_BACKWARD)
+    operator.register_fake(_fake_backward)
     return operator
 
 
+def _fake_backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    inputs: list[Tensor],
+    out: Tensor,
+    state: Tensor,
+    scale: float | None,
+    precision: str | None,
+    wanted: list[bool],
+) -> list[Tensor]:
+    chosen = [tensor for tensor, want in zip(inputs, wanted, strict=True) if want]
+    return [tensor.new_empty(tensor.shape) for tensor in (query, key, value, *chosen)]
+
+
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    query, key, value, tables, scale, _, _ = inputs
+    query, key, value, tables, scale, precision, _ = inputs
     ctx.save_for_backward(query, key, value, *tables, *output)
-    ctx.scale = scale
+    ctx.scale, ctx.precision = scale, precision
     ctx.set_materialize_grads(False)
     ctx.wanted = [table.is_floating_point() and table.requires_grad for table in tables]
 
 
-def _make_backward(operator: Any) -> Callable[..., tuple[Any, ...]]:
-    def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Any, ...]:
-        query, key, value, *tables, out, lse = ctx.saved_tensors
-        if grad_out is None and grad_lse is None:
+def _make_backward(program: Program, operator: Any) -> Callable[..., tuple[Any, ...]]:
+    def backward(ctx: Any, grad_out: Tensor | None, grad_state: Tensor | None) -> tuple[Any, ...]:
+        query, key, value, *tables, out, state = ctx.saved_tensors
+        if grad_out is None and grad_state is None:
             return (None, None, None, [None] * len(tables), None, None, None)
         grad_out = torch.zeros_like(out) if grad_out is None else grad_out
-        found = operator(grad_out, grad_lse, query, key, value, tables, out, lse, ctx.scale, ctx.wanted)
+        # a peak has the derivative of the log-sum-exp, peak + log(total), that callers make of both
+        grad_lse = grad_state[0] if grad_state is not None and program.kept == "peak" else grad_state
+        found = operator(
+            grad_out, grad_lse, query, key, value, tables, out, state, ctx.scale, ctx.precision, ctx.wanted
+        )
         own = iter(found[3:])
         return (*found[:3], [next(own) if want else None for want in ctx.wanted], None, None, None)
 
@@ -170,23 +205,23 @@ def _launch(
     inputs: list[Tensor],
     scale: float | None,
     precision: str | None,
-    with_lse: bool,
+    with_state: bool,
 ) -> tuple[Tensor, Tensor]:
     program = program.at(query.shape[2], key.shape[2])
     if program.launch is None:
         raise RuntimeError(f"{program.name}: tensors on {query.device} need triton, which is not installed")
-    shape = query.shape[:3] if with_lse and program.has_lse else (0,)
-    lse = query.new_empty(shape, dtype=compute_dtype(query.dtype))
-    if query.device.type == "cuda" and not lse.numel() and program.is_library_call(query.shape[2], key.shape[2]):
+    shape = program.state_shape(*query.shape[:3]) if with_state else (0,)
+    state = query.new_empty(shape, dtype=compute_dtype(query.dtype))
+    if query.device.type == "cuda" and not state.numel() and program.is_library_call(query.shape[2], key.shape[2]):
         causal = program.library == "causal"
         out = torch.nn.functional.scaled_dot_product_attention(
             query, key, value, is_causal=causal, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
         )
-        return rows_outside(out), lse
+        return rows_outside(out), state
     check_head_sizes(program.name, query, value)
     out = _new_output(query, value)
-    program.launch(query, key, value, out, lse if lse.numel() else None, tuple(inputs), scale, precision)
-    return out, lse
+    program.launch(query, key, value, out, state if state.numel() else None, tuple(inputs), scale, precision)
+    return out, state
 
 
 def _new_output(query: Tensor, value: Tensor) -> Tensor:

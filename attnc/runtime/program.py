@@ -170,17 +170,33 @@ class Pass:
 
 
 @dataclass(frozen=True, slots=True)
+class TableRead:
+    """A read of a float table for pairs, whose gradient kernels sum up.
+
+    Attributes:
+        table: its name.
+        axes: which pairs read the same element: `head` and `row`, those of a query; `column`, those of a key; `pair`.
+        element: reads it.
+    """
+
+    table: str
+    axes: str
+    element: Formula
+
+
+@dataclass(frozen=True, slots=True)
 class Short:
     """What computes short sequences in place of a program's own passes.
 
     Attributes:
         limit: most queries and most keys that it is for.
-        launch: runs the Triton kernels of these passes; None where triton is missing.
+        launch, gradients: run the Triton kernels of these passes; None where triton is missing.
     """
 
     limit: int
     passes: tuple[Pass, ...]
     launch: Callable[..., None] | None = field(default=None, compare=False)
+    gradients: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +218,8 @@ class Program:
         summaries: what is summarised before the passes run.
         mask_tables: tables that the mask or the shift reads.
         pair_tables: float tables that the score, the sigmoid's bias or the weight of a pair reads.
-        launch: runs the Triton kernel; None where triton is missing.
+        reads: of float tables, as kernels of gradients number them.
+        launch, gradients: run the Triton kernels; None where triton is missing.
         library: `full` or `causal` where one call of `scaled_dot_product_attention` does it all.
     """
 
@@ -229,13 +246,35 @@ class Program:
     summaries: tuple[Summary, ...] = ()
     mask_tables: tuple[str, ...] = ()
     pair_tables: tuple[str, ...] = ()
+    reads: tuple[TableRead, ...] = ()
     launch: Callable[..., None] | None = field(default=None, compare=False)
+    gradients: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = field(default=None, compare=False)
     library: str | None = None
 
     @property
     def has_lse(self) -> bool:
         """Whether a log-sum-exp is defined."""
         return self.normalize == "softmax"
+
+    @property
+    def kept(self) -> str:
+        """What is kept of each row for gradients: `lse`; `peak` and the total beside it; the `total`; or nothing.
+
+        The total of weights that have a factor may be negative, so that its logarithm would not do.
+        """
+        if self.normalize == "softmax":
+            return "lse" if self.weight is None else "peak"
+        return "total" if self.normalize == "rows" else ""
+
+    def state_shape(self, batch: int, heads: int, queries: int) -> tuple[int, ...]:
+        """Return the shape of what is kept of all rows."""
+        match self.kept:
+            case "peak":
+                return (2, batch, heads, queries)
+            case "lse" | "total":
+                return (batch, heads, queries)
+            case _:
+                return (0,)
 
     def at(self, queries: int, keys: int) -> Program:
         """Return the program with the passes that are for these lengths, and no others.
@@ -244,7 +283,7 @@ class Program:
         """
         for short in self.short:
             if queries <= short.limit and keys <= short.limit:
-                return replace(self, passes=short.passes, launch=short.launch, short=())
+                return replace(self, passes=short.passes, launch=short.launch, gradients=short.gradients, short=())
         return replace(self, short=()) if self.short else self
 
     def is_library_call(self, queries: int, keys: int) -> bool:

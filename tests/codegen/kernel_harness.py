@@ -73,11 +73,12 @@ def run_kernel(module, plan, query, key, value, inputs=None, *, scale=None, prec
     batch, heads, queries, _ = query.shape
     out = torch.full((batch, heads, queries, value.shape[3]), float("nan"), dtype=query.dtype)
     softmax = plan.attention.normalize.kind is NormalizeKind.SOFTMAX
-    row_sums = torch.full((batch, heads, queries), float("nan")) if lse and softmax else None
+    parts = () if plan.attention.weight is None else (2,)
+    row_sums = torch.full((*parts, batch, heads, queries), float("nan")) if lse and softmax else None
     given = tuple(inputs[tensor.name] for tensor in plan.attention.tensors)
     launch = getattr(module, f"_{plan.attention.name}_launch")
     launch(query, key, value, out, row_sums, given, scale, precision)
-    return out, row_sums
+    return out, row_sums[0] + row_sums[1].log() if parts and row_sums is not None else row_sums
 
 
 def tensors(batch, heads, kv_heads, queries, keys, head_size, value_size=None, dtype=torch.float32, seed=0):

@@ -1,0 +1,407 @@
+"""What the templates of gradient kernels lay out.
+
+There are two kinds. One computes gradients of queries: its programs have rows of the query tensor and walk keys, as
+those of the output do. The other computes gradients of keys and values: its programs have rows of those, and walk
+queries, in the terms of the transposed attention (`plan.transposed`). Its scores are transposed as well: a tile of
+`K Q^T`, whose transposed weights multiply output gradients and queries without being turned around.
+
+Kernels of one kind that have different orders of rows run one after the other, and add to what is there. Weights are
+computed again from what the forward pass has kept of each row; nothing is quadratic in the length, and nothing is
+added up in an order that is not fixed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from attnc.algebra.coordinates import IDENTITY, KEY_REACH, CoordinateMap, MapKind, query_reach
+from attnc.algebra.gradients import Axes
+from attnc.algebra.int_exprs import ZERO
+from attnc.algebra.summaries import summary_tensor
+from attnc.codegen.expr_triton import Writer
+from attnc.codegen.gradient_loops import GradientBody, Slopes, slopes_of, write_gradient_body
+from attnc.codegen.kernel_pieces import (
+    InputView,
+    header_of,
+    input_view,
+    state_of,
+    state_tensors,
+    tile_lines,
+    write_scale,
+    write_shift,
+)
+from attnc.codegen.kernel_text import GRADIENT_NAMES, MATH_FUNCTIONS, Block, Names, Shape
+from attnc.codegen.kernel_view import aliases_of, weighing_of
+from attnc.codegen.launch_view import summaries_text, variant_name
+from attnc.codegen.loops import Loop, Walk, write_loop
+from attnc.codegen.positions import KeyOrder, RowOrder, write_key_order, write_query_order, write_row_order
+from attnc.codegen.reads_triton import Argument, Tables
+from attnc.codegen.sweeps import Sweep, sweeps_of
+from attnc.ir.nodes import Binary, BinaryOp, Expr, Index, IndexName, SizeName
+from attnc.ir.program import Attention, NormalizeKind
+from attnc.ir.types import Type
+from attnc.plan.configs import gradient_tile_rows
+from attnc.plan.kernel_plan import Plan
+from attnc.plan.transposed import transposed_plan
+
+ROW_AXES = (Axes.HEAD, Axes.ROW)
+KEY_AXES = (Axes.ROW,)
+"""In the terms of the transposed attention, whose rows are keys."""
+
+_TURNED = {
+    "q_idx": "kv_idx",
+    "kv_idx": "q_idx",
+    "q_lo": "kv_lo",
+    "kv_lo": "q_lo",
+    "q_hi": "kv_hi",
+    "kv_hi": "q_hi",
+    "BLOCK_M": "BLOCK_N",
+    "BLOCK_N": "BLOCK_M",
+}
+"""What a kernel of keys calls coordinates of the transposed attention."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadSum:
+    """A read of a table whose gradient a kernel sums up for each of its rows.
+
+    Attributes:
+        number: of the read among all.
+        name: of the sum.
+        pointer: of where it goes.
+    """
+
+    number: int
+    name: str
+    pointer: str
+
+
+@dataclass(frozen=True, slots=True)
+class GradientKernel:
+    """A kernel of gradients as text and flags.
+
+    Attributes:
+        of_keys: whether its rows are keys; otherwise they are queries.
+        state: what the forward pass has kept of each query: `lse`; `peak` and the total; the `total` alone; or nothing.
+        scale: text of the pattern's own scale; empty where the launcher computes it.
+        scale_axis: `[:, None]` or `[None, :]` where it differs between queries.
+        adds: whether gradients of some rows are there already.
+        reads: sums for gradients of tables.
+        others: as those of `KernelView`.
+    """
+
+    function: str
+    table: str
+    header: tuple[str, ...]
+    of_keys: bool
+    state: str
+    before_shift: tuple[str, ...]
+    shift: str
+    clamped: bool
+    prologue: tuple[str, ...]
+    loops: tuple[Loop[GradientBody], ...]
+    scale: str
+    scale_axis: str
+    reverse: bool
+    rows: RowOrder | None
+    adds: bool
+    reads: tuple[ReadSum, ...]
+    used: frozenset[str]
+    math_functions: tuple[str, ...]
+    parameters: tuple[str, ...]
+    unspecialized: tuple[str, ...]
+    call: tuple[tuple[str, str], ...]
+    inputs: tuple[InputView, ...]
+    tiles: tuple[str, ...]
+
+    @property
+    def shared(self) -> bool:
+        """Whether programs take turns at the pairs of the same rows: here none do."""
+        return False
+
+    def sum_of(self, number: int) -> ReadSum:
+        """Return the sum for a read."""
+        return next(one for one in self.reads if one.number == number)
+
+
+def _kernels(own: Plan, plan: Plan, summaries: tuple[str, ...], variant: str) -> tuple[GradientKernel, ...]:
+    """Decide about the kernels of one kind.
+
+    Args:
+        own: of the attention, or of the transposed one for keys.
+        plan: of the attention, for some lengths, alone.
+        summaries: that are made before the kernels.
+        variant: what tells the kernels of this plan from those of other lengths.
+    """
+    sweeps = [sweep for sweep in sweeps_of(own) if sweep.passes]
+    complete = len(sweeps) == 1 and sweeps[0].query.kind is not MapKind.RUNS
+    return tuple(_kernel(own, plan, summaries, sweep, variant, adds=not complete) for sweep in sweeps)
+
+
+def _kernel(
+    own: Plan, plan: Plan, summaries: tuple[str, ...], sweep: Sweep, variant: str, *, adds: bool
+) -> GradientKernel:
+    """Decide about one kernel; `adds` says that others compute some of the same gradients."""
+    attention, of_keys = own.attention, own.attention.transposed
+    softmax = attention.normalize.kind is NormalizeKind.SOFTMAX
+    slopes = slopes_of(weighing_of(own), softmax=softmax)
+    names = Names(GRADIENT_NAMES)
+    tables = Tables(names, (*attention.tensors, *(summary_tensor(attention, name) for name in summaries)))
+    writer = Writer(names, tables, _aliases(own, plan, sweep), transposed=of_keys)
+    before_shift, shift, clamped = write_shift(writer, plan.attention)
+    reverse = not of_keys and bool(plan.facts.causal)
+    size = SizeName.KEYS if of_keys else SizeName.QUERIES
+    rows = write_row_order(writer, sweep.query, shifted=bool(shift) and not of_keys, reverse=reverse, size=size)
+    writer.base = 1 if of_keys else 0
+    loops = _write_loops(writer, own, sweep, slopes, shifted=bool(shift))
+    reads = _read_sums(names, slopes, KEY_AXES if of_keys else ROW_AXES)
+    scale, scale_axis, scale_lines = _write_scale(writer, attention, loops, softmax=softmax)
+    if scale_lines:
+        loops = tuple(replace(loop, body=replace(loop.body, scale_lines=scale_lines)) for loop in loops)
+    prologue = tuple(writer.blocks[0].lines)
+    used = _close(writer, loops, rows, of_keys=of_keys)
+    tiles = gradient_tile_rows(sweep.query_tile, sweep.key_tile, of_keys=of_keys)
+    stem = "_".join(part for part in (attention.name, variant, "key" if of_keys else "query", sweep.label) if part)
+    state = state_of(attention)
+    values = _parameters(attention, used, tables, reads, state, of_keys=of_keys, adds=adds)
+    return GradientKernel(
+        function=f"_{stem}_gradient_kernel",
+        table=f"_{stem}_gradient_tiles",
+        header=header_of(plan.attention),
+        of_keys=of_keys,
+        state=state,
+        before_shift=before_shift,
+        shift=shift,
+        clamped=clamped,
+        prologue=prologue,
+        loops=loops,
+        scale=scale,
+        scale_axis=scale_axis,
+        reverse=reverse,
+        rows=rows,
+        adds=adds,
+        reads=reads,
+        used=used,
+        math_functions=tuple(sorted(used & MATH_FUNCTIONS)),
+        parameters=tuple(value.declaration for value in values),
+        unspecialized=tuple(value.name for value in values if not value.specialize),
+        call=tuple((value.name, value.value) for value in values),
+        inputs=tuple(input_view(table) for table in tables.all),
+        tiles=tuple(line for row in tiles for line in tile_lines(row)),
+    )
+
+
+def _aliases(own: Plan, plan: Plan, sweep: Sweep) -> dict[str, str]:
+    if not own.attention.transposed:
+        return aliases_of(plan.attention, sweep)
+    found = dict(_TURNED)
+    match sweep.query.kind:
+        case MapKind.IDENTITY:
+            found["row_lo"] = "kv_lo"
+        case MapKind.RESIDUE:
+            found |= {"q_lo": "row_lo", "residue": "first_row"}
+        case _:
+            pass
+    return found
+
+
+def _write_loops(
+    writer: Writer, own: Plan, sweep: Sweep, slopes: Slopes, *, shifted: bool
+) -> tuple[Loop[GradientBody], ...]:
+    """Write the loops of each pass in turn."""
+    attention = own.attention
+    wanted = KEY_AXES if attention.transposed else ROW_AXES
+    orders: dict[CoordinateMap, KeyOrder] = {}
+    loops: list[Loop[GradientBody]] = []
+
+    def body(writer: Writer, mask: Expr) -> GradientBody:
+        return write_gradient_body(writer, mask, slopes, wanted)
+
+    for one in sweep.passes:
+        key = one.layout.key
+        opens = key != IDENTITY and key not in orders and bool(one.tiles.intervals)
+        if opens:
+            orders[key] = _write_order(writer, own, key, shifted=shifted)
+        for position, interval in enumerate(one.tiles.intervals):
+            walk = _walk(own, key, orders.get(key))
+            loop = write_loop(writer, interval, body, first=position == 0, walk=walk)
+            loops.append(replace(loop, opens=opens and position == 0))
+    return tuple(loops)
+
+
+def _write_order(writer: Writer, own: Plan, key: CoordinateMap, *, shifted: bool) -> KeyOrder:
+    if not own.attention.transposed:
+        return write_key_order(writer, key)
+    return write_query_order(writer, key, query_reach(own.attention.align.kind), shifted=shifted)
+
+
+def _walk(own: Plan, key: CoordinateMap, order: KeyOrder | None) -> Walk:
+    attention = own.attention
+    if not attention.transposed:
+        return Walk(order)
+    reach = query_reach(attention.align.kind)
+    origin = ZERO if key.kind is MapKind.BOX or reach.first == KEY_REACH.first else key.first_from(reach.first)
+    real = Binary(BinaryOp.LT, Index(IndexName.KEY), reach.past, Type.BOOL)
+    return Walk(order, origin, real)
+
+
+def _read_sums(names: Names, slopes: Slopes, axes: tuple[Axes, ...]) -> tuple[ReadSum, ...]:
+    found = []
+    for number, one in enumerate(slopes.reads):
+        if one.axes in axes:
+            stem = f"d_{one.read.table}"
+            found.append(ReadSum(number, names.fresh(stem), names.fresh(f"{stem}_ptr")))
+    return tuple(found)
+
+
+def _write_scale(
+    writer: Writer, attention: Attention, loops: tuple[Loop[GradientBody], ...], *, softmax: bool
+) -> tuple[str, str, tuple[str, ...]]:
+    """Write the pattern's own scale; return its text, its axis, and lines of each tile that it needs."""
+    if attention.scale is None or not any(loop.body.uses_dot for loop in loops):
+        return "", "", ()
+    outer = writer.blocks[0]
+    writer.blocks, writer.margin = [outer, Block()], 2
+    text, shape = write_scale(writer, attention, softmax=softmax)
+    lines = tuple(writer.blocks[1].lines)
+    writer.blocks, writer.margin = [outer], 1
+    axis = {Shape.ROW: "[:, None]", Shape.KEY: "[None, :]"}.get(shape, "")
+    return text, axis, lines
+
+
+def _close(
+    writer: Writer, loops: tuple[Loop[GradientBody], ...], rows: RowOrder | None, *, of_keys: bool
+) -> frozenset[str]:
+    """Return all fixed names that the kernel mentions, those of the template's own statements included."""
+    used = {*writer.used, "N", "M", "H", "g", "value", "load_tile"}
+    if any(loop.order is not None for loop in loops) or rows is not None:
+        used.add("gather_tile")
+    if any(loop.body.uses_dot for loop in loops):
+        used.add("dot")
+    if any(loop.body.factor for loop in loops):
+        used.add("weighted_exp2")
+    own_low, own_high = ("kv_lo", "kv_hi") if of_keys else ("q_lo", "q_hi")
+    if rows is not None and rows.classes and used & {"residue", own_low, own_high}:
+        used |= {"floor_div", "floor_mod", "shift"} | ({"first_local"} if used & {own_low, own_high} else set())
+    if used & {"q_hi", "q_lo", "q_idx"}:
+        used.add("shift")
+    return frozenset(used)
+
+
+def _parameters(
+    attention: Attention,
+    used: frozenset[str],
+    tables: Tables,
+    reads: tuple[ReadSum, ...],
+    state: str,
+    *,
+    of_keys: bool,
+    adds: bool,
+) -> tuple[Argument, ...]:
+    """Return the kernel's parameters and what the launcher passes for them, in order."""
+    tensors = {"query": "q", "key": "k", "value": "v", "grad_out": "do"}
+    results = {"grad_key": "dk", "grad_value": "dv"} if of_keys else {"grad_query": "dq"}
+    values = [Argument(f"{tensor}_ptr", f"call.{tensor}") for tensor in (*tensors, *results)]
+    values.extend(Argument(f"{one}_ptr", f"call.{one}") for one in state_tensors(state))
+    if state:
+        values.append(Argument("delta_ptr", "call.delta"))
+    values.extend(Argument(one.pointer, f"sums[{one.number}]") for one in reads)
+    values.extend(argument for table in tables.all for argument in table.arguments.values())
+    for tensor, letter in (tensors | results).items():
+        for axis, suffix in enumerate("bhn"):
+            values.append(Argument(f"{letter}_stride_{suffix}", f"call.{tensor}.stride({axis})"))
+    values.extend(Argument(size, f"call.{size}", specialize=False) for size in "NMHgBD" if size in used)
+    values.append(Argument("qk_scale", "call.qk_scale", specialize=False))
+    grad_scale = "call.key_scale" if of_keys else "call.query_scale"
+    values.append(Argument("grad_scale", grad_scale, specialize=False))
+    constants = [
+        ("HEAD_SIZE", "head_size"),
+        ("VALUE_SIZE", "value_size"),
+        ("BLOCK_M", "tiles.query"),
+        ("BLOCK_N", "tiles.key"),
+        ("BLOCK_D", "block_d"),
+        ("BLOCK_V", "block_v"),
+        ("PRECISION", "precision"),
+    ]
+    if "dot" in used and attention.scale is not None:
+        constants.append(("SCALE_GIVEN", "scale_given"))
+    if "index_type" in used:
+        constants.append(("WIDE_TABLES", "wide_tables"))
+    values.extend(Argument(name, f"call.{source}", constant=True) for name, source in constants)
+    return tuple(values)
+
+
+@dataclass(frozen=True, slots=True)
+class GradientsView:
+    """The kernels of the gradients of a plan for some lengths, and their launcher.
+
+    Attributes:
+        name: what names begin with, after an underscore.
+        limit: as that of a `LaunchView`.
+        kernels: those of queries first.
+        written: those of them that no launcher before it runs.
+        state: see `GradientKernel`.
+        base_2: whether scores are in base 2.
+        own_scale: whether the pattern has a scale of its own.
+        summaries: as those of a `LaunchView`.
+        tables: names and lines of the tables of tiles, without those that an earlier launcher has.
+    """
+
+    name: str
+    limit: int | None
+    kernels: tuple[GradientKernel, ...]
+    written: tuple[GradientKernel, ...]
+    state: str
+    base_2: bool
+    own_scale: bool
+    inputs: tuple[InputView, ...]
+    summaries: tuple[str, ...]
+    tables: tuple[tuple[str, tuple[str, ...]], ...]
+
+    def add(self, *, of_keys: bool) -> bool:
+        """Tell whether gradients of queries, or of keys, begin with 0."""
+        own = [kernel for kernel in self.kernels if kernel.of_keys is of_keys]
+        return not own or any(kernel.adds for kernel in own)
+
+
+def gradient_views(plan: Plan) -> tuple[GradientsView, ...]:
+    """Decide everything about the kernels of gradients of a plan: those for any length first, then for short ones."""
+    known: dict[GradientKernel, GradientKernel] = {}
+    tables: dict[tuple[str, ...], str] = {}
+    lengths = zip(plan.variants, plan.limits, strict=True)
+    return tuple(_gradients_view(variant, limit, known, tables) for variant, limit in reversed(list(lengths)))
+
+
+def _gradients_view(
+    plan: Plan,
+    limit: int | None,
+    known: dict[GradientKernel, GradientKernel],
+    known_tables: dict[tuple[str, ...], str],
+) -> GradientsView:
+    variant, turned = variant_name(limit), transposed_plan(plan)
+    summaries = tuple(dict.fromkeys((*plan.summaries, *turned.summaries)))
+    views = (*_kernels(plan, plan, summaries, variant), *_kernels(turned, plan, summaries, variant))
+    nameless = [replace(view, function="", table="") for view in views]
+    written = tuple(view for view, same in zip(views, nameless, strict=True) if same not in known)
+    known |= {same: view for view, same in zip(views, nameless, strict=True) if same not in known}
+    kernels = tuple(known[same] for same in nameless)
+    tables = {kernel.tiles: kernel.table for kernel in reversed(kernels) if kernel.tiles not in known_tables}
+    known_tables |= tables
+    kernels = tuple(replace(kernel, table=known_tables[kernel.tiles]) for kernel in kernels)
+    attention = plan.attention
+    inputs = tuple(
+        replace(versions[0], used=any(one.used for one in versions))
+        for versions in zip(*(kernel.inputs for kernel in kernels), strict=True)
+    )
+    return GradientsView(
+        name="_".join(part for part in (attention.name, variant) if part),
+        limit=limit,
+        kernels=kernels,
+        written=written,
+        state=state_of(attention),
+        base_2=attention.normalize.kind is NormalizeKind.SOFTMAX,
+        own_scale=attention.scale is not None,
+        inputs=inputs,
+        summaries=summaries_text(plan, summaries),
+        tables=tuple((name, lines) for lines, name in reversed(tables.items())),
+    )

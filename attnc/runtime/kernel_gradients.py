@@ -1,0 +1,128 @@
+"""Gradients by Triton kernels, and what is left to do with their sums."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from attnc.runtime.blocks import bind_tables, compute_dtype, head_pairs
+from attnc.runtime.calls import call_sizes
+from attnc.runtime.checks import check_head_sizes
+from attnc.runtime.pairs import Pairs
+from attnc.runtime.program import Program
+from attnc.runtime.row_gradients import differentiate_keys, differentiate_rows, scale_gradients, sink_gradients
+
+
+def kernel_backward(
+    program: Program,
+    grads: tuple[Tensor, Tensor | None],
+    tensors: tuple[Tensor, Tensor, Tensor, Sequence[Tensor]],
+    results: tuple[Tensor, Tensor],
+    scale: float | None,
+    precision: str | None,
+    wanted: Sequence[bool],
+) -> list[Tensor]:
+    """Compute the gradients of query, key, value and of those inputs that are `wanted`, in order.
+
+    Args:
+        program: of the forward pass.
+        grads: of the output, and of the log-sum-exp if it was used.
+        tensors: query, key, value, inputs.
+        results: output of the forward pass, and what it kept of rows.
+        scale: of the call.
+        precision: of the call.
+        wanted: one entry for each input.
+    """
+    query, key, value, inputs = tensors
+    check_head_sizes(program.name, query, value)
+    here = program.at(query.shape[2], key.shape[2])
+    if here.gradients is None:
+        raise RuntimeError(f"{program.name}: tensors on {query.device} need triton, which is not installed")
+    grad_out, (out, state) = grads[0].to(query.dtype), results
+    delta = _delta_of_rows(grad_out, out, grads[1]) if program.kept else None
+    names = [argument.name for argument, want in zip(program.tensors, wanted, strict=True) if want]
+    sums = _new_read_sums(program, query, key, names)
+    kept = state if program.kept else None
+    found = here.gradients(query, key, value, grad_out, kept, delta, sums, tuple(inputs), scale, precision)
+    grad_query = found[0]
+    if names or (program.scale is not None and scale is None):
+        sizes = call_sizes(query, key, value)
+        tables = bind_tables(program, inputs, sizes)
+        heads = head_pairs(program, sizes, tables, compute_dtype(query.dtype), query.device)
+        totals = {name: torch.zeros(tables[name].shape, dtype=torch.float64, device=query.device) for name in names}
+        _add_read_sums(program, heads, sums, totals)
+        grad_query = _finished(program, heads, (query, grad_query), (delta, kept), scale, totals)
+        of_inputs = [
+            totals[argument.name].sum_to_size(tensor.shape).to(tensor.dtype)
+            for argument, tensor in zip(program.tensors, inputs, strict=True)
+            if argument.name in totals
+        ]
+    else:
+        of_inputs = []
+    own = [tensor.to(like.dtype) for tensor, like in zip((grad_query, *found[1:]), (query, key, value), strict=True)]
+    return own + of_inputs
+
+
+def _delta_of_rows(grad_out: Tensor, out: Tensor, grad_lse: Tensor | None) -> Tensor:
+    """Return what the gradients of all weights of a row have in common, float32 `(B, H, N)`."""
+    delta = (grad_out.float() * out.float()).sum(-1)
+    return delta if grad_lse is None else delta - grad_lse
+
+
+def _new_read_sums(program: Program, query: Tensor, key: Tensor, names: list[str]) -> list[Tensor | None]:
+    """Return memory for the sums of each read of a table: float32, for each query or each key of each head."""
+    batch, heads, queries = query.shape[:3]
+    found: list[Tensor | None] = []
+    for read in program.reads:
+        rows = key.shape[2] if read.axes == "column" else queries
+        shape = (batch, heads, rows)
+        found.append(query.new_zeros(shape, dtype=torch.float32) if read.table in names else None)
+    return found
+
+
+def _add_read_sums(program: Program, heads: Pairs, sums: list[Tensor | None], totals: dict[str, Tensor]) -> None:
+    for read, total in zip(program.reads, sums, strict=True):
+        if total is not None:
+            add = differentiate_keys if read.axes == "column" else differentiate_rows
+            add(heads, read.element, total, totals)
+
+
+def _finished(
+    program: Program,
+    heads: Pairs,
+    queries: tuple[Tensor, Tensor],
+    rows: tuple[Tensor | None, Tensor | None],
+    scale: float | None,
+    totals: dict[str, Tensor],
+) -> Tensor:
+    """Add the gradients of sink and scale, and return that of the query with the factor that was missing.
+
+    Args:
+        program: of the attention.
+        heads: coordinates of all heads.
+        queries: query and its gradient, without the pattern's own factor.
+        rows: what all gradients of a row have in common, and what was kept of it.
+        scale: of the call.
+        totals: gradients of tables.
+    """
+    sizes = heads.sizes
+
+    def by_group(tensor: Tensor, axis: int = 1) -> Tensor:
+        return torch.unflatten(tensor, axis, (sizes.kv_heads, sizes.g))
+
+    delta, state = rows
+    if program.sink is not None and delta is not None and state is not None:
+        grouped = by_group(state, -2)
+        if program.kept == "peak":
+            peak, total = grouped[0], grouped[1]
+        else:
+            alive = grouped != -torch.inf
+            peak, total = torch.where(alive, grouped, 0.0), alive.to(grouped.dtype)
+        sink_gradients(program, heads, by_group(delta), peak, total, totals)
+    query, grad_query = queries
+    if program.scale is None or scale is not None:
+        return grad_query
+    factor = scale_gradients(program, heads, by_group(query.to(heads.dtype)), by_group(grad_query), scale, totals)
+    return (by_group(grad_query) * factor).flatten(1, 2)

@@ -19,6 +19,7 @@ from attnc.algebra.gradients import Axes
 from attnc.algebra.int_exprs import ZERO
 from attnc.algebra.summaries import summary_tensor
 from attnc.codegen.expr_triton import Writer
+from attnc.codegen.functions_triton import fold
 from attnc.codegen.gradient_loops import GradientBody, Slopes, slopes_of, write_gradient_body
 from attnc.codegen.kernel_pieces import (
     InputView,
@@ -37,7 +38,7 @@ from attnc.codegen.loops import Loop, Walk, write_loop
 from attnc.codegen.positions import KeyOrder, RowOrder, write_key_order, write_query_order, write_row_order
 from attnc.codegen.reads_triton import Argument, Tables
 from attnc.codegen.sweeps import Sweep, sweeps_of
-from attnc.ir.nodes import Binary, BinaryOp, Expr, Index, IndexName, SizeName
+from attnc.ir.nodes import TRUE, And, Binary, BinaryOp, Expr, Index, IndexName, SizeName
 from attnc.ir.program import Attention, NormalizeKind
 from attnc.ir.types import Type
 from attnc.plan.configs import gradient_tile_rows
@@ -87,6 +88,8 @@ class GradientKernel:
         scale_axis: `[:, None]` or `[None, :]` where it differs between queries.
         adds: whether gradients of some rows are there already.
         reads: sums for gradients of tables.
+        careful: body of the second walk that a NaN or infinity of a masked pair asks for; None if no pair is masked.
+        careful_order: of what that walk goes over; None for plain order.
         others: as those of `KernelView`.
     """
 
@@ -106,6 +109,8 @@ class GradientKernel:
     rows: RowOrder | None
     adds: bool
     reads: tuple[ReadSum, ...]
+    careful: GradientBody | None
+    careful_order: KeyOrder | None
     used: frozenset[str]
     math_functions: tuple[str, ...]
     parameters: tuple[str, ...]
@@ -153,17 +158,22 @@ def _kernel(
     size = SizeName.KEYS if of_keys else SizeName.QUERIES
     rows = write_row_order(writer, sweep.query, shifted=bool(shift) and not of_keys, reverse=reverse, size=size)
     writer.base = 1 if of_keys else 0
-    loops = _write_loops(writer, own, sweep, slopes, shifted=bool(shift))
+    orders: dict[CoordinateMap, KeyOrder] = {}
+    loops = _write_loops(writer, own, sweep, slopes, orders, shifted=bool(shift))
+    walked = {one.layout.key for one in sweep.passes}
+    careful_order = orders.get(walked.pop()) if len(walked) == 1 else None
+    careful = _write_careful(writer, own, sweep, slopes)
     reads = _read_sums(names, slopes, KEY_AXES if of_keys else ROW_AXES)
     scale, scale_axis, scale_lines = _write_scale(writer, attention, loops, softmax=softmax)
     if scale_lines:
         loops = tuple(replace(loop, body=replace(loop.body, scale_lines=scale_lines)) for loop in loops)
+        careful = None if careful is None else replace(careful, scale_lines=scale_lines)
     prologue = tuple(writer.blocks[0].lines)
-    used = _close(writer, loops, rows, of_keys=of_keys)
+    used = _close(writer, loops, rows, of_keys=of_keys, careful=careful is not None)
     tiles = gradient_tile_rows(sweep.query_tile, sweep.key_tile, of_keys=of_keys)
     stem = "_".join(part for part in (attention.name, variant, "key" if of_keys else "query", sweep.label) if part)
     state = state_of(attention)
-    values = _parameters(attention, used, tables, reads, state, of_keys=of_keys, adds=adds)
+    values = _parameters(attention, used, tables, reads, state, of_keys=of_keys, careful=careful is not None)
     return GradientKernel(
         function=f"_{stem}_gradient_kernel",
         table=f"_{stem}_gradient_tiles",
@@ -181,6 +191,8 @@ def _kernel(
         rows=rows,
         adds=adds,
         reads=reads,
+        careful=careful,
+        careful_order=careful_order if careful is not None else None,
         used=used,
         math_functions=tuple(sorted(used & MATH_FUNCTIONS)),
         parameters=tuple(value.declaration for value in values),
@@ -206,12 +218,17 @@ def _aliases(own: Plan, plan: Plan, sweep: Sweep) -> dict[str, str]:
 
 
 def _write_loops(
-    writer: Writer, own: Plan, sweep: Sweep, slopes: Slopes, *, shifted: bool
+    writer: Writer,
+    own: Plan,
+    sweep: Sweep,
+    slopes: Slopes,
+    orders: dict[CoordinateMap, KeyOrder],
+    *,
+    shifted: bool,
 ) -> tuple[Loop[GradientBody], ...]:
-    """Write the loops of each pass in turn."""
+    """Write the loops of each pass in turn, and the orders of what they walk."""
     attention = own.attention
     wanted = KEY_AXES if attention.transposed else ROW_AXES
-    orders: dict[CoordinateMap, KeyOrder] = {}
     loops: list[Loop[GradientBody]] = []
 
     def body(writer: Writer, mask: Expr) -> GradientBody:
@@ -245,6 +262,23 @@ def _walk(own: Plan, key: CoordinateMap, order: KeyOrder | None) -> Walk:
     return Walk(order, origin, real)
 
 
+def _write_careful(writer: Writer, own: Plan, sweep: Sweep, slopes: Slopes) -> GradientBody | None:
+    """Write the body of a walk over everything, for the whole mask; needed where some loop tests more than the end."""
+    if all(fold(interval.residual) == TRUE for one in sweep.passes for interval in one.tiles.intervals):
+        return None
+    writer.blocks, writer.margin = [writer.blocks[0], Block()], 4
+    usual = writer.aliases.get("BLOCK_N")
+    writer.aliases["BLOCK_N"] = "CHUNK_N"
+    real = _walk(own, IDENTITY, None).real
+    body = write_gradient_body(writer, And((sweep.mask, real)), slopes, ())
+    if usual is None:
+        del writer.aliases["BLOCK_N"]
+    else:
+        writer.aliases["BLOCK_N"] = usual
+    writer.blocks, writer.margin = writer.blocks[:1], 1
+    return body
+
+
 def _read_sums(names: Names, slopes: Slopes, axes: tuple[Axes, ...]) -> tuple[ReadSum, ...]:
     found = []
     for number, one in enumerate(slopes.reads):
@@ -270,12 +304,14 @@ def _write_scale(
 
 
 def _close(
-    writer: Writer, loops: tuple[Loop[GradientBody], ...], rows: RowOrder | None, *, of_keys: bool
+    writer: Writer, loops: tuple[Loop[GradientBody], ...], rows: RowOrder | None, *, of_keys: bool, careful: bool
 ) -> frozenset[str]:
     """Return all fixed names that the kernel mentions, those of the template's own statements included."""
     used = {*writer.used, "N", "M", "H", "g", "value", "load_tile"}
-    if any(loop.order is not None for loop in loops) or rows is not None:
+    if careful or any(loop.order is not None for loop in loops) or rows is not None:
         used.add("gather_tile")
+    if careful:
+        used |= {"is_spoiled", "finite_part", "nonfinite_code", "nonfinite_sum", "shift"}
     if any(loop.body.uses_dot for loop in loops):
         used.add("dot")
     if any(loop.body.factor for loop in loops):
@@ -296,7 +332,7 @@ def _parameters(
     state: str,
     *,
     of_keys: bool,
-    adds: bool,
+    careful: bool,
 ) -> tuple[Argument, ...]:
     """Return the kernel's parameters and what the launcher passes for them, in order."""
     tensors = {"query": "q", "key": "k", "value": "v", "grad_out": "do"}
@@ -323,6 +359,8 @@ def _parameters(
         ("BLOCK_V", "block_v"),
         ("PRECISION", "precision"),
     ]
+    if careful:
+        constants.extend([("CHUNK_N", "chunk_n"), ("CHUNK_V", "chunk_v")])
     if "dot" in used and attention.scale is not None:
         constants.append(("SCALE_GIVEN", "scale_given"))
     if "index_type" in used:

@@ -60,7 +60,7 @@ GRADIENT_NAMES = frozenset(
         grad_out_ptr grad_query_ptr grad_key_ptr grad_value_ptr delta_ptr total_ptr do_ptr inverse_l
         do_stride_b do_stride_h do_stride_n dq_stride_b dq_stride_h dq_stride_n dk_stride_b dk_stride_h dk_stride_n
         dv_stride_b dv_stride_h dv_stride_n start_gradients cut_gradients finish_gradients d_dim
-        first_row_of_head factor_of_dot q_ptr
+        first_row_of_head factor_of_dot q_ptr k_part vectors
         """,
     )
 )

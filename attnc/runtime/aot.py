@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +109,7 @@ def compile_kernels(
     precision: str | None = None,
     tiles: Tiles | None = None,
     shares: int = 0,
+    gradients: bool = False,
 ) -> tuple[KernelReport, ...]:
     """Compile the kernels of one attention of a generated module, in the order in which a call runs them.
 
@@ -123,6 +124,7 @@ def compile_kernels(
         tiles: instead of the module's own for this target, type and head size.
         shares: programs that share the keys of the same rows, which are then followed by a launch that joins what they
             leave; 0 for what suits a call with many rows.
+        gradients: compile the kernels of gradients instead.
 
     Raises:
         ValueError: an unknown target, or a module with several attentions and no `name`.
@@ -131,7 +133,8 @@ def compile_kernels(
     if target not in ARCHITECTURES:
         raise ValueError(f"unknown target {target}; known: {', '.join(ARCHITECTURES)}")
     program = find_program(module, name)
-    launches = record_launches(module, program, target, dtype, head_size, value_size, precision, tiles, shares)
+    record = record_gradients if gradients else record_launches
+    launches = record(module, program, target, dtype, head_size, value_size, precision, tiles, shares)
     return tuple(_report(kernel, arguments, target, dtype, head_size) for kernel, arguments in launches)
 
 
@@ -215,30 +218,82 @@ def record_launches(
 
     Those for sequences of any length come first, then those of the launchers for short ones that are not among them.
     """
-    if program.launch is None:
-        raise RuntimeError(f"{program.name} has no Triton kernel here: is triton installed?")
-    query, key, value = (
-        torch.empty(2, 4, LENGTH, size, dtype=dtype, device="meta") for size in _sizes(head_size, value_size)
-    )
-    out = torch.empty(2, 4, LENGTH, value.shape[3], dtype=dtype, device="meta")
-    lse = torch.empty(2, 4, LENGTH, device="meta") if program.normalize == "softmax" else None
-    sizes = Sizes(B=2, H=4, N=LENGTH, M=LENGTH, D=head_size, g=1, value_size=value.shape[3])
-    inputs = tuple(_stand_in(tensor, sizes) for tensor in program.tensors)
+    meta = _MetaCall.of(program, dtype, head_size, value_size)
+    state = meta.state if program.kept else None
+
+    def call(launch: Any) -> None:
+        launch(meta.query, meta.key, meta.value, meta.out, state, meta.inputs, None, precision)
+
+    every = (program.launch, *(short.launch for short in program.short))
+    return _recorded(module, program, every, call, target, tiles, shares)
+
+
+def record_gradients(
+    module: ModuleType,
+    program: Program,
+    target: str,
+    dtype: torch.dtype,
+    head_size: int,
+    value_size: int | None = None,
+    precision: str | None = None,
+    tiles: Tiles | None = None,
+    shares: int = 0,
+) -> list[tuple[Any, dict[str, Any]]]:
+    """Return the kernels of gradients in the same way; all gradients of tables are wanted."""
+    meta = _MetaCall.of(program, dtype, head_size, value_size)
+    state, delta = (meta.state, torch.empty(2, 4, LENGTH, device="meta")) if program.kept else (None, None)
+    sums = [torch.empty(2, 4, LENGTH, device="meta") for _ in program.reads]
+
+    def call(launch: Any) -> None:
+        launch(meta.query, meta.key, meta.value, meta.out, state, delta, sums, meta.inputs, None, precision)
+
+    every = (program.gradients, *(short.gradients for short in program.short))
+    return _recorded(module, program, every, call, target, tiles, shares)
+
+
+@dataclass(frozen=True, slots=True)
+class _MetaCall:
+    """Arguments of a call, without data."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    out: Tensor
+    state: Tensor
+    inputs: tuple[Tensor | float | int, ...]
+
+    @classmethod
+    def of(cls, program: Program, dtype: torch.dtype, head_size: int, value_size: int | None) -> _MetaCall:
+        sizes = head_size, head_size, value_size or head_size, value_size or head_size
+        query, key, value, out = (torch.empty(2, 4, LENGTH, size, dtype=dtype, device="meta") for size in sizes)
+        known = Sizes(B=2, H=4, N=LENGTH, M=LENGTH, D=head_size, g=1, value_size=value.shape[3])
+        inputs = tuple(_stand_in(tensor, known) for tensor in program.tensors)
+        state = torch.empty(program.state_shape(2, 4, LENGTH), device="meta")
+        return cls(query, key, value, out, state, inputs)
+
+
+def _recorded(
+    module: ModuleType,
+    program: Program,
+    launchers: Iterable[Any],
+    call: Callable[[Any], None],
+    target: str,
+    tiles: Tiles | None,
+    shares: int,
+) -> list[tuple[Any, dict[str, Any]]]:
+    """Call launchers and return what they would have launched, kernels of later ones only where they are others."""
     launches: list[tuple[Any, dict[str, Any]]] = []
     seen: set[str] = set()
     with assume_target(target, tiles, shares=shares):
-        for launch in (program.launch, *(short.launch for short in program.short)):
-            assert launch is not None
+        for launch in launchers:
+            if launch is None:
+                raise RuntimeError(f"{program.name} has no Triton kernel here: is triton installed?")
             own: list[tuple[Any, dict[str, Any]]] = []
             with _recording(module, own):
-                launch(query, key, value, out, lse, inputs, None, precision)
+                call(launch)
             launches.extend(one for one in own if one[0].__name__ not in seen)
             seen |= {kernel.__name__ for kernel, _ in own}
     return launches
-
-
-def _sizes(head_size: int, value_size: int | None) -> tuple[int, int, int]:
-    return head_size, head_size, value_size or head_size
 
 
 def _stand_in(tensor: TensorArgument, sizes: Sizes) -> Tensor | float | int:

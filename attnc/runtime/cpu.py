@@ -128,19 +128,26 @@ def cpu_backward(
 
 
 def _rows_of_state(call: Call, state: Tensor) -> Rows:
-    """Return peak and total of each row, which a forward pass has kept."""
+    """Return peak and total of each row, which a forward pass has kept.
+
+    A row that sees an infinite score has no weights but NaN, and so has no peak to compare with either.
+    """
     grouped = torch.unflatten(state, -2, (call.key.shape[1], call.sizes.g)) if call.program.kept else state
     match call.program.kept:
         case "lse":
             alive = grouped != -torch.inf
-            return Rows(torch.where(alive, grouped, 0.0), alive.to(grouped.dtype))
+            return Rows(_without_infinity(torch.where(alive, grouped, 0.0)), alive.to(grouped.dtype))
         case "peak":
-            return Rows(grouped[0], grouped[1])
+            return Rows(_without_infinity(grouped[0]), grouped[1])
         case "total":
             return Rows(torch.zeros_like(grouped), grouped)
         case _:
             ones = call.query.new_ones(call.query.shape[:-1])
             return Rows(torch.zeros_like(ones), ones)
+
+
+def _without_infinity(peak: Tensor) -> Tensor:
+    return torch.where(peak == torch.inf, torch.nan, peak)
 
 
 def _pair_gradients(call: Call, sums: Gradients, given: tuple[Tensor, Tensor, Tensor | None], rows: Rows) -> Gradients:

@@ -29,7 +29,7 @@ class GradientLaunch:
             row's weights have in common; None where the pattern has none.
         qk_scale: factor on the dot product, base 2 included.
         query_scale, key_scale: what sums for queries and for keys are multiplied by in the end.
-        D, head_size, value_size, block_d, block_v, wide_tables: as those of `Launch`.
+        D, head_size, value_size, block_d, block_v, chunk_n, chunk_v, wide_tables: as those of `Launch`.
     """
 
     query: Tensor
@@ -59,6 +59,8 @@ class GradientLaunch:
     block_v: int
     tiles: Tiles
     grid: tuple[int] = (0,)
+    chunk_n: int = 16
+    chunk_v: int = 16
     wide_tables: bool = False
     joined: int = 0
 

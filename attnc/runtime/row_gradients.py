@@ -43,14 +43,14 @@ def add_elements(total: Tensor, places: tuple[Tensor, ...], part: Tensor) -> Non
 
 
 def differentiate_rows(heads: Pairs, formula: Formula, grad: Tensor, totals: Totals) -> None:
-    """Add the gradients of an expression of the query alone, given that of its value of each row, `[B, H, N]` or alike."""
+    """Add the gradients of an expression of the query alone, given that of its value of each row."""
     sizes = heads.sizes
     shape = (sizes.B, sizes.kv_heads, 1, sizes.g, sizes.N, 1)
     _differentiate_elements(all_rows(heads), formula, grad.reshape(shape), totals)
 
 
 def differentiate_keys(heads: Pairs, formula: Formula, grad: Tensor, totals: Totals) -> None:
-    """Add the gradients of an expression of the key alone, given that of its value of each key, `[B, H, M]` or alike."""
+    """Add the gradients of an expression of the key alone, given that of its value of each key."""
     sizes = heads.sizes
     shape = (sizes.B, sizes.kv_heads, 1, sizes.g, 1, sizes.M)
     _differentiate_elements(all_keys(heads), formula, grad.reshape(shape), totals)

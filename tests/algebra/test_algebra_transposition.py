@@ -54,7 +54,7 @@ def tiles_of_keys(layout, env, key_tile):
 
 
 def walked(tiles, env, layout, query_tile):
-    """Yield interval, first number and positions of each tile of queries that is visited, counted from the first one."""
+    """Yield interval, first number and positions of each visited tile of queries, counted from the first one."""
     shift, rows = env.indices[IndexName.SHIFT], env.sizes[SizeName.QUERIES]
     if layout.is_grid:
         count = evaluate(layout.key.end_before(constant(0)), env)

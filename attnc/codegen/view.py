@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from attnc.algebra.coordinates import CoordinateMap, MapKind
 from attnc.algebra.data_tests import reads_pairs, whole_test
 from attnc.algebra.extents import TileExtents, TileLimits
-from attnc.algebra.gradients import ReadGradient
+from attnc.algebra.gradients import ONE, ReadGradient, read_gradients, write_out_sums
 from attnc.algebra.key_intervals import Coverage, KeyInterval
 from attnc.codegen.expr_torch import length_text, printable, quoted, torch_body
 from attnc.codegen.gradient_loops import slopes_of
@@ -222,15 +222,23 @@ def _program_fields(plan: Plan, formulas: Formulas) -> list[Field]:
         fields.append(("library", quoted(plan.passes[0].library.value)))
     reads = slopes_of(weighing_of(plan), softmax=normalize.kind is NormalizeKind.SOFTMAX).reads
     if reads:
-        fields.append(("reads", sequence([_table_read(one, number, formulas) for number, one in enumerate(reads)])))
+        fields.append(("reads", sequence([_table_read(one, f"read_{n}", formulas) for n, one in enumerate(reads)])))
+    for name, expr in (("scale", attention.scale), ("sink", normalize.sink)):
+        reads = () if expr is None else read_gradients(write_out_sums(expr))
+        if reads:
+            found = [_table_read(one, f"{name}_read_{n}", formulas, slope=True) for n, one in enumerate(reads)]
+            fields.append((f"{name}_reads", sequence(found)))
     fields.append(("launch", f"_{attention.name}_launch"))
     fields.append(("gradients", f"_{attention.name}_gradients"))
     return fields
 
 
-def _table_read(one: ReadGradient, number: int, formulas: Formulas) -> Bracket:
-    element = formulas.name(f"read_{number}", one.read)
-    return call("TableRead", ("table", quoted(one.read.table)), ("axes", quoted(one.axes.value)), ("element", element))
+def _table_read(one: ReadGradient, name: str, formulas: Formulas, *, slope: bool = False) -> Bracket:
+    element = formulas.name(name, one.read)
+    fields: list[Field] = [("table", quoted(one.read.table)), ("axes", quoted(one.axes.value)), ("element", element)]
+    if slope and one.slopes[0] != ONE:
+        fields.append(("slope", formulas.name(f"{name}_slope", one.slopes[0])))
+    return call("TableRead", *fields)
 
 
 def _period_fields(condition: Expr, formulas: Formulas, suffix: str) -> list[Field]:

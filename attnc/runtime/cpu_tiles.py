@@ -239,9 +239,8 @@ def _differentiate(weights: Tensor, scores: Tensor, tape: Tape | None, grad: Ten
     if not weights.requires_grad:
         return None
     assert tape is not None
-    leaves = [leaf for _, _, leaf in tape.reads]
-    found = torch.autograd.grad(weights, [scores, *leaves], grad, allow_unused=True)
-    for (name, places, _), part in zip(tape.reads, found[1:], strict=True):
+    found = torch.autograd.grad(weights, [scores, *(read.value for read in tape.reads)], grad, allow_unused=True)
+    for read, part in zip(tape.reads, found[1:], strict=True):
         if part is not None:
-            add_elements(sums.tables[name], places, part)
+            add_elements(sums.tables[read.table], read.places, part)
     return found[0]

@@ -12,7 +12,7 @@ from attnc.runtime.calls import call_sizes
 from attnc.runtime.checks import check_head_sizes
 from attnc.runtime.pairs import Pairs
 from attnc.runtime.program import Program
-from attnc.runtime.row_gradients import differentiate_keys, differentiate_rows, scale_gradients, sink_gradients
+from attnc.runtime.row_gradients import add_read, all_keys, all_rows, of_keys, of_rows, scale_gradients, sink_gradients
 
 
 def kernel_backward(
@@ -85,8 +85,10 @@ def _new_read_sums(program: Program, query: Tensor, key: Tensor, names: list[str
 def _add_read_sums(program: Program, heads: Pairs, sums: list[Tensor | None], totals: dict[str, Tensor]) -> None:
     for read, total in zip(program.reads, sums, strict=True):
         if total is not None:
-            add = differentiate_keys if read.axes == "column" else differentiate_rows
-            add(heads, read.element, total, totals)
+            if read.axes == "column":
+                add_read(all_keys(heads), read, of_keys(heads, total), totals)
+            else:
+                add_read(all_rows(heads), read, of_rows(heads, total), totals)
 
 
 def _finished(

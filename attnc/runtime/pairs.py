@@ -30,17 +30,34 @@ class Sizes:
         return self.H // self.g
 
 
+@dataclass(frozen=True, slots=True)
+class TapedRead:
+    """One read of a float table.
+
+    Attributes:
+        places: the index, one tensor for each dimension, kept inside of the table.
+        value: the gathered elements.
+        inside: where the index was inside in truth, and the pair allowed; None for everywhere.
+    """
+
+    table: str
+    places: tuple[Tensor, ...]
+    value: Tensor
+    inside: Tensor | None
+
+
 @dataclass(slots=True)
 class Tape:
     """Float elements that a block of scores was computed from, to be differentiated.
 
     Attributes:
         wanted: names of the tables that need a gradient.
-        reads: table, index and the gathered elements (a leaf that requires grad) of each read.
+        leaves: whether elements become leaves that require a gradient.
     """
 
     wanted: frozenset[str]
-    reads: list[tuple[str, tuple[Tensor, ...], Tensor]] = field(default_factory=list)
+    leaves: bool = True
+    reads: list[TapedRead] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -134,8 +151,8 @@ class Pairs:
         value = table[tuple(places)] if places else table
         value = value.to(self._read_type(table))
         if self.tape is not None and name in self.tape.wanted:
-            value = value.detach().requires_grad_()
-            self.tape.reads.append((name, tuple(places), value))
+            value = value.detach().requires_grad_() if self.tape.leaves else value
+            self.tape.reads.append(TapedRead(name, tuple(places), value, inside))
         return value if inside is None else torch.where(inside, value, value.new_zeros(()))
 
     def any_of(self, count: int, body: Callable[[Tensor], Tensor]) -> Tensor:

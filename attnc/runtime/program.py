@@ -171,17 +171,19 @@ class Pass:
 
 @dataclass(frozen=True, slots=True)
 class TableRead:
-    """A read of a float table for pairs, whose gradient kernels sum up.
+    """A read of a float table whose gradient is summed up.
 
     Attributes:
         table: its name.
         axes: which pairs read the same element: `head` and `row`, those of a query; `column`, those of a key; `pair`.
         element: reads it.
+        slope: what the gradient of the expression is multiplied by; None for 1, or where kernels do so.
     """
 
     table: str
     axes: str
     element: Formula
+    slope: Formula | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +220,8 @@ class Program:
         summaries: what is summarised before the passes run.
         mask_tables: tables that the mask or the shift reads.
         pair_tables: float tables that the score, the sigmoid's bias or the weight of a pair reads.
-        reads: of float tables, as kernels of gradients number them.
+        reads: of float tables for pairs, as kernels of gradients number them.
+        scale_reads, sink_reads: of float tables in the scale and the sink.
         launch, gradients: run the Triton kernels; None where triton is missing.
         library: `full` or `causal` where one call of `scaled_dot_product_attention` does it all.
     """
@@ -247,6 +250,8 @@ class Program:
     mask_tables: tuple[str, ...] = ()
     pair_tables: tuple[str, ...] = ()
     reads: tuple[TableRead, ...] = ()
+    scale_reads: tuple[TableRead, ...] = ()
+    sink_reads: tuple[TableRead, ...] = ()
     launch: Callable[..., None] | None = field(default=None, compare=False)
     gradients: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = field(default=None, compare=False)
     library: str | None = None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from attnc.runtime.blocks import block_pairs, recording, row_scale, with_tape
-from attnc.runtime.pairs import Pairs
-from attnc.runtime.program import Formula, Program
+from attnc.runtime.blocks import block_pairs, row_scale
+from attnc.runtime.pairs import Pairs, Tape
+from attnc.runtime.program import Program, TableRead
 
 Totals = Mapping[str, Tensor]
 """Gradients of tables by name, float64, of the expanded shapes: they are added to."""
@@ -35,52 +36,57 @@ def values_of_rows(heads: Pairs, values: Tensor) -> Tensor:
 
 
 def add_elements(total: Tensor, places: tuple[Tensor, ...], part: Tensor) -> None:
-    """Add gradients to the elements of a table that were read; float64 sums are taken in order."""
+    """Add gradients to the elements of a table that were read; float64 sums are taken in a fixed order."""
     if not places:
         total.add_(part.sum().to(total.dtype))
     else:
-        total.index_put_(places, part.to(total.dtype), accumulate=True)
+        places = torch.broadcast_tensors(*places, part)[:-1]  # type: ignore[no-untyped-call]
+        total.index_put_(places, part.to(total.dtype).expand(places[0].shape), accumulate=True)
 
 
-def differentiate_rows(heads: Pairs, formula: Formula, grad: Tensor, totals: Totals) -> None:
-    """Add the gradients of an expression of the query alone, given that of its value of each row."""
-    sizes = heads.sizes
-    shape = (sizes.B, sizes.kv_heads, 1, sizes.g, sizes.N, 1)
-    _differentiate_elements(all_rows(heads), formula, grad.reshape(shape), totals)
+def add_read(at: Pairs, read: TableRead, grad: Tensor, totals: Totals) -> None:
+    """Add the gradient of a read of a table.
 
-
-def differentiate_keys(heads: Pairs, formula: Formula, grad: Tensor, totals: Totals) -> None:
-    """Add the gradients of an expression of the key alone, given that of its value of each key."""
-    sizes = heads.sizes
-    shape = (sizes.B, sizes.kv_heads, 1, sizes.g, 1, sizes.M)
-    _differentiate_elements(all_keys(heads), formula, grad.reshape(shape), totals)
-
-
-def _differentiate_elements(at: Pairs, formula: Formula, grad: Tensor, totals: Totals) -> None:
-    if not totals:
+    Args:
+        at: coordinates of what it was read for.
+        read: of the pattern.
+        grad: of what was computed with the element, multiplied by the derivative by it but for `read.slope`.
+        totals: gradients of tables.
+    """
+    if read.table not in totals:
         return
-    at = with_tape(at, None, frozenset(totals))
-    with recording():
-        values = formula(at)
-        values = values.expand(grad.shape)
-    if not values.requires_grad:
-        return
+    at = replace(at, tape=Tape(frozenset((read.table,)), leaves=False))
+    read.element(at)
     assert at.tape is not None
-    leaves = [leaf for _, _, leaf in at.tape.reads]
-    parts = torch.autograd.grad(values, leaves, grad.to(values.dtype), allow_unused=True)
-    for (name, places, _), part in zip(at.tape.reads, parts, strict=True):
-        if part is not None:
-            add_elements(totals[name], places, part)
+    (taped,) = at.tape.reads
+    if read.slope is not None:
+        grad = grad * read.slope(at)
+    if taped.inside is not None:
+        grad = torch.where(taped.inside, grad, 0.0)
+    add_elements(totals[read.table], taped.places, grad)
+
+
+def of_rows(heads: Pairs, numbers: Tensor) -> Tensor:
+    """Lay numbers of rows out as `[B, G, 1, g, N, 1]`."""
+    sizes = heads.sizes
+    return numbers.reshape(sizes.B, sizes.kv_heads, 1, sizes.g, sizes.N, 1)
+
+
+def of_keys(heads: Pairs, numbers: Tensor) -> Tensor:
+    """Lay numbers of the keys of each query head out as `[B, G, 1, g, 1, M]`."""
+    sizes = heads.sizes
+    return numbers.reshape(sizes.B, sizes.kv_heads, 1, sizes.g, 1, sizes.M)
 
 
 def sink_gradients(program: Program, heads: Pairs, delta: Tensor, peak: Tensor, total: Tensor, totals: Totals) -> None:
     """Add the gradients of the sink; all but `totals` are numbers of rows `[B, G, g, N]`."""
-    if program.sink is None or not totals:
+    if program.sink is None or not any(read.table in totals for read in program.sink_reads):
         return
-    alive = total != 0
-    sink = values_of_rows(heads, program.sink(all_rows(heads)))
-    share = torch.exp(sink - peak) / torch.where(alive, total, 1.0)
-    differentiate_rows(heads, program.sink, torch.where(alive, -share * delta, 0.0), totals)
+    alive, at = total != 0, all_rows(heads)
+    share = torch.exp(values_of_rows(heads, program.sink(at)) - peak) / torch.where(alive, total, 1.0)
+    grad = of_rows(heads, torch.where(alive, -share * delta, 0.0))
+    for read in program.sink_reads:
+        add_read(at, read, grad, totals)
 
 
 def scale_gradients(
@@ -96,9 +102,12 @@ def scale_gradients(
         scale: the call's own factor.
         totals: gradients of tables.
     """
-    factor = row_scale(program, all_rows(heads), scale)
+    at = all_rows(heads)
+    factor = row_scale(program, at, scale)
     if isinstance(factor, float):
         return factor
-    assert program.scale is not None
-    differentiate_rows(heads, program.scale, (grad_query * query).sum(-1), totals)
+    if any(read.table in totals for read in program.scale_reads):
+        grad = of_rows(heads, (grad_query * query).sum(-1))
+        for read in program.scale_reads:
+            add_read(at, read, grad, totals)
     return values_of_rows(heads, factor).unsqueeze(-1)

@@ -1,18 +1,20 @@
 """What the templates of gradient kernels lay out.
 
-There are two kinds. One computes gradients of queries: its programs have rows of the query tensor and walk keys, as
-those of the output do. The other computes gradients of keys and values: its programs have rows of those, and walk
-queries, in the terms of the transposed attention (`plan.transposed`). Its scores are transposed as well: a tile of
-`K Q^T`, whose transposed weights multiply output gradients and queries without being turned around.
+There are two kinds, and a third one for tables. One computes gradients of queries: its programs have rows of the query
+tensor and walk keys, as those of the output do. The other computes gradients of keys and values: its programs have rows
+of those, and walk queries, in the terms of the transposed attention (`plan.transposed`). Its scores are transposed as
+well: a tile of `K Q^T`, whose transposed weights multiply output gradients and queries without being turned around.
 
 Kernels of one kind that have different orders of rows run one after the other, and add to what is there. Weights are
-computed again from what the forward pass has kept of each row; nothing is quadratic in the length, and nothing is
-added up in an order that is not fixed.
+computed again from what the forward pass has kept of each row; nothing is quadratic in the length, and nothing is added
+up in an order that is not fixed. Tables that are read for each pair have kernels that leave what pairs contribute, a
+strip of rows at a time (`runtime.gradient_strips`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from enum import Enum
 
 from attnc.algebra.coordinates import IDENTITY, KEY_REACH, CoordinateMap, MapKind, query_reach
 from attnc.algebra.gradients import Axes
@@ -49,6 +51,18 @@ ROW_AXES = (Axes.HEAD, Axes.ROW)
 KEY_AXES = (Axes.ROW,)
 """In the terms of the transposed attention, whose rows are keys."""
 
+
+class Kind(Enum):
+    """What a kernel computes gradients of."""
+
+    QUERIES = "query"
+    KEYS = "key"
+    PAIRS = "pair"
+    """Of each pair, for tables."""
+
+
+_AXES = {Kind.QUERIES: ROW_AXES, Kind.KEYS: KEY_AXES, Kind.PAIRS: (Axes.PAIR,)}
+
 _TURNED = {
     "q_idx": "kv_idx",
     "kv_idx": "q_idx",
@@ -83,6 +97,8 @@ class GradientKernel:
 
     Attributes:
         of_keys: whether its rows are keys; otherwise they are queries.
+        of_pairs: whether it leaves what each pair contributes to gradients of tables, and computes no other ones.
+        passes, extra: see `runtime.gradient_strips.pair_strips`.
         state: what the forward pass has kept of each query: `lse`; `peak` and the total; the `total` alone; or nothing.
         scale: text of the pattern's own scale; empty where the launcher computes it.
         scale_axis: `[:, None]` or `[None, :]` where it differs between queries.
@@ -97,6 +113,9 @@ class GradientKernel:
     table: str
     header: tuple[str, ...]
     of_keys: bool
+    of_pairs: bool
+    passes: int
+    extra: int
     state: str
     before_shift: tuple[str, ...]
     shift: str
@@ -129,10 +148,11 @@ class GradientKernel:
         return next(one for one in self.reads if one.number == number)
 
 
-def _kernels(own: Plan, plan: Plan, summaries: tuple[str, ...], variant: str) -> tuple[GradientKernel, ...]:
+def _kernels(kind: Kind, own: Plan, plan: Plan, summaries: tuple[str, ...], variant: str) -> tuple[GradientKernel, ...]:
     """Decide about the kernels of one kind.
 
     Args:
+        kind: of the kernels.
         own: of the attention, or of the transposed one for keys.
         plan: of the attention, for some lengths, alone.
         summaries: that are made before the kernels.
@@ -140,14 +160,14 @@ def _kernels(own: Plan, plan: Plan, summaries: tuple[str, ...], variant: str) ->
     """
     sweeps = [sweep for sweep in sweeps_of(own) if sweep.passes]
     complete = len(sweeps) == 1 and sweeps[0].query.kind is not MapKind.RUNS
-    return tuple(_kernel(own, plan, summaries, sweep, variant, adds=not complete) for sweep in sweeps)
+    return tuple(_kernel(kind, own, plan, summaries, sweep, variant, adds=not complete) for sweep in sweeps)
 
 
 def _kernel(
-    own: Plan, plan: Plan, summaries: tuple[str, ...], sweep: Sweep, variant: str, *, adds: bool
+    kind: Kind, own: Plan, plan: Plan, summaries: tuple[str, ...], sweep: Sweep, variant: str, *, adds: bool
 ) -> GradientKernel:
     """Decide about one kernel; `adds` says that others compute some of the same gradients."""
-    attention, of_keys = own.attention, own.attention.transposed
+    attention, of_keys = own.attention, kind is Kind.KEYS
     softmax = attention.normalize.kind is NormalizeKind.SOFTMAX
     slopes = slopes_of(weighing_of(own), softmax=softmax)
     names = Names(GRADIENT_NAMES)
@@ -159,11 +179,11 @@ def _kernel(
     rows = write_row_order(writer, sweep.query, shifted=bool(shift) and not of_keys, reverse=reverse, size=size)
     writer.base = 1 if of_keys else 0
     orders: dict[CoordinateMap, KeyOrder] = {}
-    loops = _write_loops(writer, own, sweep, slopes, orders, shifted=bool(shift))
+    loops = _write_loops(writer, own, sweep, slopes, orders, _AXES[kind], shifted=bool(shift))
     walked = {one.layout.key for one in sweep.passes}
     careful_order = orders.get(walked.pop()) if len(walked) == 1 else None
-    careful = _write_careful(writer, own, sweep, slopes)
-    reads = _read_sums(names, slopes, KEY_AXES if of_keys else ROW_AXES)
+    careful = None if kind is Kind.PAIRS else _write_careful(writer, own, sweep, slopes)
+    reads = _read_sums(names, slopes, _AXES[kind])
     scale, scale_axis, scale_lines = _write_scale(writer, attention, loops, softmax=softmax)
     if scale_lines:
         loops = tuple(replace(loop, body=replace(loop.body, scale_lines=scale_lines)) for loop in loops)
@@ -171,14 +191,17 @@ def _kernel(
     prologue = tuple(writer.blocks[0].lines)
     used = _close(writer, loops, rows, of_keys=of_keys, careful=careful is not None)
     tiles = gradient_tile_rows(sweep.query_tile, sweep.key_tile, of_keys=of_keys)
-    stem = "_".join(part for part in (attention.name, variant, "key" if of_keys else "query", sweep.label) if part)
+    stem = "_".join(part for part in (attention.name, variant, kind.value, sweep.label) if part)
     state = state_of(attention)
-    values = _parameters(attention, used, tables, reads, state, of_keys=of_keys, careful=careful is not None)
+    values = _parameters(kind, attention, used, tables, reads, state, careful=careful is not None)
     return GradientKernel(
         function=f"_{stem}_gradient_kernel",
         table=f"_{stem}_gradient_tiles",
         header=header_of(plan.attention),
         of_keys=of_keys,
+        of_pairs=kind is Kind.PAIRS,
+        passes=len(sweep.passes),
+        extra=sum(2 * one.layout.key.axes[0].stride for one in sweep.passes if one.layout.key.kind is MapKind.BOX),
         state=state,
         before_shift=before_shift,
         shift=shift,
@@ -223,12 +246,11 @@ def _write_loops(
     sweep: Sweep,
     slopes: Slopes,
     orders: dict[CoordinateMap, KeyOrder],
+    wanted: tuple[Axes, ...],
     *,
     shifted: bool,
 ) -> tuple[Loop[GradientBody], ...]:
     """Write the loops of each pass in turn, and the orders of what they walk."""
-    attention = own.attention
-    wanted = KEY_AXES if attention.transposed else ROW_AXES
     loops: list[Loop[GradientBody]] = []
 
     def body(writer: Writer, mask: Expr) -> GradientBody:
@@ -242,7 +264,8 @@ def _write_loops(
         for position, interval in enumerate(one.tiles.intervals):
             walk = _walk(own, key, orders.get(key))
             loop = write_loop(writer, interval, body, first=position == 0, walk=walk)
-            loops.append(replace(loop, opens=opens and position == 0))
+            uses_keys = loop.uses_kv_idx or Axes.PAIR in wanted
+            loops.append(replace(loop, opens=opens and position == 0, uses_kv_idx=uses_keys))
     return tuple(loops)
 
 
@@ -325,31 +348,40 @@ def _close(
 
 
 def _parameters(
+    kind: Kind,
     attention: Attention,
     used: frozenset[str],
     tables: Tables,
     reads: tuple[ReadSum, ...],
     state: str,
     *,
-    of_keys: bool,
     careful: bool,
 ) -> tuple[Argument, ...]:
     """Return the kernel's parameters and what the launcher passes for them, in order."""
     tensors = {"query": "q", "key": "k", "value": "v", "grad_out": "do"}
-    results = {"grad_key": "dk", "grad_value": "dv"} if of_keys else {"grad_query": "dq"}
+    results = {
+        Kind.QUERIES: {"grad_query": "dq"},
+        Kind.KEYS: {"grad_key": "dk", "grad_value": "dv"},
+        Kind.PAIRS: {},
+    }[kind]
     values = [Argument(f"{tensor}_ptr", f"call.{tensor}") for tensor in (*tensors, *results)]
     values.extend(Argument(f"{one}_ptr", f"call.{one}") for one in state_tensors(state))
     if state:
         values.append(Argument("delta_ptr", "call.delta"))
-    values.extend(Argument(one.pointer, f"sums[{one.number}]") for one in reads)
+    sums = "pairs" if kind is Kind.PAIRS else "sums"
+    values.extend(Argument(one.pointer, f"{sums}[{one.number}]") for one in reads)
+    if kind is Kind.PAIRS:
+        values.extend(Argument(f"{name}_ptr", f"call.{name}") for name in ("strip_rows", "strip_keys", "strip_heads"))
+        values.extend(Argument(name, f"call.{name}", specialize=False) for name in ("first_program", "slots"))
     values.extend(argument for table in tables.all for argument in table.arguments.values())
     for tensor, letter in (tensors | results).items():
         for axis, suffix in enumerate("bhn"):
             values.append(Argument(f"{letter}_stride_{suffix}", f"call.{tensor}.stride({axis})"))
     values.extend(Argument(size, f"call.{size}", specialize=False) for size in "NMHgBD" if size in used)
     values.append(Argument("qk_scale", "call.qk_scale", specialize=False))
-    grad_scale = "call.key_scale" if of_keys else "call.query_scale"
-    values.append(Argument("grad_scale", grad_scale, specialize=False))
+    if kind is not Kind.PAIRS:
+        grad_scale = "call.key_scale" if kind is Kind.KEYS else "call.query_scale"
+        values.append(Argument("grad_scale", grad_scale, specialize=False))
     constants = [
         ("HEAD_SIZE", "head_size"),
         ("VALUE_SIZE", "value_size"),
@@ -398,7 +430,7 @@ class GradientsView:
 
     def add(self, *, of_keys: bool) -> bool:
         """Tell whether gradients of queries, or of keys, begin with 0."""
-        own = [kernel for kernel in self.kernels if kernel.of_keys is of_keys]
+        own = [kernel for kernel in self.kernels if kernel.of_keys is of_keys and not kernel.of_pairs]
         return not own or any(kernel.adds for kernel in own)
 
 
@@ -418,7 +450,12 @@ def _gradients_view(
 ) -> GradientsView:
     variant, turned = variant_name(limit), transposed_plan(plan)
     summaries = tuple(dict.fromkeys((*plan.summaries, *turned.summaries)))
-    views = (*_kernels(plan, plan, summaries, variant), *_kernels(turned, plan, summaries, variant))
+    views = tuple(
+        view
+        for kind, own in ((Kind.QUERIES, plan), (Kind.KEYS, turned), (Kind.PAIRS, plan))
+        for view in _kernels(kind, own, plan, summaries, variant)
+        if view.reads or kind is not Kind.PAIRS
+    )
     nameless = [replace(view, function="", table="") for view in views]
     written = tuple(view for view, same in zip(views, nameless, strict=True) if same not in known)
     known |= {same: view for view, same in zip(views, nameless, strict=True) if same not in known}

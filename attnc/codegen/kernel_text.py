@@ -61,6 +61,7 @@ GRADIENT_NAMES = frozenset(
         do_stride_b do_stride_h do_stride_n dq_stride_b dq_stride_h dq_stride_n dk_stride_b dk_stride_h dk_stride_n
         dv_stride_b dv_stride_h dv_stride_n start_gradients cut_gradients finish_gradients d_dim
         first_row_of_head factor_of_dot q_ptr k_part vectors
+        first_program slots slot first_slot pair_offsets pair_places strip_rows_ptr strip_keys_ptr strip_heads_ptr pairs
         """,
     )
 )

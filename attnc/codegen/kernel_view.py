@@ -137,6 +137,11 @@ class KernelView:
         """Whether programs may take turns at the keys of the same rows."""
         return bool(self.loops)
 
+    @property
+    def of_pairs(self) -> bool:
+        """Whether it is launched for a strip of rows at a time, as kernels of gradients may be."""
+        return False
+
 
 def kernel_view(plan: Plan, sweep: Sweep | None = None, *, variant: str = "") -> KernelView:
     """Decide everything about one of the Triton kernels of a plan.

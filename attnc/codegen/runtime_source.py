@@ -11,7 +11,17 @@ from pathlib import Path
 from attnc.diagnostics import InternalError
 
 PACKAGE = "attnc.runtime"
-ROOTS = ("dispatch", "gradient_launch", "kernel_loads", "kernel_math", "launch", "pairs", "program", "summaries")
+ROOTS = (
+    "dispatch",
+    "gradient_launch",
+    "gradient_strips",
+    "kernel_loads",
+    "kernel_math",
+    "launch",
+    "pairs",
+    "program",
+    "summaries",
+)
 """Modules that generated code imports; it needs what these need, and nothing else."""
 
 

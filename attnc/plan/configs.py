@@ -172,19 +172,27 @@ def tile_rows(
     return tuple(rows)
 
 
-_GRADIENTS: _Table = {
-    ("sm_80", 2): {64: TileConfig(64, 64, 4, 2), 128: TileConfig(64, 32, 4, 2), 256: TileConfig(32, 32, 4, 1)},
-    ("sm_86", 2): {64: TileConfig(64, 64, 4, 2), 128: TileConfig(64, 32, 4, 2), 256: TileConfig(32, 32, 4, 1)},
-    ("sm_90", 2): {64: TileConfig(64, 64, 4, 2), 128: TileConfig(64, 64, 8, 2), 256: TileConfig(64, 32, 8, 1)},
-    ("sm_100", 2): {64: TileConfig(64, 64, 4, 2), 128: TileConfig(64, 64, 8, 2), 256: TileConfig(64, 32, 8, 1)},
-    ("gfx942", 2): {64: TileConfig(64, 32, 4, 1), 128: TileConfig(64, 32, 4, 1), 256: TileConfig(32, 32, 4, 1)},
+_QUERY_GRADIENTS: _Table = {
+    ("sm_80", 2): {64: TileConfig(64, 64, 4, 2), 128: TileConfig(64, 32, 4, 2), 256: TileConfig(32, 32, 8, 1)},
+    ("sm_86", 2): {64: TileConfig(64, 64, 4, 2), 128: TileConfig(64, 32, 4, 2), 256: TileConfig(32, 32, 8, 1)},
+    ("sm_90", 2): {64: TileConfig(64, 64, 4, 2), 128: TileConfig(64, 64, 8, 2), 256: TileConfig(32, 64, 8, 1)},
+    ("sm_100", 2): {64: TileConfig(64, 64, 8, 2), 128: TileConfig(64, 64, 8, 2), 256: TileConfig(32, 64, 8, 1)},
+    ("gfx942", 2): {64: TileConfig(32, 64, 4, 1), 128: TileConfig(32, 64, 4, 1), 256: TileConfig(16, 32, 4, 1)},
     ("sm_80", 4): {64: TileConfig(32, 32, 4, 1), 128: TileConfig(32, 32, 4, 1), 256: TileConfig(16, 16, 4, 1)},
     ("sm_86", 4): {64: TileConfig(32, 32, 4, 1), 128: TileConfig(32, 32, 4, 1), 256: TileConfig(16, 16, 4, 1)},
     ("sm_90", 4): {64: TileConfig(32, 32, 4, 1), 128: TileConfig(32, 32, 4, 1), 256: TileConfig(16, 16, 4, 1)},
     ("sm_100", 4): {64: TileConfig(32, 32, 4, 1), 128: TileConfig(32, 32, 4, 1), 256: TileConfig(16, 16, 4, 1)},
     ("gfx942", 4): {64: TileConfig(32, 32, 4, 1), 128: TileConfig(32, 32, 4, 1), 256: TileConfig(16, 16, 4, 1)},
 }
-"""For kernels of gradients: rows of the side that a program owns, and of the side that it walks."""
+"""For kernels of gradients whose rows are queries."""
+
+_KEY_GRADIENTS: _Table = _QUERY_GRADIENTS | {
+    ("sm_80", 2): {64: TileConfig(32, 128, 8, 2), 128: TileConfig(32, 64, 8, 2), 256: TileConfig(16, 32, 8, 2)},
+    ("sm_86", 2): {64: TileConfig(32, 128, 8, 2), 128: TileConfig(32, 64, 8, 2), 256: TileConfig(16, 32, 8, 2)},
+    ("sm_90", 2): {64: TileConfig(32, 64, 4, 2), 128: TileConfig(64, 32, 8, 2), 256: TileConfig(32, 16, 8, 1)},
+    ("sm_100", 2): {64: TileConfig(32, 64, 4, 2), 128: TileConfig(64, 32, 8, 2), 256: TileConfig(16, 32, 8, 2)},
+}
+"""For those whose rows are keys: they have two sums of rows, and so fewer registers for tiles of queries."""
 
 
 def gradient_tile_rows(own_limit: int, walked_limit: int, *, of_keys: bool) -> tuple[TileRow, ...]:
@@ -196,10 +204,10 @@ def gradient_tile_rows(own_limit: int, walked_limit: int, *, of_keys: bool) -> t
         of_keys: whether its own rows are keys.
     """
     rows = []
-    for (target, size), by_head in _GRADIENTS.items():
+    query_limit, key_limit = (walked_limit, own_limit) if of_keys else (own_limit, walked_limit)
+    for (target, size), by_head in (_KEY_GRADIENTS if of_keys else _QUERY_GRADIENTS).items():
         for head_size, config in sorted(by_head.items()):
-            own, walked = min(config.query, own_limit), min(config.key, walked_limit)
-            query, key = (walked, own) if of_keys else (own, walked)
+            query, key = min(config.query, query_limit), min(config.key, key_limit)
             rows.append(TileRow(target, size, head_size, (replace(config, query=query, key=key),)))
     return tuple(rows)
 

@@ -24,6 +24,10 @@ class GradientLaunch:
     Attributes:
         query, key, value, grad_out: as the caller's, with a contiguous last dimension.
         tiles, grid: of the kernel.
+        first_program: number of the first program of a strip.
+        slots: tiles of keys that a program may visit, in strips.
+        strip_rows, strip_keys, strip_heads: rows, keys of each slot, and heads of all batch entries that a strip's
+            programs compute pairs of.
         grad_query, grad_key, grad_value: written to, or added to.
         lse, total, delta: of each query, float32 `(B, H, N)`: what the forward pass kept, and what all gradients of a
             row's weights have in common; None where the pattern has none.
@@ -63,6 +67,11 @@ class GradientLaunch:
     chunk_v: int = 16
     wide_tables: bool = False
     joined: int = 0
+    first_program: int = 0
+    slots: int = 0
+    strip_rows: Tensor | None = None
+    strip_keys: Tensor | None = None
+    strip_heads: Tensor | None = None
 
 
 def start_gradients(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from attnc.runtime.blocks import bind_tables, compute_dtype, head_pairs
 from attnc.runtime.calls import call_sizes
 from attnc.runtime.checks import check_head_sizes
+from attnc.runtime.gradient_strips import PairSum
 from attnc.runtime.pairs import Pairs
 from attnc.runtime.program import Program
 from attnc.runtime.row_gradients import add_read, all_keys, all_rows, of_keys, of_rows, scale_gradients, sink_gradients
@@ -43,26 +44,20 @@ def kernel_backward(
     grad_out, (out, state) = grads[0].to(query.dtype), results
     delta = _delta_of_rows(grad_out, out, grads[1]) if program.kept else None
     names = [argument.name for argument, want in zip(program.tensors, wanted, strict=True) if want]
-    sums = _new_read_sums(program, query, key, names)
     kept = state if program.kept else None
+    sizes = call_sizes(query, key, value)
+    heads = head_pairs(program, sizes, bind_tables(program, inputs, sizes), compute_dtype(query.dtype), query.device)
+    totals = {name: torch.zeros(heads.tables[name].shape, dtype=torch.float64, device=query.device) for name in names}
+    sums = _sums_of_reads(program, heads, totals)
     found = here.gradients(query, key, value, grad_out, kept, delta, sums, tuple(inputs), scale, precision)
-    grad_query = found[0]
-    if names or (program.scale is not None and scale is None):
-        sizes = call_sizes(query, key, value)
-        tables = bind_tables(program, inputs, sizes)
-        heads = head_pairs(program, sizes, tables, compute_dtype(query.dtype), query.device)
-        totals = {name: torch.zeros(tables[name].shape, dtype=torch.float64, device=query.device) for name in names}
-        _add_read_sums(program, heads, sums, totals)
-        grad_query = _finished(program, heads, (query, grad_query), (delta, kept), scale, totals)
-        of_inputs = [
-            totals[argument.name].sum_to_size(tensor.shape).to(tensor.dtype)
-            for argument, tensor in zip(program.tensors, inputs, strict=True)
-            if argument.name in totals
-        ]
-    else:
-        of_inputs = []
+    _add_sums_of_reads(program, heads, sums, totals)
+    grad_query = _finished(program, heads, (query, found[0]), (delta, kept), scale, totals)
     own = [tensor.to(like.dtype) for tensor, like in zip((grad_query, *found[1:]), (query, key, value), strict=True)]
-    return own + of_inputs
+    return own + [
+        totals[argument.name].sum_to_size(tensor.shape).to(tensor.dtype)
+        for argument, tensor in zip(program.tensors, inputs, strict=True)
+        if argument.name in totals
+    ]
 
 
 def _delta_of_rows(grad_out: Tensor, out: Tensor, grad_lse: Tensor | None) -> Tensor:
@@ -71,24 +66,32 @@ def _delta_of_rows(grad_out: Tensor, out: Tensor, grad_lse: Tensor | None) -> Te
     return delta if grad_lse is None else delta - grad_lse
 
 
-def _new_read_sums(program: Program, query: Tensor, key: Tensor, names: list[str]) -> list[Tensor | None]:
-    """Return memory for the sums of each read of a table: float32, for each query or each key of each head."""
-    batch, heads, queries = query.shape[:3]
-    found: list[Tensor | None] = []
+def _sums_of_reads(program: Program, heads: Pairs, totals: Mapping[str, Tensor]) -> list[Tensor | PairSum | None]:
+    """Return where the gradients of each read of a table go: float32 for each query or each key of each head."""
+    sizes = heads.sizes
+    found: list[Tensor | PairSum | None] = []
     for read in program.reads:
-        rows = key.shape[2] if read.axes == "column" else queries
-        shape = (batch, heads, rows)
-        found.append(query.new_zeros(shape, dtype=torch.float32) if read.table in names else None)
+        shape = (sizes.B, sizes.H, sizes.M if read.axes == "column" else sizes.N)
+        if read.table not in totals:
+            found.append(None)
+        elif read.axes == "pair":
+            found.append(PairSum(heads, read, totals))
+        else:
+            found.append(torch.zeros(shape, dtype=torch.float32, device=heads.device))
     return found
 
 
-def _add_read_sums(program: Program, heads: Pairs, sums: list[Tensor | None], totals: dict[str, Tensor]) -> None:
+def _add_sums_of_reads(
+    program: Program, heads: Pairs, sums: list[Tensor | PairSum | None], totals: Mapping[str, Tensor]
+) -> None:
+    """Add sums of rows and keys to the elements that were read; those of pairs are there already."""
     for read, total in zip(program.reads, sums, strict=True):
-        if total is not None:
-            if read.axes == "column":
-                add_read(all_keys(heads), read, of_keys(heads, total), totals)
-            else:
-                add_read(all_rows(heads), read, of_rows(heads, total), totals)
+        if not isinstance(total, Tensor):
+            continue
+        if read.axes == "column":
+            add_read(all_keys(heads), read, of_keys(heads, total), totals)
+        else:
+            add_read(all_rows(heads), read, of_rows(heads, total), totals)
 
 
 def _finished(
@@ -97,7 +100,7 @@ def _finished(
     queries: tuple[Tensor, Tensor],
     rows: tuple[Tensor | None, Tensor | None],
     scale: float | None,
-    totals: dict[str, Tensor],
+    totals: Mapping[str, Tensor],
 ) -> Tensor:
     """Add the gradients of sink and scale, and return that of the query with the factor that was missing.
 

@@ -1,0 +1,224 @@
+"""Gradients by Triton kernels, in Triton's interpreter, against the dense float64 reference."""
+
+import pytest
+import torch
+from layout_plans import SPLITS, function_of_split, inputs_of
+from patterns import (
+    PATTERNS,
+    WITHOUT_LSE,
+    attention_of,
+    differentiable,
+    function_of,
+    inputs_for,
+    oracle,
+    outputs_and_gradients,
+    tensors,
+)
+
+from attnc.reference.dense import reference
+from attnc.runtime.tiles import Tiles, assume_target
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+"""The interpreter computes with numpy, which warns where the language is silent: 1 / 0, log 0."""
+
+SIZES = [(1, 1), (63, 64), (65, 63), (100, 257), (130, 70)]
+
+SOME = ("streaming", "strided", "grid", "at", "packed", "relative", "weighted", "sink")
+
+TABLES = ("relative", "table")
+"""Patterns that read tables for each pair."""
+
+
+@pytest.fixture(autouse=True)
+def kernels(monkeypatch):
+    """Run kernels, on memory that holds NaN before anything is written to it."""
+    monkeypatch.setenv("ATTNC_TARGET", "triton")
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def compare(found, expected, tolerance=2e-5):
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine.shape == theirs.shape
+        size = max(1.0, float(theirs[theirs.isfinite()].abs().max()) if theirs.isfinite().any() else 0.0)
+        torch.testing.assert_close(mine.double(), theirs.double(), rtol=tolerance, atol=tolerance * size)
+
+
+def run(name, *, scale=None, dtype=torch.float32, tolerance=2e-5, **sizes):
+    query, key, value = tensors(dtype=dtype, **sizes)
+    inputs = inputs_for(name, query, key)
+    leaves, lse = differentiable(query, key, value, inputs), name not in WITHOUT_LSE
+    function = function_of(name)
+    found = outputs_and_gradients(
+        lambda: function(query, key, value, **inputs, scale=scale, return_lse=lse), leaves, lse
+    )
+    attention = attention_of(PATTERNS[name])
+    expected = outputs_and_gradients(
+        lambda: reference(attention, query, key, value, inputs, return_lse=lse, scale=scale, dtype=torch.float64),
+        leaves,
+        lse,
+    )
+    compare(found, expected, tolerance)
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_every_pattern(name):
+    run(name, B=2, H=4, G=2, N=70, M=90)
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("name", SOME)
+def test_sizes(name, sizes):
+    run(name, B=1, H=2, G=1, N=sizes[0], M=sizes[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("name", [name for name in PATTERNS if name not in SOME])
+def test_sizes_of_all_others(name, sizes):
+    if name == "table" and sizes[0] < sizes[1]:
+        pytest.skip("positions of queries are rows of its table")
+    run(name, B=1, H=2, G=1, N=sizes[0], M=sizes[1])
+
+
+@pytest.mark.parametrize("heads", [(8, 8), (40, 24), (64, 128), (128, 256)], ids=str)
+def test_head_sizes(heads):
+    run("packed", B=1, H=2, G=1, N=40, M=50, D=heads[0], E=heads[1])
+
+
+@pytest.mark.parametrize("groups", [(4, 4), (4, 1), (6, 2)], ids=str)
+def test_grouped_heads(groups):
+    run("packed", B=2, H=groups[0], G=groups[1], N=40, M=50)
+
+
+@pytest.mark.parametrize("name", ["scaled", "tempered", "sigmoid"])
+def test_the_caller_s_scale(name):
+    run(name, scale=-0.4, B=1, H=2, G=1, N=40, M=50)
+
+
+@pytest.mark.parametrize("tiles", [Tiles(16, 16, 4, 1), Tiles(32, 64, 4, 1), Tiles(128, 32, 4, 1)], ids=str)
+@pytest.mark.parametrize("name", ["streaming", "fixed", "packed", "relative"])
+def test_tiles_do_not_matter(name, tiles):
+    with assume_target("cpu", tiles):
+        run(name, B=1, H=2, G=1, N=90, M=100)
+
+
+@pytest.mark.parametrize("name", ["causal", "strided", "packed", "weighted", "rows"])
+def test_half_precision_is_as_good_as_pytorch_s(name):
+    """Errors are at most thrice those of eager attention in float16, as FlashAttention's own tests ask."""
+    sizes = {"B": 1, "H": 2, "G": 1, "N": 70, "M": 90, "dtype": torch.float16}
+    query, key, value = tensors(**sizes)
+    inputs = inputs_for(name, query, key)
+    leaves = differentiable(query, key, value, inputs)
+    found = outputs_and_gradients(lambda: function_of(name)(query, key, value, **inputs), leaves, False)
+    attention = attention_of(PATTERNS[name])
+    eager, wide = (
+        outputs_and_gradients(lambda d=dtype: reference(attention, query, key, value, inputs, dtype=d), leaves, False)
+        for dtype in (torch.float16, torch.float64)
+    )
+    for place, (mine, theirs, exact) in enumerate(zip(found, eager, wide, strict=True)):
+        allowed = (2 if place == 0 else 3) * (theirs.double() - exact.double()).abs().max() + 1e-4
+        if place > 3:  # tables: what all weights of a row have in common comes from an output that has been rounded
+            allowed += 4e-3 * exact.double().abs().max()
+        assert (mine.double() - exact.double()).abs().max() <= allowed
+
+
+@pytest.mark.parametrize("name", [name for name in SPLITS if SPLITS[name].head + SPLITS[name].tail == ""][:14])
+def test_layouts(name):
+    split = SPLITS[name]
+    query, key, value = tensors(B=1, H=2, G=1, N=90, M=110, dtype=torch.float32)
+    inputs = inputs_of(split, query, key)
+    leaves = differentiable(query, key, value, inputs)
+    function, lse = function_of_split(split), split.has_lse
+    found = outputs_and_gradients(lambda: function(query, key, value, **inputs, return_lse=lse), leaves, lse)
+    expected = outputs_and_gradients(
+        lambda: reference(attention_of(split.whole), query, key, value, inputs, return_lse=lse, dtype=torch.float64),
+        leaves,
+        lse,
+    )
+    compare(found, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [(64, 64), (130, 70), (37, 150)], ids=str)
+@pytest.mark.parametrize("name", SPLITS)
+def test_every_layout(name, sizes):
+    split = SPLITS[name]
+    query, key, value = tensors(B=2, H=4, G=2, N=sizes[0], M=sizes[1], dtype=torch.float32)
+    inputs = inputs_of(split, query, key)
+    leaves = differentiable(query, key, value, inputs)
+    function, lse = function_of_split(split), split.has_lse
+    found = outputs_and_gradients(lambda: function(query, key, value, **inputs, return_lse=lse), leaves, lse)
+    expected = outputs_and_gradients(
+        lambda: reference(attention_of(split.whole), query, key, value, inputs, return_lse=lse, dtype=torch.float64),
+        leaves,
+        lse,
+    )
+    compare(found, expected)
+
+
+STRIDES = {
+    "rows beside heads": lambda tensor: tensor.transpose(1, 2).contiguous().transpose(1, 2),
+    "columns first": lambda tensor: tensor.transpose(2, 3).contiguous().transpose(2, 3),
+    "a part of a row": lambda tensor: torch.cat([tensor, tensor], -1)[..., : tensor.shape[-1]],
+}
+
+
+@pytest.mark.parametrize("layout", STRIDES)
+def test_strides(layout):
+    query, key, value = tensors(B=2, H=4, G=2, N=40, M=50, dtype=torch.float32)
+    plain = outputs_and_gradients(lambda: function_of("streaming")(query, key, value), [query, key, value], False)
+    moved = [STRIDES[layout](tensor.detach()).requires_grad_() for tensor in (query, key, value)]
+    found = outputs_and_gradients(lambda: function_of("streaming")(*moved), moved, False)
+    compare(found, plain, 1e-6)
+
+
+@pytest.mark.parametrize("name", ["streaming", "packed", "relative", "fixed"])
+def test_gradients_are_the_same_each_time(name):
+    query, key, value = tensors(B=2, H=4, G=2, N=70, M=90, dtype=torch.float32)
+    inputs = inputs_for(name, query, key)
+    leaves = differentiable(query, key, value, inputs)
+    first, second = (
+        outputs_and_gradients(lambda: function_of(name)(query, key, value, **inputs), leaves, False) for _ in range(2)
+    )
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+POISONED = ("causal", "strided", "grid", "weighted", "rows", "gemma")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("where", ["query", "key", "value", "gradient"])
+@pytest.mark.parametrize("name", POISONED)
+def test_poison_reaches_the_rows_that_see_it_and_no_other(name, where, value):
+    shapes = {"query": (1, 2, 40, 8), "key": (1, 1, 40, 8), "value": (1, 1, 40, 8), "gradient": (1, 2, 40, 8)}
+    draw = torch.Generator().manual_seed(0)
+    given = {part: torch.randn(shape, generator=draw) for part, shape in shapes.items()}
+    given[where][0, 0, 20, 3] = value
+    inputs = inputs_for(name, given["query"], given["key"], grad=False)
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        leaves = [given[part].to(dtype).requires_grad_() for part in ("query", "key", "value")]
+        call = function_of(name) if dtype is torch.float32 else None
+        out = call(*leaves, **inputs) if call else oracle(name, *leaves, inputs, False)
+        grads = torch.autograd.grad(out, leaves, given["gradient"].to(out.dtype))
+        results.append([out.detach(), *grads])
+    for mine, theirs in zip(*results, strict=True):
+        finite = theirs.isfinite()
+        assert torch.equal(mine.isfinite(), finite)
+        torch.testing.assert_close(mine.double()[finite], theirs.double()[finite], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_that_are_read_for_each_pair_take_strips(name, monkeypatch):
+    monkeypatch.setattr("attnc.runtime.gradient_strips.STRIP_BYTES", 1 << 16)
+    run(name, B=2, H=4, G=2, N=100, M=100)
+
+
+def test_an_input_without_a_gradient_gets_none():
+    query, key, value = tensors(B=1, H=2, G=1, N=40, M=40, dtype=torch.float32)
+    inputs = inputs_for("packed", query, key, grad=False)
+    out = function_of("packed")(query, key, value, **inputs)
+    grads = torch.autograd.grad(out.sum(), [query, key, value])
+    assert all(grad.isfinite().all() for grad in grads)

@@ -25,6 +25,7 @@ from attnc.codegen.functions_triton import fold
 from attnc.codegen.gradient_loops import GradientBody, Slopes, slopes_of, write_gradient_body
 from attnc.codegen.kernel_pieces import (
     InputView,
+    dropout_arguments,
     header_of,
     input_view,
     state_of,
@@ -330,7 +331,7 @@ def _close(
     writer: Writer, loops: tuple[Loop[GradientBody], ...], rows: RowOrder | None, *, of_keys: bool, careful: bool
 ) -> frozenset[str]:
     """Return all fixed names that the kernel mentions, those of the template's own statements included."""
-    used = {*writer.used, "N", "M", "H", "g", "value", "load_tile"}
+    used = {*writer.used, "N", "M", "H", "g", "value", "load_tile", "draw_rows", "keeps_pair", "shift"}
     if careful or any(loop.order is not None for loop in loops) or rows is not None:
         used.add("gather_tile")
     if careful:
@@ -342,8 +343,6 @@ def _close(
     own_low, own_high = ("kv_lo", "kv_hi") if of_keys else ("q_lo", "q_hi")
     if rows is not None and rows.classes and used & {"residue", own_low, own_high}:
         used |= {"floor_div", "floor_mod", "shift"} | ({"first_local"} if used & {own_low, own_high} else set())
-    if used & {"q_hi", "q_lo", "q_idx"}:
-        used.add("shift")
     return frozenset(used)
 
 
@@ -398,6 +397,7 @@ def _parameters(
     if "index_type" in used:
         constants.append(("WIDE_TABLES", "wide_tables"))
     values.extend(Argument(name, f"call.{source}", constant=True) for name, source in constants)
+    values.extend(dropout_arguments("call"))
     return tuple(values)
 
 

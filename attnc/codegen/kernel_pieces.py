@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from attnc.codegen.expr_triton import UNROLLED, Writer
 from attnc.codegen.functions_triton import fold
 from attnc.codegen.kernel_text import INDENT, Block, Shape, places
-from attnc.codegen.reads_triton import Table
+from attnc.codegen.reads_triton import Argument, Table
 from attnc.ir.nodes import Binary, BinaryOp, Call, Const, Expr, Function, IndexName, Quantifier, Read, Size, SizeName
 from attnc.ir.program import Attention, NormalizeKind
 from attnc.ir.types import Type
@@ -137,3 +137,13 @@ def state_of(attention: Attention) -> str:
 def state_tensors(state: str) -> tuple[str, ...]:
     """Return which tensors of a launch hold what is kept of rows."""
     return {"lse": ("lse",), "peak": ("lse", "total"), "total": ("total",)}.get(state, ())
+
+
+def dropout_arguments(call: str) -> tuple[Argument, ...]:
+    """Return the parameters that say which weights are dropped; `call` is what a launcher calls the launch."""
+    return (
+        Argument("seed_ptr", f"{call}.seed"),
+        Argument("drop_below", f"{call}.drop_below", specialize=False),
+        Argument("keep_scale", f"{call}.keep_scale", specialize=False),
+        Argument("DROPOUT", f"{call}.seed is not None", constant=True),
+    )

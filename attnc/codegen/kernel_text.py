@@ -25,7 +25,7 @@ MATH_FUNCTIONS = frozenset(
         """
         clamp_position floor_div floor_mod checked_div checked_mod floor_div_float floor_mod_float float_to_int
         hash_mix tanh sin cos power read_scalar load_tile tile_source read_tile gather_tile weighted_exp2 is_spoiled
-        finite_part nonfinite_code nonfinite_sum
+        finite_part nonfinite_code nonfinite_sum draw_rows keeps_pair
         """,
     )
 )
@@ -46,6 +46,7 @@ RESERVED = MATH_FUNCTIONS | frozenset(
         residue classes first_row first_local local_row row_count kv_local kv_place RowOrder GridRows next_launch
         keep_sums kept_out_ptr kept_m_ptr kept_l_ptr first_kept m_kept l_kept earlier taken
         SHARES JOINED share wait first_slot number slots within acc_part m_part l_part beta
+        DROPOUT seed_ptr drop_below keep_scale draws dropped_keys kept took_part
         part_out_ptr part_m_ptr part_l_ptr launch_steps step row_start row_end
         """,
     )
@@ -61,7 +62,8 @@ GRADIENT_NAMES = frozenset(
         do_stride_b do_stride_h do_stride_n dq_stride_b dq_stride_h dq_stride_n dk_stride_b dk_stride_h dk_stride_n
         dv_stride_b dv_stride_h dv_stride_n start_gradients cut_gradients finish_gradients d_dim
         first_row_of_head factor_of_dot q_ptr k_part vectors
-        first_program slots slot first_slot pair_offsets pair_places strip_rows_ptr strip_keys_ptr strip_heads_ptr pairs
+        kept_p first_program slots slot first_slot pair_offsets pair_places strip_rows_ptr strip_keys_ptr
+        strip_heads_ptr pairs
         """,
     )
 )

@@ -23,6 +23,7 @@ from attnc.codegen.functions_triton import fold
 from attnc.codegen.kernel_pieces import (
     InputView,
     base_2,
+    dropout_arguments,
     header_of,
     input_view,
     is_long_test,
@@ -330,7 +331,7 @@ def _close(
     """Return all fixed names that the kernel mentions, those of the template's own statements included."""
     used = {*writer.used, "N", "H"}
     if loops:
-        used |= {"M", "g", "value"}
+        used |= {"M", "g", "value", "draw_rows", "keeps_pair", "shift"}
     if len(loops) > 1:
         used.add("floor_mod")
     if careful is not None:
@@ -402,6 +403,7 @@ def _parameters(
         constants.extend([("CHUNK_N", "chunk_n"), ("CHUNK_V", "chunk_v")])
     if "value" in used:
         constants.extend([("PRECISION", "precision"), ("SHARES", "shares"), ("JOINED", "joined")])
+        values.extend(dropout_arguments(call))
     if "values" in used:
         constants.append(("DESCRIPTORS", "tiles.descriptors"))
     if "index_type" in used:

@@ -18,6 +18,7 @@ from attnc.ir.nodes import IndexName, Size, SizeName
 from attnc.ir.program import Attention, Normalize, NormalizeKind, TensorKind
 from attnc.ir.program import Tensor as Declaration
 from attnc.ir.types import Type
+from attnc.reference.dropout import kept_pairs
 from attnc.reference.products import pair_products, weighted_sums
 from attnc.reference.tensors import TensorEnvironment, evaluate_tensor
 
@@ -35,6 +36,8 @@ def reference(
     scale: float | Tensor | None = None,
     return_lse: bool = False,
     dtype: torch.dtype | None = torch.float64,
+    dropout_p: float = 0.0,
+    seed: int = 0,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Compute an attention densely.
 
@@ -47,6 +50,8 @@ def reference(
         scale: wins over the pattern's own and over `1 / sqrt(D)`.
         return_lse: give the log-sum-exp as well (softmax only).
         dtype: what floats are computed in, and of the results; None for the query's own.
+        dropout_p: probability of a weight to be dropped; the others are divided by what it leaves.
+        seed: decides which.
 
     Returns:
         `(B, H, N, E)`, and the log-sum-exp `(B, H, N)` where it was asked for. A row that a NaN or an infinite score of
@@ -62,6 +67,9 @@ def reference(
         raise ValueError("only softmax has a log-sum-exp")
     weights, lse, active = _weights(attention, query, key, inputs, scale, dtype or query.dtype, None)
     spread = _repeat_heads(value, query.shape[1]).to(weights.dtype)
+    if dropout_p:
+        active = active & _kept(attention, query, key, inputs or {}, dropout_p, seed)
+        weights = torch.where(active, weights / (1.0 - dropout_p), 0.0)
     out = weighted_sums(weights, spread, active)
     return (out, lse) if return_lse else out
 
@@ -220,6 +228,17 @@ def _expand(declaration: Declaration, given: Tensor, sizes: Mapping[SizeName, in
             raise ValueError(f"{declaration.name} has length {shape[axis]} in place of {length} in dimension {axis}")
         shape[axis] = length
     return given.expand(shape)
+
+
+def _kept(attention: Attention, query: Tensor, key: Tensor, inputs: Inputs, probability: float, seed: int) -> Tensor:
+    """Return which pairs dropout keeps."""
+    batch, heads, queries, head_size = query.shape
+    counts = (batch, heads, queries, key.shape[2], head_size, heads // key.shape[1])
+    names = ("BATCH", "HEADS", "QUERIES", "KEYS", "HEAD_SIZE", "GROUP")
+    sizes = {SizeName[name]: count for name, count in zip(names, counts, strict=True)}
+    positions = pair_environment(attention, sizes, inputs).indices[IndexName.QUERY]
+    places = positions.expand(batch, heads, queries, 1).squeeze(-1)
+    return kept_pairs(seed, batch, heads, places, key.shape[2], probability).to(query.device)
 
 
 def _repeat_heads(tensor: Tensor, heads: int) -> Tensor:

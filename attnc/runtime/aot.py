@@ -222,7 +222,7 @@ def record_launches(
     state = meta.state if program.kept else None
 
     def call(launch: Any) -> None:
-        launch(meta.query, meta.key, meta.value, meta.out, state, meta.inputs, None, precision)
+        launch(meta.query, meta.key, meta.value, meta.out, state, meta.inputs, None, precision, None)
 
     every = (program.launch, *(short.launch for short in program.short))
     return _recorded(module, program, every, call, target, tiles, shares)
@@ -245,7 +245,7 @@ def record_gradients(
     sums = [torch.empty(2, 4, LENGTH, device="meta") for _ in program.reads]
 
     def call(launch: Any) -> None:
-        launch(meta.query, meta.key, meta.value, meta.out, state, delta, sums, meta.inputs, None, precision)
+        launch(meta.query, meta.key, meta.value, meta.out, state, delta, sums, meta.inputs, None, precision, None)
 
     every = (program.gradients, *(short.gradients for short in program.short))
     return _recorded(module, program, every, call, target, tiles, shares)

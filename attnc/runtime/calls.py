@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from attnc.runtime.blocks import LazyTables, compute_dtype, head_pairs
+from attnc.runtime.dropout import Dropout
 from attnc.runtime.pairs import Pairs, Sizes
 from attnc.runtime.program import Program
 
@@ -32,6 +33,7 @@ class Call:
         key, value: `[B, G, M, D]`, `[B, G, M, E]`.
         heads: coordinates of all heads.
         scale: the call's own factor on the dot product.
+        dropout: of weights; None for none.
         seen: what identifies the values of tables, as far as that was asked for.
     """
 
@@ -42,11 +44,18 @@ class Call:
     value: Tensor
     heads: Pairs
     scale: float | None
+    dropout: Dropout | None = None
     seen: dict[str, tuple[object, ...] | None] = field(default_factory=dict, compare=False)
 
 
 def make_call(
-    program: Program, query: Tensor, key: Tensor, value: Tensor, inputs: Sequence[Tensor], scale: float | None
+    program: Program,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    inputs: Sequence[Tensor],
+    scale: float | None,
+    dropout: Dropout | None,
 ) -> Call:
     """Prepare checked arguments: nothing is copied but what has to be."""
     program = program.at(query.shape[2], key.shape[2])
@@ -55,7 +64,7 @@ def make_call(
     query, key, value = (_ready(tensor, dtype) for tensor in (query, key, value))
     tables = LazyTables(program, inputs, sizes)
     at = head_pairs(program, sizes, tables, dtype, query.device)
-    return Call(program, sizes, torch.unflatten(query, 1, (groups, sizes.g)), key, value, at, scale)
+    return Call(program, sizes, torch.unflatten(query, 1, (groups, sizes.g)), key, value, at, scale, dropout)
 
 
 def call_sizes(query: Tensor, key: Tensor, value: Tensor) -> Sizes:

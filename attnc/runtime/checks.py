@@ -98,6 +98,39 @@ def check_scale(scale: object) -> float | None:
     return number if isinstance(number, float) else _as_float("scale", number)
 
 
+def check_dropout(probability: object, seed: object, device: torch.device) -> tuple[float, Tensor | None]:
+    """Check the probability of weights to be dropped, and return it with the seed as an int64 tensor on the device.
+
+    A seed that is a tensor on the device already is taken as it is, without waiting for its value.
+
+    Raises:
+        TypeError: one is of the wrong type.
+        ValueError: a probability outside of [0, 1), a seed that is missing or is no single int of 64 bits.
+    """
+    number = _plain(probability)
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        raise TypeError(f"dropout_p is {kind_of(probability)}, expected a number")
+    if not 0.0 <= number < 1.0:
+        raise ValueError(f"dropout_p is {number}, expected at least 0 and less than 1")
+    wanted = "expected an int or an int tensor of one element"
+    if seed is None:
+        if number:
+            raise ValueError(f"dropout_p is {number}, but there is no seed: {wanted}, which decides what is dropped")
+        return float(number), None
+    if isinstance(seed, Tensor):
+        if seed.dtype not in INTEGERS:
+            raise TypeError(f"seed is {_dtype(seed)}, {wanted}")
+        if seed.numel() != 1:
+            raise ValueError(f"seed has shape {_shape(seed)}, {wanted}")
+        return float(number), seed.reshape(()).to(device=device, dtype=torch.int64)
+    plain = _plain(seed)
+    if isinstance(plain, bool) or not isinstance(plain, int):
+        raise TypeError(f"seed is {kind_of(seed)}, {wanted}")
+    if not -(2**63) <= plain < 2**63:
+        raise ValueError(f"seed is {plain}, expected an int of 64 bits")
+    return float(number), torch.tensor(plain, dtype=torch.int64, device=device)
+
+
 def check_head_sizes(name: str, query: Tensor, value: Tensor) -> None:
     """Check that the head sizes are such that a Triton kernel takes.
 

@@ -10,12 +10,19 @@ from torch import Tensor
 from attnc.runtime.calls import Call, make_call, tables_of
 from attnc.runtime.cpu_flash import flash_backward, flash_forward, suits_flash
 from attnc.runtime.cpu_tiles import Backward, Gradients, Rows, tiled_backward, tiled_forward
+from attnc.runtime.dropout import Dropout
 from attnc.runtime.program import Program
 from attnc.runtime.row_gradients import all_rows, scale_gradients, sink_gradients, values_of_rows
 
 
 def cpu_forward(
-    program: Program, query: Tensor, key: Tensor, value: Tensor, inputs: Sequence[Tensor], scale: float | None
+    program: Program,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    inputs: Sequence[Tensor],
+    scale: float | None,
+    dropout: Dropout | None,
 ) -> tuple[Tensor, Tensor]:
     """Compute checked arguments.
 
@@ -23,7 +30,7 @@ def cpu_forward(
         The output `[B, H, N, E]` in the query's dtype, and what `Program.kept` says of each row, of the scores without
         the terms that were `dropped`.
     """
-    call = make_call(program, query, key, value, inputs, scale)
+    call = make_call(program, query, key, value, inputs, scale, dropout)
     out, state = _by_flash(call) or _by_tiles(call)
     result = rows_outside(out.flatten(1, 2).to(query.dtype))
     return result, state.flatten(-3, -2) if program.kept else result.new_empty((0,))
@@ -91,6 +98,7 @@ def cpu_backward(
     tensors: tuple[Tensor, Tensor, Tensor, Sequence[Tensor]],
     results: tuple[Tensor, Tensor],
     scale: float | None,
+    dropout: Dropout | None,
     wanted: Sequence[bool],
 ) -> list[Tensor]:
     """Compute the gradients of query, key, value and of those inputs that are `wanted`, in order.
@@ -101,10 +109,11 @@ def cpu_backward(
         tensors: query, key, value, inputs.
         results: output of the forward pass, and what it kept of rows.
         scale: of the call.
+        dropout: of the call.
         wanted: one entry for each input.
     """
     query, key, value, inputs = tensors
-    call = make_call(program, query, key, value, inputs, scale)
+    call = make_call(program, query, key, value, inputs, scale, dropout)
     names = [argument.name for argument, want in zip(program.tensors, wanted, strict=True) if want]
     tables = {name: torch.zeros(tables_of(call)[name].shape, dtype=torch.float64) for name in names}
     groups = call.key.shape[1]

@@ -33,7 +33,7 @@ _MASKS: Store[tuple[Tensor | None, Tensor | None]] = Store(KEPT_MASKS)
 def suits_flash(call: Call) -> bool:
     """Tell whether the operator can compute this pattern."""
     program = call.program
-    return program.normalize == "softmax" and program.weight is None and program.linear
+    return program.normalize == "softmax" and program.weight is None and program.linear and call.dropout is None
 
 
 def scaled_query(call: Call) -> tuple[Tensor, float]:

@@ -99,7 +99,11 @@ def _accumulate(part: Part, band: Band, out: Tensor, state: Rows, careful: bool)
         weights = weights if allowed is None else torch.where(allowed, weights, 0.0)
         weights = weights.expand(dots.shape)
         _columns(state.total, band).add_(weights.sum(-1, keepdim=True))
-    value = key_view(part.value, band)
+    value, dropout = key_view(part.value, band), part.section.call.dropout
+    if dropout is not None:
+        kept = dropout.keeps(at)
+        weights = dropout.drop(weights, kept)
+        allowed = kept if allowed is None else allowed & kept  # what is dropped takes no part, whatever its value
     if careful:
         allowed = torch.ones_like(weights, dtype=torch.bool) if allowed is None else allowed.expand(weights.shape)
         sums = weighted_sum(weights.flatten(3, 4), value, allowed.flatten(3, 4), True)
@@ -210,15 +214,19 @@ def _block_backward(part: Part, band: Band, given: Backward, sums: Gradients, ca
         weights = weigh_pairs(call.program, at, inner, peak).expand(dots.shape)
     grad_out = _fold(row_view(given.grad_out, band))
     grad = torch.unflatten(grad_out @ value.transpose(-1, -2), 3, dots.shape[3:5])
-    shares = weights.detach()
+    shares, seen = weights.detach(), allowed
+    if call.dropout is not None:
+        kept = call.dropout.keeps(at).expand(dots.shape)
+        grad, shares = call.dropout.drop(grad, kept), call.dropout.drop(shares, kept)
+        seen = kept if allowed is None else allowed & kept
     if given.delta is not None:
         total = _columns(given.rows.total, band)
         grad = (grad - _columns(given.delta, band)) / total
         shares = shares / total
     if allowed is not None:
         grad, shares = torch.where(allowed, grad, 0.0), torch.where(allowed, shares, 0.0)
-    folded = None if allowed is None else allowed.flatten(3, 4)
-    add_to_keys(sums.value, _transposed_sum(shares.flatten(3, 4), grad_out, folded, careful), band)
+    folded, seen = (None if pairs is None else pairs.flatten(3, 4) for pairs in (allowed, seen))
+    add_to_keys(sums.value, _transposed_sum(shares.flatten(3, 4), grad_out, seen, careful), band)
     score_grad = _differentiate(weights, scores, at.tape, grad, sums)
     if score_grad is None:
         return

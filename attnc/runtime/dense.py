@@ -16,6 +16,7 @@ from attnc.runtime.blocks import (
     row_scale,
     score_pairs,
 )
+from attnc.runtime.dropout import Dropout
 from attnc.runtime.pairs import Pairs, Sizes
 from attnc.runtime.products import PairProducts, WeightedSums
 from attnc.runtime.program import Program
@@ -37,10 +38,17 @@ def dense_attention(
     inputs: Sequence[Tensor],
     sizes: Sizes,
     scale: float | None,
+    dropout: Dropout | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the output and the log-sum-exp `[B, H, N]` (softmax only; NaN otherwise), differentiable throughout."""
     rows = torch.arange(sizes.N, device=query.device)
     weights, lse, alive = dense_weights(program, query, key, inputs, sizes, scale, rows)
+    if dropout is not None:
+        heads = head_pairs(program, sizes, bind_tables(program, inputs, sizes), weights.dtype, query.device)
+        kept = dropout.keeps(
+            block_pairs(heads, rows.view(1, -1), torch.arange(sizes.M, device=query.device).view(1, -1))
+        )
+        weights, alive = dropout.drop(weights, kept), alive & kept
     values = torch.unflatten(value, 1, (sizes.kv_heads, 1, 1)).to(weights.dtype)
     out = WeightedSums.apply(weights, values.expand(-1, -1, -1, sizes.g, -1, -1), alive)  # type: ignore[no-untyped-call]
     return out.reshape(sizes.B, sizes.H, sizes.N, -1).to(query.dtype), lse

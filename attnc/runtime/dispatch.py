@@ -10,8 +10,18 @@ import torch
 from torch import Tensor
 
 from attnc.runtime.blocks import bind_tables, dropped_terms
-from attnc.runtime.checks import INTEGERS, check_call, check_inputs, check_query_key, check_scale, check_sorted, kind_of
+from attnc.runtime.checks import (
+    INTEGERS,
+    check_call,
+    check_dropout,
+    check_inputs,
+    check_query_key,
+    check_scale,
+    check_sorted,
+    kind_of,
+)
 from attnc.runtime.dense import dense_attention, dense_mask, dense_weights
+from attnc.runtime.dropout import Dropout
 from attnc.runtime.ops import NAMESPACE, register
 from attnc.runtime.pairs import Pairs, Sizes
 from attnc.runtime.program import Program
@@ -33,19 +43,23 @@ class Operation:
         scale: float | None,
         return_lse: bool,
         precision: str | None,
+        dropout_p: float,
+        seed: Tensor | int | None,
         checked: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Check the arguments and compute; with `checked`, look at the values of sorted inputs as well."""
         program = self.program
         sizes = check_call(program, query, key, value, return_lse, precision)
         factor = check_scale(scale)
+        probability, seed_tensor = check_dropout(dropout_p, seed, query.device)
         tensors = check_inputs(program, inputs, sizes, query.device, query.dtype)
         if checked:
             check_sorted(program, tensors)
         differentiable = _needs_gradient(query, key, value, tensors)
         _refuse_tangents(program.name, query, key, value, *tensors)
         operator = getattr(getattr(torch.ops, NAMESPACE), self.operator)
-        out, state = operator(query, key, value, tensors, factor, precision, return_lse or differentiable)
+        options = factor, precision, probability, seed_tensor
+        out, state = operator(query, key, value, tensors, *options, return_lse or differentiable)
         if not return_lse:
             return out  # type: ignore[no-any-return]
         lse = state if program.kept == "lse" else _log_sum_exp(state)
@@ -63,12 +77,15 @@ class Operation:
         scale: float | None,
         return_lse: bool,
         precision: str | None,
+        dropout_p: float,
+        seed: Tensor | int | None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Compute densely; differentiable by autograd on any device."""
         sizes = check_call(self.program, query, key, value, return_lse, precision)
         factor = check_scale(scale)
+        dropout = Dropout.of(*check_dropout(dropout_p, seed, query.device))
         tensors = check_inputs(self.program, inputs, sizes, query.device, query.dtype)
-        out, lse = dense_attention(self.program, query, key, value, tensors, sizes, factor)
+        out, lse = dense_attention(self.program, query, key, value, tensors, sizes, factor, dropout)
         return (out, lse) if return_lse else out
 
     def mask(

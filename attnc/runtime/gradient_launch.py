@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from attnc.runtime.dropout import Dropout
 from attnc.runtime.launch import LOG2_E, LONGEST, MOST_PROGRAMS, precision_of, with_contiguous_rows
 from attnc.runtime.row_orders import PLAIN_ROWS, GridRows, RowOrder
 from attnc.runtime.tiles import FEW_ROWS, Tiles, TileTable, are_tiles_assumed, choose_tiles, padded
@@ -24,6 +25,7 @@ class GradientLaunch:
     Attributes:
         query, key, value, grad_out: as the caller's, with a contiguous last dimension.
         tiles, grid: of the kernel.
+        seed, drop_below, keep_scale: of dropout; None without.
         first_program: number of the first program of a strip.
         slots: tiles of keys that a program may visit, in strips.
         strip_rows, strip_keys, strip_heads: rows, keys of each slot, and heads of all batch entries that a strip's
@@ -67,6 +69,9 @@ class GradientLaunch:
     chunk_v: int = 16
     wide_tables: bool = False
     joined: int = 0
+    seed: Tensor | None = None
+    drop_below: int = 0
+    keep_scale: float = 1.0
     first_program: int = 0
     slots: int = 0
     strip_rows: Tensor | None = None
@@ -87,6 +92,7 @@ def start_gradients(
     own_scale: bool,
     precision: str | None,
     base_2: bool,
+    dropout: Dropout | None,
     add: tuple[bool, bool],
 ) -> GradientLaunch:
     """Prepare what all kernels of one call have in common, and memory for what they compute.
@@ -103,6 +109,7 @@ def start_gradients(
         own_scale: whether the pattern has one. Where the caller gave none, gradients of queries are left without it.
         precision: as that of the forward pass.
         base_2: whether scores are in base 2.
+        dropout: of weights.
         add: whether several kernels, or none, add to the gradients of a query, and of a key: they begin with 0 then.
 
     Raises:
@@ -143,6 +150,9 @@ def start_gradients(
         block_d=padded(head_size),
         block_v=padded(value_size),
         tiles=Tiles(0, 0, warps=4, stages=1),
+        seed=None if dropout is None else dropout.seed,
+        drop_below=0 if dropout is None else dropout.below,
+        keep_scale=1.0 if dropout is None else dropout.factor,
     )
 
 

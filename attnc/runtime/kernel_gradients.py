@@ -10,6 +10,7 @@ from torch import Tensor
 from attnc.runtime.blocks import bind_tables, compute_dtype, head_pairs
 from attnc.runtime.calls import call_sizes
 from attnc.runtime.checks import check_head_sizes
+from attnc.runtime.dropout import Dropout
 from attnc.runtime.gradient_strips import PairSum
 from attnc.runtime.pairs import Pairs
 from attnc.runtime.program import Program
@@ -23,6 +24,7 @@ def kernel_backward(
     results: tuple[Tensor, Tensor],
     scale: float | None,
     precision: str | None,
+    dropout: Dropout | None,
     wanted: Sequence[bool],
 ) -> list[Tensor]:
     """Compute the gradients of query, key, value and of those inputs that are `wanted`, in order.
@@ -34,6 +36,7 @@ def kernel_backward(
         results: output of the forward pass, and what it kept of rows.
         scale: of the call.
         precision: of the call.
+        dropout: of the call.
         wanted: one entry for each input.
     """
     query, key, value, inputs = tensors
@@ -49,7 +52,7 @@ def kernel_backward(
     heads = head_pairs(program, sizes, bind_tables(program, inputs, sizes), compute_dtype(query.dtype), query.device)
     totals = {name: torch.zeros(heads.tables[name].shape, dtype=torch.float64, device=query.device) for name in names}
     sums = _sums_of_reads(program, heads, totals)
-    found = here.gradients(query, key, value, grad_out, kept, delta, sums, tuple(inputs), scale, precision)
+    found = here.gradients(query, key, value, grad_out, kept, delta, sums, tuple(inputs), scale, precision, dropout)
     _add_sums_of_reads(program, heads, sums, totals)
     grad_query = _finished(program, heads, (query, found[0]), (delta, kept), scale, totals)
     own = [tensor.to(like.dtype) for tensor, like in zip((grad_query, *found[1:]), (query, key, value), strict=True)]

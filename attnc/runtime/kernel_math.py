@@ -158,6 +158,32 @@ def hash_mix(state, value):
 
 
 @triton.jit
+def draw_rows(seed_ptr, batch, head, position):
+    """Return 64 random bits for each row of a head: `runtime.dropout` says how they come about."""
+    seed = tl.load(seed_ptr)
+    state = hash_mix(tl.full([], 0, tl.uint64), seed.to(tl.int64))
+    state = hash_mix(state, batch.to(tl.int64))
+    state = hash_mix(state, head.to(tl.int64))
+    return hash_mix(state, position.to(tl.int64))
+
+
+@triton.jit
+def keeps_pair(rows, keys, below):
+    """Tell which pairs dropout keeps, from the random bits of rows and from the positions of keys."""
+    mixed = finalise(rows.to(tl.uint32) + keys.to(tl.uint32) * 0x9E3779B9)
+    mixed = finalise(mixed ^ (rows >> 32).to(tl.uint32))
+    return mixed >= below.to(tl.uint32)
+
+
+@triton.jit
+def finalise(x):
+    """Mix 32 bits."""
+    x = (x ^ (x >> 16)) * 0x21F0AAAD
+    x = (x ^ (x >> 15)) * 0x735A2D97
+    return x ^ (x >> 15)
+
+
+@triton.jit
 def tanh(x):
     """Hyperbolic tangent to about 2 units in the last place: a series near 0, exponentials elsewhere."""
     size = tl.abs(x)

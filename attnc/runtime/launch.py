@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from attnc.runtime.dropout import Dropout
 from attnc.runtime.row_orders import PLAIN_ROWS, GridRows, RowOrder
 from attnc.runtime.tiles import FEW_ROWS, Tiles, TileTable, are_tiles_assumed, choose_tiles, count_shares, padded
 
@@ -63,6 +64,7 @@ class Launch:
         shares: programs that take turns at the keys of the same rows and leave sums; with 1 each has rows of its own.
         joined: how many programs have left sums of the same rows, to be joined instead of walking keys; 0 for none.
         part_out, part_m, part_l: sums that such programs leave.
+        seed, drop_below, keep_scale: of dropout; None without.
         row_start, row_end: the rows of this launch, where a kernel takes them: all of them or some.
     """
 
@@ -103,6 +105,9 @@ class Launch:
     part_l: Tensor | None = None
     row_start: int = 0
     row_end: int = 0
+    seed: Tensor | None = None
+    drop_below: int = 0
+    keep_scale: float = 1.0
 
 
 class Launchable(Protocol):
@@ -133,6 +138,7 @@ def start_launch(
     precision: str | None,
     tiles: TileTable,
     base_2: bool,
+    dropout: Dropout | None = None,
     order: RowOrder | GridRows = PLAIN_ROWS,
     most_keys: int = LONGEST,
 ) -> Launch | None:
@@ -149,6 +155,7 @@ def start_launch(
         precision: of float32 products: `ieee` (the default) or `tf32`.
         tiles: the kernel's table of tiles.
         base_2: whether scores are in base 2.
+        dropout: of weights.
         order: of the kernel's rows.
         most_keys: about how many keys a program visits at most.
 
@@ -201,6 +208,9 @@ def start_launch(
         chunk_n=_chunk(max(block_d, block_v), chosen),
         shares=shares,
         row_end=queries,
+        seed=None if dropout is None else dropout.seed,
+        drop_below=0 if dropout is None else dropout.below,
+        keep_scale=1.0 if dropout is None else dropout.factor,
     )
 
 

@@ -12,18 +12,19 @@ from torch import Tensor
 from attnc.runtime.blocks import compute_dtype
 from attnc.runtime.checks import check_head_sizes
 from attnc.runtime.cpu import cpu_backward, cpu_forward, rows_outside
+from attnc.runtime.dropout import Dropout
 from attnc.runtime.kernel_gradients import kernel_backward
 from attnc.runtime.program import Program
 
 NAMESPACE = "attnc"
 
 _FORWARD = (
-    "(Tensor query, Tensor key, Tensor value, Tensor[] inputs, float? scale, str? precision, bool with_state)"
-    " -> (Tensor, Tensor)"
+    "(Tensor query, Tensor key, Tensor value, Tensor[] inputs, float? scale, str? precision, float dropout_p,"
+    " Tensor? seed, bool with_state) -> (Tensor, Tensor)"
 )
 _BACKWARD = (
     "(Tensor grad_out, Tensor? grad_lse, Tensor query, Tensor key, Tensor value, Tensor[] inputs, Tensor out,"
-    " Tensor state, float? scale, str? precision, bool[] wanted) -> Tensor[]"
+    " Tensor state, float? scale, str? precision, float dropout_p, Tensor? seed, bool[] wanted) -> Tensor[]"
 )
 
 
@@ -55,11 +56,13 @@ def register(program: Program) -> str:
         inputs: list[Tensor],
         scale: float | None,
         precision: str | None,
+        dropout_p: float,
+        seed: Tensor | None,
         with_state: bool,
     ) -> tuple[Tensor, Tensor]:
         if runs_triton(query.device):
-            return _launch(program, query, key, value, inputs, scale, precision, with_state)
-        return on_cpu(query, key, value, inputs, scale, precision, with_state)  # type: ignore[no-any-return]
+            return _launch(program, query, key, value, inputs, scale, precision, dropout_p, seed, with_state)
+        return on_cpu(query, key, value, inputs, scale, precision, dropout_p, seed, with_state)  # type: ignore[no-any-return]
 
     operator: Any = torch.library.triton_op(f"{NAMESPACE}::{name}", forward, mutates_args=(), schema=_FORWARD)
     operator.register_fake(_make_fake(program))
@@ -75,9 +78,11 @@ def _register_cpu(program: Program, name: str) -> Any:
         inputs: list[Tensor],
         scale: float | None,
         precision: str | None,
+        dropout_p: float,
+        seed: Tensor | None,
         with_state: bool,
     ) -> tuple[Tensor, Tensor]:
-        out, state = cpu_forward(program, query, key, value, inputs, scale)
+        out, state = cpu_forward(program, query, key, value, inputs, scale, Dropout.of(dropout_p, seed))
         return out, state if with_state else out.new_empty((0,))
 
     operator = torch.library.custom_op(f"{NAMESPACE}::{name}_cpu", forward, mutates_args=(), schema=_FORWARD)
@@ -93,6 +98,8 @@ def _make_fake(program: Program) -> Callable[..., tuple[Tensor, Tensor]]:
         inputs: list[Tensor],
         scale: float | None,
         precision: str | None,
+        dropout_p: float,
+        seed: Tensor | None,
         with_state: bool,
     ) -> tuple[Tensor, Tensor]:
         out = _new_output(query, value)
@@ -116,14 +123,17 @@ def _register_backward(program: Program, name: str) -> Any:
         state: Tensor,
         scale: float | None,
         precision: str | None,
+        dropout_p: float,
+        seed: Tensor | None,
         wanted: list[bool],
     ) -> list[Tensor]:
         if not runs_triton(query.device):
             return on_cpu(  # type: ignore[no-any-return]
-                grad_out, grad_lse, query, key, value, inputs, out, state, scale, precision, wanted
+                grad_out, grad_lse, query, key, value, inputs, out, state, scale, precision, dropout_p, seed, wanted
             )
         tensors, results = (query, key, value, inputs), (out, state)
-        return kernel_backward(program, (grad_out, grad_lse), tensors, results, scale, precision, wanted)
+        dropout = Dropout.of(dropout_p, seed)
+        return kernel_backward(program, (grad_out, grad_lse), tensors, results, scale, precision, dropout, wanted)
 
     operator: Any = torch.library.triton_op(
         f"{NAMESPACE}::{name}_backward", backward, mutates_args=(), schema=_BACKWARD
@@ -144,10 +154,13 @@ def _register_cpu_backward(program: Program, name: str) -> Any:
         state: Tensor,
         scale: float | None,
         precision: str | None,
+        dropout_p: float,
+        seed: Tensor | None,
         wanted: list[bool],
     ) -> list[Tensor]:
         tensors, results = (query, key, value, inputs), (out, state)
-        return cpu_backward(program, (grad_out, grad_lse), tensors, results, scale, wanted)
+        dropout = Dropout.of(dropout_p, seed)
+        return cpu_backward(program, (grad_out, grad_lse), tensors, results, scale, dropout, wanted)
 
     label = f"{NAMESPACE}::{name}_backward_cpu"
     operator = torch.library.custom_op(label, backward, mutates_args=(), schema=_BACKWARD)
@@ -166,6 +179,8 @@ def _fake_backward(
     state: Tensor,
     scale: float | None,
     precision: str | None,
+    dropout_p: float,
+    seed: Tensor | None,
     wanted: list[bool],
 ) -> list[Tensor]:
     chosen = [tensor for tensor, want in zip(inputs, wanted, strict=True) if want]
@@ -173,26 +188,25 @@ def _fake_backward(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    query, key, value, tables, scale, precision, _ = inputs
-    ctx.save_for_backward(query, key, value, *tables, *output)
-    ctx.scale, ctx.precision = scale, precision
+    query, key, value, tables, scale, precision, dropout_p, seed, _ = inputs
+    ctx.save_for_backward(query, key, value, *tables, *output, seed)
+    ctx.scale, ctx.precision, ctx.dropout_p = scale, precision, dropout_p
     ctx.set_materialize_grads(False)
     ctx.wanted = [table.is_floating_point() and table.requires_grad for table in tables]
 
 
 def _make_backward(program: Program, operator: Any) -> Callable[..., tuple[Any, ...]]:
     def backward(ctx: Any, grad_out: Tensor | None, grad_state: Tensor | None) -> tuple[Any, ...]:
-        query, key, value, *tables, out, state = ctx.saved_tensors
+        query, key, value, *tables, out, state, seed = ctx.saved_tensors
         if grad_out is None and grad_state is None:
-            return (None, None, None, [None] * len(tables), None, None, None)
+            return (None, None, None, [None] * len(tables), None, None, None, None, None)
         grad_out = torch.zeros_like(out) if grad_out is None else grad_out
         # a peak has the derivative of the log-sum-exp, peak + log(total), that callers make of both
         grad_lse = grad_state[0] if grad_state is not None and program.kept == "peak" else grad_state
-        found = operator(
-            grad_out, grad_lse, query, key, value, tables, out, state, ctx.scale, ctx.precision, ctx.wanted
-        )
+        options = ctx.scale, ctx.precision, ctx.dropout_p, seed
+        found = operator(grad_out, grad_lse, query, key, value, tables, out, state, *options, ctx.wanted)
         own = iter(found[3:])
-        return (*found[:3], [next(own) if want else None for want in ctx.wanted], None, None, None)
+        return (*found[:3], [next(own) if want else None for want in ctx.wanted], None, None, None, None, None)
 
     return backward
 
@@ -205,6 +219,8 @@ def _launch(
     inputs: list[Tensor],
     scale: float | None,
     precision: str | None,
+    dropout_p: float,
+    seed: Tensor | None,
     with_state: bool,
 ) -> tuple[Tensor, Tensor]:
     program = program.at(query.shape[2], key.shape[2])
@@ -212,7 +228,8 @@ def _launch(
         raise RuntimeError(f"{program.name}: tensors on {query.device} need triton, which is not installed")
     shape = program.state_shape(*query.shape[:3]) if with_state else (0,)
     state = query.new_empty(shape, dtype=compute_dtype(query.dtype))
-    if query.device.type == "cuda" and not state.numel() and program.is_library_call(query.shape[2], key.shape[2]):
+    plain = not state.numel() and not dropout_p
+    if query.device.type == "cuda" and plain and program.is_library_call(query.shape[2], key.shape[2]):
         causal = program.library == "causal"
         out = torch.nn.functional.scaled_dot_product_attention(
             query, key, value, is_causal=causal, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
@@ -220,7 +237,8 @@ def _launch(
         return rows_outside(out), state
     check_head_sizes(program.name, query, value)
     out = _new_output(query, value)
-    program.launch(query, key, value, out, state if state.numel() else None, tuple(inputs), scale, precision)
+    kept, dropout = state if state.numel() else None, Dropout.of(dropout_p, seed)
+    program.launch(query, key, value, out, kept, tuple(inputs), scale, precision, dropout)
     return out, state
 
 

@@ -241,11 +241,16 @@ def splitmix(*values: Tensor | int) -> Tensor:
     Follows Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators" (2014). int64 wraps around as
     unsigned arithmetic does; only the right shifts need care.
     """
+    return _shift_right(splitmix_state(*values), 1)
+
+
+def splitmix_state(*values: Tensor | int) -> Tensor:
+    """Return all 64 bits of the hash."""
     like = next((value for value in values if isinstance(value, Tensor)), torch.zeros((), dtype=torch.int64))
     x = like.new_zeros(())
     for value in values:
         x = _mix(x + value + (0x9E3779B97F4A7C15 - 2**64))
-    return _shift_right(x, 1)
+    return x
 
 
 def _mix(x: Tensor) -> Tensor:

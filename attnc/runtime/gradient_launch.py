@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 
 from attnc.runtime.dropout import Dropout
-from attnc.runtime.launch import LOG2_E, LONGEST, MOST_PROGRAMS, precision_of, with_contiguous_rows
+from attnc.runtime.launch import (
+    LOG2_E,
+    LONGEST,
+    MOST_PROGRAMS,
+    check_lengths,
+    dropout_numbers,
+    precision_of,
+    with_contiguous_rows,
+)
 from attnc.runtime.row_orders import PLAIN_ROWS, GridRows, RowOrder
 from attnc.runtime.tiles import FEW_ROWS, Tiles, TileTable, are_tiles_assumed, choose_tiles, padded
 
@@ -117,8 +125,7 @@ def start_gradients(
     """
     batch, heads, queries, head_size = query.shape
     keys, value_size = key.shape[2], value.shape[3]
-    if max(queries, keys) > LONGEST:
-        raise ValueError(f"a kernel takes up to {LONGEST} queries and keys, these are {queries} and {keys}")
+    check_lengths(queries, keys)
     is_own = own_scale and scale is None
     natural = (head_size**-0.5 if scale is None else float(scale)) if not is_own else 1.0
     first, second = (None, None) if state is None else (state[0], state[1]) if kept == "peak" else (state, state)
@@ -150,9 +157,7 @@ def start_gradients(
         block_d=padded(head_size),
         block_v=padded(value_size),
         tiles=Tiles(0, 0, warps=4, stages=1),
-        seed=None if dropout is None else dropout.seed,
-        drop_below=0 if dropout is None else dropout.below,
-        keep_scale=1.0 if dropout is None else dropout.factor,
+        **dropout_numbers(dropout),
     )
 
 

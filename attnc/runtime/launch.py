@@ -164,8 +164,7 @@ def start_launch(
     """
     batch, heads, queries, head_size = query.shape
     keys, value_size = key.shape[2], value.shape[3]
-    if max(queries, keys) > LONGEST:
-        raise ValueError(f"a kernel takes up to {LONGEST} queries and keys, these are {queries} and {keys}")
+    check_lengths(queries, keys)
     if out.numel() == 0:
         return None
     block_d, block_v = padded(head_size), padded(value_size)
@@ -177,9 +176,7 @@ def start_launch(
     chosen, programs, shares = _cut_grid(tiles, (query, key, value), order, most_keys)
     factor = head_size**-0.5 if scale is None else float(scale)
     written_lse = None if lse is None else lse.contiguous()
-    kept = total = written_lse
-    if written_lse is not None and written_lse.dim() == 4:
-        kept, total = written_lse[0], written_lse[1]
+    kept, total = _parts_of_state(written_lse)
     return Launch(
         query=query,
         key=key,
@@ -208,10 +205,28 @@ def start_launch(
         chunk_n=_chunk(max(block_d, block_v), chosen),
         shares=shares,
         row_end=queries,
-        seed=None if dropout is None else dropout.seed,
-        drop_below=0 if dropout is None else dropout.below,
-        keep_scale=1.0 if dropout is None else dropout.factor,
+        **dropout_numbers(dropout),
     )
+
+
+def check_lengths(queries: int, keys: int) -> None:
+    """Raise ValueError where a kernel cannot count so many."""
+    if max(queries, keys) > LONGEST:
+        raise ValueError(f"a kernel takes up to {LONGEST} queries and keys, these are {queries} and {keys}")
+
+
+def _parts_of_state(state: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Return where maxima and sums of rows go, if both are kept; else the same place for either."""
+    if state is not None and state.dim() == 4:
+        return state[0], state[1]
+    return state, state
+
+
+def dropout_numbers(dropout: Dropout | None) -> dict[str, Any]:
+    """Return what a launch knows of dropout, by field."""
+    if dropout is None:
+        return {}
+    return {"seed": dropout.seed, "drop_below": dropout.below, "keep_scale": dropout.factor}
 
 
 def next_launch(

@@ -359,7 +359,7 @@ def test_view_is_frozen_and_launcher_takes_what_the_module_passes():
     with pytest.raises(AttributeError):
         view.function = "other"
     launch = load_kernel(plan)._foo_launch
-    names = ["query", "key", "value", "out", "lse", "inputs", "scale", "precision"]
+    names = ["query", "key", "value", "out", "lse", "inputs", "scale", "precision", "dropout"]
     assert list(inspect.signature(launch).parameters) == names
     assert replace(view) == view
 

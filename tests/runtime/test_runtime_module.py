@@ -156,7 +156,7 @@ def test_opcheck(name):
     query, key, value = tensors(N=20, M=20)
     inputs = list(inputs_for(name, query, key).values())
     operator = getattr(torch.ops.attnc, operation.operator)
-    torch.library.opcheck(operator, (query, key, value, inputs, None, None, name not in WITHOUT_LSE))
+    torch.library.opcheck(operator, (query, key, value, inputs, None, None, 0.0, None, name not in WITHOUT_LSE))
 
 
 def test_fake_tensors_are_enough():

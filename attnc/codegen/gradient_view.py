@@ -144,6 +144,11 @@ class GradientKernel:
         """Whether programs take turns at the pairs of the same rows: here none do."""
         return False
 
+    @property
+    def read_numbers(self) -> tuple[int, ...]:
+        """Numbers of the reads that it sums up."""
+        return tuple(one.number for one in self.reads)
+
     def sum_of(self, number: int) -> ReadSum:
         """Return the sum for a read."""
         return next(one for one in self.reads if one.number == number)

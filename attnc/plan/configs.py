@@ -173,11 +173,11 @@ def tile_rows(
 
 
 _QUERY_GRADIENTS: _Table = {
-    ("sm_80", 2): {64: TileConfig(64, 64, 4, 2), 128: TileConfig(64, 32, 4, 2), 256: TileConfig(32, 32, 8, 1)},
-    ("sm_86", 2): {64: TileConfig(64, 64, 4, 2), 128: TileConfig(64, 32, 4, 2), 256: TileConfig(32, 32, 8, 1)},
-    ("sm_90", 2): {64: TileConfig(64, 64, 4, 2), 128: TileConfig(64, 64, 8, 2), 256: TileConfig(32, 64, 8, 1)},
-    ("sm_100", 2): {64: TileConfig(64, 64, 8, 2), 128: TileConfig(64, 64, 8, 2), 256: TileConfig(32, 64, 8, 1)},
-    ("gfx942", 2): {64: TileConfig(32, 64, 4, 1), 128: TileConfig(32, 64, 4, 1), 256: TileConfig(16, 32, 4, 1)},
+    ("sm_80", 2): {64: TileConfig(64, 32, 4, 2), 128: TileConfig(64, 32, 8, 2), 256: TileConfig(32, 32, 8, 1)},
+    ("sm_86", 2): {64: TileConfig(64, 32, 4, 2), 128: TileConfig(64, 32, 8, 2), 256: TileConfig(32, 32, 8, 1)},
+    ("sm_90", 2): {64: TileConfig(64, 32, 4, 2), 128: TileConfig(64, 32, 8, 2), 256: TileConfig(32, 32, 8, 1)},
+    ("sm_100", 2): {64: TileConfig(64, 32, 8, 2), 128: TileConfig(64, 32, 8, 2), 256: TileConfig(32, 32, 8, 1)},
+    ("gfx942", 2): {64: TileConfig(32, 64, 4, 1), 128: TileConfig(32, 32, 4, 1), 256: TileConfig(16, 32, 4, 1)},
     ("sm_80", 4): {64: TileConfig(32, 32, 4, 1), 128: TileConfig(32, 32, 4, 1), 256: TileConfig(16, 16, 4, 1)},
     ("sm_86", 4): {64: TileConfig(32, 32, 4, 1), 128: TileConfig(32, 32, 4, 1), 256: TileConfig(16, 16, 4, 1)},
     ("sm_90", 4): {64: TileConfig(32, 32, 4, 1), 128: TileConfig(32, 32, 4, 1), 256: TileConfig(16, 16, 4, 1)},
@@ -187,10 +187,11 @@ _QUERY_GRADIENTS: _Table = {
 """For kernels of gradients whose rows are queries."""
 
 _KEY_GRADIENTS: _Table = _QUERY_GRADIENTS | {
-    ("sm_80", 2): {64: TileConfig(32, 128, 8, 2), 128: TileConfig(32, 64, 8, 2), 256: TileConfig(16, 32, 8, 2)},
-    ("sm_86", 2): {64: TileConfig(32, 128, 8, 2), 128: TileConfig(32, 64, 8, 2), 256: TileConfig(16, 32, 8, 2)},
-    ("sm_90", 2): {64: TileConfig(32, 64, 4, 2), 128: TileConfig(64, 32, 8, 2), 256: TileConfig(32, 16, 8, 1)},
-    ("sm_100", 2): {64: TileConfig(32, 64, 4, 2), 128: TileConfig(64, 32, 8, 2), 256: TileConfig(16, 32, 8, 2)},
+    ("sm_80", 2): {64: TileConfig(32, 32, 4, 2), 128: TileConfig(32, 32, 8, 2), 256: TileConfig(16, 32, 8, 2)},
+    ("sm_86", 2): {64: TileConfig(32, 32, 4, 2), 128: TileConfig(32, 32, 8, 2), 256: TileConfig(16, 32, 8, 2)},
+    ("sm_90", 2): {64: TileConfig(32, 32, 8, 2), 128: TileConfig(32, 16, 8, 2), 256: TileConfig(32, 16, 8, 1)},
+    ("sm_100", 2): {64: TileConfig(32, 32, 8, 2), 128: TileConfig(32, 32, 8, 1), 256: TileConfig(16, 32, 8, 2)},
+    ("gfx942", 2): {64: TileConfig(32, 32, 4, 1), 128: TileConfig(16, 64, 4, 1), 256: TileConfig(16, 32, 4, 1)},
 }
 """For those whose rows are keys: they have two sums of rows, and so fewer registers for tiles of queries."""
 

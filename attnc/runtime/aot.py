@@ -354,7 +354,8 @@ def _compile(kernel: Any, arguments: dict[str, Any], target: str) -> Any:
             attributes[(position,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, attributes)
     machine = GPUTarget(*ARCHITECTURES[target])
-    options = compile_options(arguments.get("JOINED", 0), nvidia=machine.backend == "cuda")
+    # kernels of gradients have nothing to join, and may use all registers as well
+    options = compile_options(arguments.get("JOINED", 1) > 0, nvidia=machine.backend == "cuda")
     options |= {name: arguments[name] for name in ("num_warps", "num_stages")}
     return triton.compile(source, target=machine, options=options)
 

@@ -76,7 +76,6 @@ class GradientLaunch:
     chunk_n: int = 16
     chunk_v: int = 16
     wide_tables: bool = False
-    joined: int = 0
     seed: Tensor | None = None
     drop_below: int = 0
     keep_scale: float = 1.0
@@ -85,6 +84,11 @@ class GradientLaunch:
     strip_rows: Tensor | None = None
     strip_keys: Tensor | None = None
     strip_heads: Tensor | None = None
+
+    @property
+    def all_registers(self) -> bool:
+        """Whether the kernel may use all registers, see `compile_options`."""
+        return True
 
 
 def start_gradients(

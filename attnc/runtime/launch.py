@@ -109,13 +109,21 @@ class Launch:
     drop_below: int = 0
     keep_scale: float = 1.0
 
+    @property
+    def all_registers(self) -> bool:
+        """Whether the kernel may use all registers, see `compile_options`."""
+        return self.joined > 0
+
 
 class Launchable(Protocol):
     """What `launchable` needs to know of a launch."""
 
     query: Tensor
     tiles: Tiles
-    joined: int
+
+    @property
+    def all_registers(self) -> bool:
+        """Whether the kernel may use all registers, see `compile_options`."""
 
 
 class TableReader(Protocol):
@@ -369,21 +377,22 @@ def launchable(kernel: Any, call: Launchable) -> Any:
     traceable = torch.library.wrap_triton(kernel)
     if traceable is not kernel:
         return traceable
-    return _WithOptions(kernel, compile_options(call.joined, nvidia=torch.version.hip is None))
+    return _WithOptions(kernel, compile_options(call.all_registers, nvidia=torch.version.hip is None))
 
 
-def compile_options(joined: int, *, nvidia: bool) -> dict[str, bool | int]:
+def compile_options(all_registers: bool, *, nvidia: bool) -> dict[str, bool | int]:
     """Return how a kernel is compiled besides its tiles. What `torch.compile` traces takes Triton's defaults.
 
     Multiply-adds are fused: by default Triton fuses before 3.10 and not from then on, and 3.9 warns where nothing is
-    said. What joins sums may use all registers: the assembler would leave some to a second program, and spill others.
+    said. What joins sums, or computes gradients, may use all registers: the assembler would leave some to a second program,
+    and spill others.
 
     Args:
-        joined: as in `Launch`.
+        all_registers: of a thread.
         nvidia: whether the device is one of NVIDIA's; only their assembler takes a number of registers.
     """
     fused: dict[str, bool | int] = {"enable_fp_fusion": True}
-    return fused | {"maxnreg": MOST_REGISTERS} if joined and nvidia else fused
+    return fused | {"maxnreg": MOST_REGISTERS} if all_registers and nvidia else fused
 
 
 @dataclass(frozen=True, slots=True)

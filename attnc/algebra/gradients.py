@@ -22,6 +22,7 @@ from attnc.ir.nodes import (
     Const,
     Expr,
     Function,
+    Index,
     IndexName,
     Quantifier,
     QuantifierKind,
@@ -31,9 +32,12 @@ from attnc.ir.nodes import (
     Where,
 )
 from attnc.ir.types import Type
-from attnc.ir.walk import depends_on, instance, transform, walk
+from attnc.ir.walk import depends_on, instance, substitute, transform, walk
 
 ZERO, ONE, TWO = (Const(value, Type.FLOAT) for value in (0.0, 1.0, 2.0))
+_APART = "apart"
+"""Stands for `i - j`."""
+
 _LN_2 = Const(math.log(2.0), Type.FLOAT, name="log(2)")
 
 
@@ -46,6 +50,8 @@ class Axes(Enum):
     """The keys of a query."""
     COLUMN = "column"
     """The queries of a key."""
+    DIAGONAL = "diagonal"
+    """Pairs whose positions are as far apart: a Toeplitz table, be its distances clamped or put into buckets."""
     PAIR = "pair"
     """Any pairs."""
 
@@ -87,8 +93,15 @@ def axes_of(read: Read) -> Axes:
     by_query = any(depends_on(one, IndexName.QUERY) for one in read.index)
     by_key = any(depends_on(one, IndexName.KEY) for one in read.index)
     if by_query and by_key:
-        return Axes.PAIR
+        return Axes.DIAGONAL if all(map(_is_of_difference, read.index)) else Axes.PAIR
     return Axes.ROW if by_query else Axes.COLUMN if by_key else Axes.HEAD
+
+
+def _is_of_difference(index: Expr) -> bool:
+    """Tell whether an index says nothing of the positions of a pair but how far they are apart."""
+    apart = Binary(BinaryOp.ADD, Index(IndexName.KEY), Bound(_APART), Type.INT)
+    moved, _ = simplify_expression(substitute(index, {Index(IndexName.QUERY): apart}))
+    return not depends_on(moved, IndexName.QUERY, IndexName.KEY)
 
 
 def write_out_sums(expr: Expr) -> Expr:

@@ -62,7 +62,7 @@ class Kind(Enum):
     """Of each pair, for tables."""
 
 
-_AXES = {Kind.QUERIES: ROW_AXES, Kind.KEYS: KEY_AXES, Kind.PAIRS: (Axes.PAIR,)}
+_AXES = {Kind.QUERIES: ROW_AXES, Kind.KEYS: KEY_AXES, Kind.PAIRS: (Axes.DIAGONAL, Axes.PAIR)}
 
 _TURNED = {
     "q_idx": "kv_idx",
@@ -99,7 +99,7 @@ class GradientKernel:
     Attributes:
         of_keys: whether its rows are keys; otherwise they are queries.
         of_pairs: whether it leaves what each pair contributes to gradients of tables, and computes no other ones.
-        passes, extra: see `runtime.gradient_strips.pair_strips`.
+        passes, extra, apart: see `runtime.gradient_strips.pair_strips`.
         state: what the forward pass has kept of each query: `lse`; `peak` and the total; the `total` alone; or nothing.
         scale: text of the pattern's own scale; empty where the launcher computes it.
         scale_axis: `[:, None]` or `[None, :]` where it differs between queries.
@@ -117,6 +117,7 @@ class GradientKernel:
     of_pairs: bool
     passes: int
     extra: int
+    apart: int
     state: str
     before_shift: tuple[str, ...]
     shift: str
@@ -208,6 +209,7 @@ def _kernel(
         of_pairs=kind is Kind.PAIRS,
         passes=len(sweep.passes),
         extra=sum(2 * one.layout.key.axes[0].stride for one in sweep.passes if one.layout.key.kind is MapKind.BOX),
+        apart=_positions_apart(sweep),
         state=state,
         before_shift=before_shift,
         shift=shift,
@@ -230,6 +232,15 @@ def _kernel(
         inputs=tuple(input_view(table) for table in tables.all),
         tiles=tuple(line for row in tiles for line in tile_lines(row)),
     )
+
+
+def _positions_apart(sweep: Sweep) -> int:
+    """Return how far apart positions of rows and of keys are that follow each other in all passes; 0 if they vary."""
+    orders = [order for one in sweep.passes for order in (one.layout.query, one.layout.key)]
+    if any(order.kind not in (MapKind.IDENTITY, MapKind.RESIDUE) for order in orders):
+        return 0
+    steps = {order.period for order in orders}
+    return steps.pop() if len(steps) == 1 else 0
 
 
 def _aliases(own: Plan, plan: Plan, sweep: Sweep) -> dict[str, str]:
@@ -270,7 +281,7 @@ def _write_loops(
         for position, interval in enumerate(one.tiles.intervals):
             walk = _walk(own, key, orders.get(key))
             loop = write_loop(writer, interval, body, first=position == 0, walk=walk)
-            uses_keys = loop.uses_kv_idx or Axes.PAIR in wanted
+            uses_keys = loop.uses_kv_idx or wanted == _AXES[Kind.PAIRS]
             loops.append(replace(loop, opens=opens and position == 0, uses_kv_idx=uses_keys))
     return tuple(loops)
 

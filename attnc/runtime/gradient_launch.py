@@ -38,6 +38,7 @@ class GradientLaunch:
         slots: tiles of keys that a program may visit, in strips.
         strip_rows, strip_keys, strip_heads: rows, keys of each slot, and heads of all batch entries that a strip's
             programs compute pairs of.
+        apart: how far apart positions of rows, and of keys, of a tile are that follow each other; 0 if they vary.
         grad_query, grad_key, grad_value: written to, or added to.
         lse, total, delta: of each query, float32 `(B, H, N)`: what the forward pass kept, and what all gradients of a
             row's weights have in common; None where the pattern has none.
@@ -84,6 +85,7 @@ class GradientLaunch:
     strip_rows: Tensor | None = None
     strip_keys: Tensor | None = None
     strip_heads: Tensor | None = None
+    apart: int = 0
 
     @property
     def all_registers(self) -> bool:

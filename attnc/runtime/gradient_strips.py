@@ -41,6 +41,7 @@ class PairSum:
     def add(self, strip: GradientLaunch, pairs: Tensor) -> None:
         """Add what a strip has left: `pairs` of each program, slot, row and key."""
         sizes, heads = self.heads.sizes, self.heads
+        by_distance = self.read.axes == "diagonal" and strip.apart > 0
         assert strip.strip_rows is not None
         assert strip.strip_keys is not None
         assert strip.strip_heads is not None
@@ -50,8 +51,25 @@ class PairSum:
         b, h = head // sizes.H, head % sizes.H
         assert heads.shift is not None
         shift = heads.shift.expand(sizes.B, sizes.kv_heads, 1, sizes.g, 1, 1).reshape(sizes.B, sizes.H)[b, h]
+        pairs = torch.where(real, pairs, 0.0)
+        if by_distance:
+            # all that counts is how far apart positions are: of a diagonal of a tile there is one sum
+            pairs = sum_diagonals(pairs).unsqueeze(-2)
+            steps = torch.arange(pairs.shape[-1], device=pairs.device) - (rows.shape[-2] - 1)
+            rows, keys, real = rows[..., :1, :], keys[..., :1] + steps * strip.apart, real[..., :1, :1]
         at = replace(heads, b=b, h=h, r=rows, i=rows + shift, j=keys, shift=shift, allowed=real)
-        add_read(at, self.read, torch.where(real, pairs, 0.0), self.totals)
+        add_read(at, self.read, pairs, self.totals)
+
+
+def sum_diagonals(tiles: Tensor) -> Tensor:
+    """Sum the diagonals of matrices `[..., R, C]`: `[..., R + C - 1]`, from the lower left corner on.
+
+    Rows are shifted against each other by reading them as if they were one element shorter than they are.
+    """
+    rows, columns = tiles.shape[-2:]
+    padded_rows = torch.nn.functional.pad(tiles.flip(-2), (0, rows)).flatten(-2)
+    width = rows + columns - 1
+    return torch.unflatten(padded_rows[..., : rows * width], -1, (rows, width)).sum(-2)
 
 
 Sums = Sequence[Tensor | PairSum | None]
@@ -65,6 +83,7 @@ def pair_strips(
     reads: tuple[int, ...],
     tiles: TileTable,
     passes: int,
+    apart: int,
     extra: int = 0,
     order: RowOrder | GridRows = PLAIN_ROWS,
 ) -> Iterator[tuple[GradientLaunch, list[Tensor | None]]]:
@@ -76,6 +95,7 @@ def pair_strips(
         reads: numbers of those that the kernel contributes to.
         tiles: the kernel's table of tiles.
         passes: how often it walks the keys.
+        apart: how far apart positions are that follow each other; 0 if they vary.
         extra: keys more than there are that it may walk, those of boxes that reach past the last one.
         order: of its rows.
     """
@@ -94,6 +114,7 @@ def pair_strips(
             grid=(programs,),
             first_program=first,
             slots=slots,
+            apart=apart,
             strip_rows=torch.full((programs, rows), call.N, dtype=torch.int32, device=device),
             strip_keys=torch.full((programs, slots, keys), call.M, dtype=torch.int32, device=device),
             strip_heads=torch.zeros(programs, dtype=torch.int32, device=device),

@@ -77,7 +77,7 @@ def _sums_of_reads(program: Program, heads: Pairs, totals: Mapping[str, Tensor])
         shape = (sizes.B, sizes.H, sizes.M if read.axes == "column" else sizes.N)
         if read.table not in totals:
             found.append(None)
-        elif read.axes == "pair":
+        elif read.axes in ("diagonal", "pair"):
             found.append(PairSum(heads, read, totals))
         else:
             found.append(torch.zeros(shape, dtype=torch.float32, device=heads.device))

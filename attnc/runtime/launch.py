@@ -384,8 +384,8 @@ def compile_options(all_registers: bool, *, nvidia: bool) -> dict[str, bool | in
     """Return how a kernel is compiled besides its tiles. What `torch.compile` traces takes Triton's defaults.
 
     Multiply-adds are fused: by default Triton fuses before 3.10 and not from then on, and 3.9 warns where nothing is
-    said. What joins sums, or computes gradients, may use all registers: the assembler would leave some to a second program,
-    and spill others.
+    said. What joins sums, or computes gradients, may use all registers: the assembler would leave some to a second
+    program, and spill others.
 
     Args:
         all_registers: of a thread.

@@ -175,7 +175,8 @@ class TableRead:
 
     Attributes:
         table: its name.
-        axes: which pairs read the same element: `head` and `row`, those of a query; `column`, those of a key; `pair`.
+        axes: which pairs read the same element: `head` and `row`, those of a query; `column`, those of a key;
+            `diagonal`, those as far apart; `pair`.
         element: reads it.
         slope: what the gradient of the expression is multiplied by; None for 1, or where kernels do so.
     """

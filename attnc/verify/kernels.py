@@ -22,7 +22,7 @@ from attnc.bench.cases import Shape
 from attnc.compiler import Compiled, import_compiled, plan_source
 from attnc.source import SourceFile
 from attnc.verify.outcome import Mismatch, Outcome
-from attnc.verify.programs import check_outputs
+from attnc.verify.programs import check_gradients, check_outputs
 from attnc.verify.trials import Trial
 
 TOPIC = "kernels"
@@ -58,7 +58,7 @@ class KernelWorker:
         *,
         number: int = 0,
     ) -> Outcome:
-        """Compare outputs and log-sum-exps of one attention's kernels with the reference.
+        """Compare outputs, log-sum-exps and, in float32, gradients of one attention's kernels with the reference.
 
         Args:
             compiled: the pattern.
@@ -138,6 +138,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         trial = _from_json(given)
         try:
             worst = max(worst, check_outputs(module, plan, trial))
+            if trial.dtype is torch.float32:
+                worst = max(worst, check_gradients(module, plan, trial))
         except Mismatch as mismatch:
             return {"cases": number, "worst": worst, "problem": f"{mismatch} ({trial})"}
         except Exception as error:

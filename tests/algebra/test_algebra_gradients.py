@@ -135,7 +135,12 @@ def test_slopes_of_plain_scores_are_plain():
         ("v[h, i]", "row"),
         ("v[h, r]", "row"),
         ("u[b, j]", "column"),
-        ("v[h, i - j]", "pair"),
+        ("v[h, i - j]", "diagonal"),
+        ("v[h, clamp(i - j, -4, 4) + 4]", "diagonal"),
+        ("v[h, int(log(1 + abs(i - j)))]", "diagonal"),
+        ("v[h, i + j]", "pair"),
+        ("v[h, r - j]", "pair"),
+        ("v[h, i // 2 - j // 2]", "pair"),
         ("c", "head"),
     ],
 )

@@ -10,12 +10,14 @@ from patterns import (
     differentiable,
     function_of,
     inputs_for,
+    module_of,
     oracle,
     outputs_and_gradients,
     tensors,
 )
 
 from attnc.reference.dense import reference
+from attnc.runtime.gradient_strips import sum_diagonals
 from attnc.runtime.tiles import Tiles, assume_target
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -214,6 +216,29 @@ def test_poison_reaches_the_rows_that_see_it_and_no_other(name, where, value):
 def test_tables_that_are_read_for_each_pair_take_strips(name, monkeypatch):
     monkeypatch.setattr("attnc.runtime.gradient_strips.STRIP_BYTES", 1 << 16)
     run(name, B=2, H=4, G=2, N=100, M=100)
+
+
+@pytest.mark.parametrize(
+    "mask", ["causal", "causal and (i - j) % 8 == 0", "causal and (i - j < 5 or (i - j) % 8 == 0)", "j % 8 >= 6"]
+)
+def test_toeplitz_tables_in_every_order(mask):
+    text = f"attention toeplitz {{ learned bias: float[H, 150] = 0.0\n mask {mask}\n score s + bias[h, i - j + 40] }}"
+    query, key, value = tensors(B=2, H=4, G=2, N=90, M=100, dtype=torch.float32)
+    bias = torch.randn(4, 150, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    leaves, inputs = [query, key, value, bias], {"bias": bias}
+    found = outputs_and_gradients(lambda: module_of(text).toeplitz(query, key, value, bias=bias), leaves, False)
+    attention = attention_of(text)
+    expected = outputs_and_gradients(
+        lambda: reference(attention, query, key, value, inputs, dtype=torch.float64), leaves, False
+    )
+    compare(found, expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (5, 1), (4, 7), (8, 3)], ids=str)
+def test_diagonals_are_summed(shape):
+    tile = torch.arange(1.0, shape[0] * shape[1] + 1).view(shape)
+    expected = [tile.diagonal(offset).sum() for offset in range(1 - shape[0], shape[1])]
+    assert torch.equal(sum_diagonals(tile), torch.stack(expected))
 
 
 def test_an_input_without_a_gradient_gets_none():

@@ -156,9 +156,42 @@ def errors(example: Example, module: ModuleType, shape: Shape, dtype: str, devic
     found = call(*tensors, **inputs)
     if not torch.isfinite(found).all():
         return {"error": float("inf"), "allowed": 0.0}
+    return limits(found, same, expected, 2.0, dtype)
+
+
+def limits(found: Tensor, same: Tensor, expected: Tensor, factor: float, dtype: str) -> dict[str, float]:
+    """Return the error of a result, and what it may be: so many times that of the dense one in the same precision."""
     floor = 4 * torch.finfo(DTYPES[dtype]).eps * float(expected.abs().max().clamp(min=1e-6))
-    allowed = 2 * float((same.double() - expected).abs().max()) + floor
+    allowed = factor * float((same.double() - expected).abs().max()) + floor
     return {"error": float((found.double() - expected).abs().max()), "allowed": allowed}
+
+
+def gradient_errors(
+    example: Example, module: ModuleType, shape: Shape, dtype: str, device: str
+) -> dict[str, dict[str, float]]:
+    """Compare gradients in the same way: at most thrice the error of the dense computation."""
+    tensors, inputs = make_arguments(example, module, shape, DTYPES[dtype], device)
+    call, dense = getattr(module, example.name), getattr(module, f"{example.name}_reference")
+    learned = [recipe["name"] for recipe in example.learned]
+    names = ["query", "key", "value", *learned]
+
+    def gradients(function: Callable[..., Any], wide: bool) -> tuple[Tensor, ...]:
+        def leaf(tensor: Tensor) -> Tensor:
+            return (tensor.double() if wide else tensor).detach().clone().requires_grad_()
+
+        leaves = [leaf(tensor) for tensor in (*tensors, *(inputs[name] for name in learned))]
+        given = {k: v.double() if wide and isinstance(v, Tensor) and v.is_floating_point() else v
+                 for k, v in inputs.items()}  # fmt: skip
+        out = function(*leaves[:3], **(given | dict(zip(learned, leaves[3:], strict=True))))
+        generator = torch.Generator().manual_seed(23)
+        upstream = torch.randn(out.shape, generator=generator).to(device=device, dtype=DTYPES[dtype])
+        return torch.autograd.grad(out, leaves, upstream.to(out.dtype))
+
+    three = (gradients(call, False), gradients(dense, False), gradients(dense, True))
+    found = {name: limits(*ones, 3.0, dtype) for name, *ones in zip(names, *three, strict=True)}
+    for name in learned:  # sums over all pairs, in another order
+        found[name]["allowed"] *= 4
+    return found
 
 
 # --- timing -----------------------------------------------------------------------------------------------------------
@@ -252,6 +285,13 @@ def measure(example: Example, module: ModuleType, shape: Shape, dtype: str, devi
         call(*tensors, **inputs)
         row["peak_mib"] = (torch.cuda.max_memory_allocated() - before) / 2**20
     row["seconds"]["attnc"] = seconds(lambda: call(*tensors, **inputs), device)
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in tensors]
+
+    def both_ways() -> None:
+        out = call(*leaves, **inputs)
+        torch.autograd.grad(out, leaves, torch.ones_like(out))
+
+    attempt(row, "attnc, both ways", lambda: seconds(both_ways, device))
     density = example.pairs.get(str(shape.N))
     if density is not None:
         flops = 4.0 * shape.B * shape.H * shape.D * density
@@ -317,8 +357,13 @@ def table(data: dict[str, Any]) -> str:
     wrong = {k: v for k, v in data["correct"].items() if not v["ok"]}
     lines.append(f"{len(data['correct']) - len(wrong)} of {len(data['correct'])} comparisons with float64 passed.")
     lines += [f"- wrong: {k}: {v}" for k, v in wrong.items()]
-    columns = ["attnc", *BACKENDS, "flex"]
-    lines += ["", "## Forward, milliseconds", "", "| pattern | " + " | ".join(columns) + " | mask build | TFLOP/s |"]
+    columns = ["attnc", *BACKENDS, "flex", "attnc, both ways"]
+    lines += [
+        "",
+        "## Forward (and backward where it says so), milliseconds",
+        "",
+        "| pattern | " + " | ".join(columns) + " | mask build | TFLOP/s |",
+    ]
     lines.append("|---|" + "---|" * (len(columns) + 2))
     for key, row in data["times"].items():
         cells = [f"{row['seconds'][c] * 1e3:.3f}" if c in row["seconds"] else "" for c in columns]
@@ -337,7 +382,8 @@ def check_all(examples: list[Example], results: Results, device: str, deadline: 
                 continue
             try:
                 found: dict[str, Any] = errors(example, load(example), shape, dtype, device)
-                found["ok"] = found["error"] <= found["allowed"]
+                found["gradients"] = gradient_errors(example, load(example), shape, dtype, device)
+                found["ok"] = all(one["error"] <= one["allowed"] for one in (found, *found["gradients"].values()))
             except Exception:
                 found = {"ok": False, "why": traceback.format_exc(limit=4)[-800:]}
             results.put("correct", key, found)

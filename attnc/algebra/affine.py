@@ -84,6 +84,8 @@ class Translator:
         align: under `END`, `N` is written `M - shift`, and under `START` the shift is 0.
         layout: which positions the coordinates stand for.
         transposed: whether `i` stands for keys and `j` for queries.
+        is_open: whether `j` may lie before the first one: sets are simpler without the shift in them, and who walks
+            begins at the first one in any case.
         summaries: tables of which bounds of runs are known in a query tile; none outside of one.
         runs: bounds of the runs that were met, as parameters.
         opaques: the expression of each opaque parameter, an int (or the 0 or 1 of a bool).
@@ -95,6 +97,7 @@ class Translator:
     align: AlignKind
     layout: Layout = PLAIN
     transposed: bool = False
+    is_open: bool = False
     summaries: Summaries = field(default_factory=Summaries)
     runs: list[tuple[isl.PwAff, isl.PwAff, isl.PwAff, isl.PwAff]] = field(default_factory=list)
     opaques: dict[str, Expr] = field(default_factory=dict)
@@ -198,7 +201,10 @@ class Translator:
 
     def within(self, position: isl.PwAff, reach: Reach) -> isl.Set:
         """Return the pairs for which a position is within a reach."""
-        return position.ge_set(self._exactly(reach.first)).intersect(position.lt_set(self._exactly(reach.past)))
+        below = position.lt_set(self._exactly(reach.past))
+        if self.is_open and reach == self.reach_of_keys:
+            return below
+        return position.ge_set(self._exactly(reach.first)).intersect(below)
 
     def diagonal(self) -> isl.Set:
         """Return the pairs with `i == j`."""

@@ -10,7 +10,7 @@ from itertools import combinations
 import islpy as isl
 
 from attnc.algebra.index_sets import OutOfBudgetError, budget
-from attnc.algebra.linear import Linear, NoClosedFormError, linear_form, write
+from attnc.algebra.linear import Linear, NoClosedFormError, linear_form, tame, write
 from attnc.ir.nodes import (
     FALSE,
     TRUE,
@@ -293,3 +293,25 @@ def _disjunction(parts: list[Expr]) -> Expr:
     if not parts:
         return FALSE
     return parts[0] if len(parts) == 1 else Or(tuple(parts))
+
+
+def plus_one(bound: Bound) -> Bound:
+    """Turn a last key into a stop."""
+    return Bound(_incremented(bound.expr), bound.value.add_constant_val(isl.Val.int_from_si(bound.value.get_ctx(), 1)))
+
+
+def _incremented(expr: Expr) -> Expr:
+    """Add 1 to an int, where it reads best."""
+    match expr:
+        case Const(value=value):
+            return Const(int(value) + 1, Type.INT)
+        case Binary(op=BinaryOp.SUB, left=left, right=Const(value=value)):
+            return left if value == 1 else Binary(BinaryOp.SUB, left, Const(int(value) - 1, Type.INT), Type.INT)
+        case Binary(op=BinaryOp.ADD, left=left, right=Const(value=value)):
+            return Binary(BinaryOp.ADD, left, Const(int(value) + 1, Type.INT), Type.INT)
+        case Call(function=Function.MIN | Function.MAX, args=args):
+            return Call(expr.function, tuple(_incremented(arg) for arg in args), Type.INT)
+        case Where(condition=condition, then=then, otherwise=otherwise):
+            return Where(condition, _incremented(then), _incremented(otherwise), Type.INT)
+        case _:
+            return Binary(BinaryOp.ADD, tame(expr), Const(1, Type.INT), Type.INT)

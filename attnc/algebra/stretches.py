@@ -259,6 +259,15 @@ def row_contiguous(pairs: isl.Set) -> bool:
     return bool(hull.is_subset(keys))
 
 
+def bounded_below(pairs: isl.Set) -> bool:
+    """Tell whether the keys of a tile's rows are known to have a first one.
+
+    What a division is larger than would count as a bound, so that divisions are left out before.
+    """
+    keys = attempt(pairs.get_ctx(), lambda: as_map(pairs).range().remove_divs())
+    return keys is not None and bool(keys.dim_has_lower_bound(isl.dim_type.set, 0))
+
+
 def between(keys: isl.Set, low: isl.PwAff, high: isl.PwAff) -> isl.Set:
     """Return those of some keys that are in `low .. high`, where `low` and `high` depend on parameters alone."""
     space = keys.get_space()

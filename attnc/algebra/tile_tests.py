@@ -30,7 +30,9 @@ def tile_test(translator: Translator, writer: BoundsWriter, known: isl.Set, may:
     tile = key.ge_set(translator.parameter("j_lo")).intersect(key.le_set(translator.parameter("j_hi")))
     real = isl.Set.read_from_str(context, "[j_lo, j_hi] -> { : j_lo <= j_hi }")
     first, last = (isl.PwAff.read_from_str(context, f"[{name}] -> {{ [{name}] }}") for name in ("j_lo", "j_hi"))
-    real = real.intersect_params(first.ge_set(translator.first_key()).intersect(last.le_set(translator.last_key())))
+    real = real.intersect_params(last.le_set(translator.last_key()))
+    if not translator.is_open:
+        real = real.intersect_params(first.ge_set(translator.first_key()))
     touched = attempt(context, lambda: may.intersect(tile).params().coalesce())
     if touched is None:
         return None, False

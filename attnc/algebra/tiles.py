@@ -14,7 +14,7 @@ from functools import partial
 import islpy as isl
 
 from attnc.algebra.affine import Translator
-from attnc.algebra.bounds import Bound, BoundsWriter, chosen
+from attnc.algebra.bounds import Bound, BoundsWriter, chosen, plus_one
 from attnc.algebra.boxes import derive_boxes
 from attnc.algebra.coordinates import KEY_REACH, PLAIN, Layout, query_reach
 from attnc.algebra.data_tests import data_test
@@ -32,10 +32,9 @@ from attnc.algebra.index_sets import (
 )
 from attnc.algebra.int_exprs import ZERO
 from attnc.algebra.key_intervals import Coverage, KeyInterval, TileSets
-from attnc.algebra.linear import tame
 from attnc.algebra.residuals import Residuals
 from attnc.algebra.runs import RunFinder
-from attnc.algebra.stretches import Run, StretchFinder, as_map, between
+from attnc.algebra.stretches import Run, StretchFinder, as_map, between, bounded_below
 from attnc.algebra.summaries import Summaries
 from attnc.algebra.tile_tests import tile_test
 from attnc.algebra.truths import Truth, exactly
@@ -46,7 +45,6 @@ from attnc.ir.nodes import (
     Binary,
     BinaryOp,
     Call,
-    Const,
     Expr,
     Function,
     Index,
@@ -66,8 +64,6 @@ VISITED_OPERATIONS = 10_000
 MANY_DIVISIONS, MANY_DIVISIONS_TOIL = 3, 4
 """From so many divisions in one piece of a mask on, a question gets as many times fewer operations: each takes several
 times as long, and what 50,000 of them do not answer, 200,000 did not either for any such mask that was tried."""
-
-_ONE = Const(1, Type.INT)
 
 
 _DIAGONAL = Binary(BinaryOp.LE, Index(IndexName.KEY), Index(IndexName.QUERY), Type.BOOL)
@@ -128,12 +124,17 @@ def derive_tiles(
         with allowance(translator.context, operations) as exhausted:
             tiles = derive_boxes(attention, translator, layout, key_tile)
         return replace(tiles, unfinished=exhausted[0] > 0)
-    translator = new_translator(attention, new_context(), layout)
+    translator, derivation = new_translator(attention, new_context(), layout), None
+    translator.is_open = attention.transposed
     if summaries:
         translator.summaries = Summaries.of(attention)
     try:
+        if attention.transposed:
+            derivation = _open_derivation(attention, translator, query_tile, key_tile, operations)
+        if attention.transposed and derivation is None:
+            translator = replace(new_translator(attention, new_context(), layout), summaries=translator.summaries)
         with allowance(translator.context, operations) as first:
-            derivation = _Derivation.of(attention, translator, query_tile, key_tile)
+            derivation = derivation or _Derivation.of(attention, translator, query_tile, key_tile)
         with allowance(translator.context, operations // derivation.toil) as second:
             tiles = derivation.tiles()
         return replace(tiles, unfinished=first[0] + second[0] > 0)
@@ -149,6 +150,18 @@ def derive_tiles(
             )  # fmt: skip
             return tiles if relaxed is None else _tested(tiles, attention.mask)
         return everywhere(attention, query_tile, key_tile, layout)
+
+
+def _open_derivation(
+    attention: Attention, translator: Translator, query_tile: int, key_tile: int, operations: int
+) -> _Derivation | None:
+    """Begin without a first query; None where the mask does not say by itself where the queries of a tile begin."""
+    try:
+        with allowance(translator.context, operations):
+            derivation = _Derivation.of(attention, translator, query_tile, key_tile)
+            return derivation if bounded_below(derivation.truth.may) else None
+    except OutOfBudgetError:
+        return None
 
 
 def _relaxed(mask: Expr) -> Expr | None:
@@ -223,8 +236,8 @@ class _Derivation:
             everything = translator.universe()
             whole = Truth(everything.subtract(everything), everything)
         domain = row_domain(translator)
-        writer = BoundsWriter(translator.opaques, domain.known)
         truth = _within(whole, domain.pairs)
+        writer = BoundsWriter(translator.opaques, domain.known)
         limits, summaries = TileLimits(query_tile, key_tile), translator.summaries.allowed
         extents = TileExtents.of(attention, limits, translator.layout, summaries=summaries)
         return cls(attention.mask, translator, domain, writer, truth, extents, query_tile, key_tile, notes)
@@ -254,7 +267,7 @@ class _Derivation:
     # -- bounds
 
     def _ranges(self, run: Run, later: tuple[Run, ...]) -> list[_Range]:
-        low, stop = run.low, _plus_one(run.high)
+        low, stop = run.low, plus_one(run.high)
         full = self._full_bounds(run, stop)
         bounds = [low, stop] if full is None else [low, *full, stop]
         guarded = attempt(self.translator.context, lambda: self._guarded(bounds, run, moves=bool(later)))
@@ -297,7 +310,7 @@ class _Derivation:
     def _full_bounds(self, run: Run, stop: Bound) -> tuple[Bound, Bound] | None:
         if run.full_low is None or run.full_high is None or run.full_present is None:
             return None
-        start, end = run.full_low, _plus_one(run.full_high)
+        start, end = run.full_low, plus_one(run.full_high)
         if not included(self.domain.known, run.full_present):
             condition = self.writer.condition(run.full_present)
             if condition is None:
@@ -456,28 +469,6 @@ def _parameter(translator: Translator, name: str) -> isl.PwAff:
 
 def _shifted(value: isl.PwAff, amount: int) -> isl.PwAff:
     return value.add_constant_val(isl.Val.int_from_si(value.get_ctx(), amount))
-
-
-def _plus_one(bound: Bound) -> Bound:
-    """Turn a last key into a stop."""
-    return Bound(_incremented(bound.expr), _shifted(bound.value, 1))
-
-
-def _incremented(expr: Expr) -> Expr:
-    """Add 1 to an int, where it reads best."""
-    match expr:
-        case Const(value=value):
-            return Const(int(value) + 1, Type.INT)
-        case Binary(op=BinaryOp.SUB, left=left, right=Const(value=value)):
-            return left if value == 1 else Binary(BinaryOp.SUB, left, Const(int(value) - 1, Type.INT), Type.INT)
-        case Binary(op=BinaryOp.ADD, left=left, right=Const(value=value)):
-            return Binary(BinaryOp.ADD, left, Const(int(value) + 1, Type.INT), Type.INT)
-        case Call(function=Function.MIN | Function.MAX, args=args):
-            return Call(expr.function, tuple(_incremented(arg) for arg in args), Type.INT)
-        case Where(condition=condition, then=then, otherwise=otherwise):
-            return Where(condition, _incremented(then), _incremented(otherwise), Type.INT)
-        case _:
-            return Binary(BinaryOp.ADD, tame(expr), _ONE, Type.INT)
 
 
 def _where(condition: Expr, holds: isl.Set, then: Bound, otherwise: Bound) -> Bound:

@@ -129,7 +129,8 @@ def cpu_backward(
     sink_gradients(program, call.heads, _delta((grad_out, out, grad_lse)), rows.peak, rows.total, tables)
     factor = scale_gradients(program, call.heads, call.query, sums.query, call.scale, tables)
     found = [(sums.query * factor).flatten(1, 2), sums.key, sums.value]
-    results_of = [tensor.to(like.dtype) for tensor, like in zip(found, (query, key, value), strict=True)]
+    pairs = zip(found, (query, key, value), strict=True)
+    results_of = [tensor.to(like.dtype).contiguous() for tensor, like in pairs]
     for argument, tensor in zip(program.tensors, inputs, strict=True):
         if argument.name in tables:
             results_of.append(tables[argument.name].sum_to_size(tensor.shape).to(tensor.dtype))

@@ -18,7 +18,7 @@ from attnc.runtime.blocks import (
 )
 from attnc.runtime.dropout import Dropout
 from attnc.runtime.pairs import Pairs, Sizes
-from attnc.runtime.products import PairProducts, WeightedSums
+from attnc.runtime.products import PairProducts, WeightedSums, has_no_values
 from attnc.runtime.program import Program
 
 
@@ -42,6 +42,21 @@ def dense_attention(
 ) -> tuple[Tensor, Tensor]:
     """Return the output and the log-sum-exp `[B, H, N]` (softmax only; NaN otherwise), differentiable throughout."""
     rows = torch.arange(sizes.N, device=query.device)
+    return dense_rows(program, query, key, value, inputs, sizes, scale, rows, dropout)
+
+
+def dense_rows(
+    program: Program,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    inputs: Sequence[Tensor],
+    sizes: Sizes,
+    scale: float | None,
+    rows: Tensor,
+    dropout: Dropout | None,
+) -> tuple[Tensor, Tensor]:
+    """Return output and log-sum-exp of some query rows in the same way."""
     weights, lse, alive = dense_weights(program, query, key, inputs, sizes, scale, rows)
     if dropout is not None:
         heads = head_pairs(program, sizes, bind_tables(program, inputs, sizes), weights.dtype, query.device)
@@ -51,7 +66,7 @@ def dense_attention(
         weights, alive = dropout.drop(weights, kept), alive & kept
     values = torch.unflatten(value, 1, (sizes.kv_heads, 1, 1)).to(weights.dtype)
     out = WeightedSums.apply(weights, values.expand(-1, -1, -1, sizes.g, -1, -1), alive)  # type: ignore[no-untyped-call]
-    return out.reshape(sizes.B, sizes.H, sizes.N, -1).to(query.dtype), lse
+    return out.reshape(sizes.B, sizes.H, rows.numel(), -1).to(query.dtype), lse
 
 
 def dense_weights(
@@ -75,7 +90,7 @@ def dense_weights(
     keys = torch.unflatten(key, 1, (sizes.kv_heads, 1, 1)).expand(-1, -1, -1, sizes.g, -1, -1)
     allowed = _allowed(program, at)
     weights, lse, alive = _normalized(program, at, queries, keys, allowed, scale)
-    if bool((allowed.any(-1, keepdim=True) & ~alive).any()):
+    if has_no_values(alive) or bool((allowed.any(-1, keepdim=True) & ~alive).any()):
         # rows whose denominator is 0: computed again without any pair, so that no gradient passes through them
         allowed = allowed & alive
         weights, lse, _ = _normalized(program, at, queries, keys, allowed, scale)

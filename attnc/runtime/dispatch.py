@@ -47,7 +47,11 @@ class Operation:
         seed: Tensor | int | None,
         checked: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Check the arguments and compute; with `checked`, look at the values of sorted inputs as well."""
+        """Check the arguments and compute; with `checked`, look at the values of sorted inputs as well.
+
+        Under forward-mode differentiation and transforms of `torch.func`, plain operations take the operator's place,
+        in memory quadratic in the length.
+        """
         program = self.program
         sizes = check_call(program, query, key, value, return_lse, precision)
         factor = check_scale(scale)
@@ -56,7 +60,10 @@ class Operation:
         if checked:
             check_sorted(program, tensors)
         differentiable = _needs_gradient(query, key, value, tensors)
-        _refuse_tangents(program.name, query, key, value, *tensors)
+        if _is_transformed(query, key, value, *tensors):
+            dropout = Dropout.of(probability, seed_tensor)
+            out, lse = dense_attention(program, query, key, value, tensors, sizes, factor, dropout)
+            return (out, lse) if return_lse else out
         operator = getattr(getattr(torch.ops, NAMESPACE), self.operator)
         options = factor, precision, probability, seed_tensor
         out, state = operator(query, key, value, tensors, *options, return_lse or differentiable)
@@ -179,13 +186,20 @@ def _needs_gradient(query: Tensor, key: Tensor, value: Tensor, tensors: Sequence
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value, *tensors))
 
 
-def _refuse_tangents(name: str, *tensors: Tensor) -> None:
-    """Refuse forward-mode differentiation: an operator without a rule for it would give tangents of 0, silently."""
-    if torch.compiler.is_compiling() or torch.autograd.forward_ad._current_level < 0:
-        return
+def _is_transformed(*tensors: Tensor) -> bool:
+    """Tell whether tensors have tangents, or are wrapped by a transform of `torch.func`.
+
+    An operator knows nothing of either: its tangents would be 0, silently.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    functorch = torch._C._functorch
+    if any(functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors):
+        return True
+    if torch.autograd.forward_ad._current_level < 0:
+        return False
     duals = [torch.autograd.forward_ad.unpack_dual(tensor) for tensor in tensors]  # type: ignore[no-untyped-call]
-    if any(dual.tangent is not None for dual in duals):
-        raise RuntimeError(f"{name} has no forward-mode derivative: use {name}_reference, or reverse mode")
+    return any(dual.tangent is not None for dual in duals)
 
 
 def _check_rows(rows: Sequence[int] | Tensor | int, queries: int, device: torch.device) -> Tensor:

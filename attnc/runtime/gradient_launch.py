@@ -168,11 +168,9 @@ def start_gradients(
 
 
 def _new_gradient(like: Tensor, starts_at_0: bool, dtype: torch.dtype) -> Tensor:
-    """Return memory for a gradient, in the layout of what it is of; rows are contiguous."""
-    found = torch.empty_like(like, dtype=dtype)
-    if found.stride(-1) != 1:
-        found = torch.empty(like.shape, dtype=dtype, device=like.device)
-    return found.zero_() if starts_at_0 else found
+    """Return memory for a gradient."""
+    make = torch.zeros if starts_at_0 else torch.empty
+    return make(like.shape, dtype=dtype, device=like.device)
 
 
 def cut_gradients(

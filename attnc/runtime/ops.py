@@ -15,6 +15,7 @@ from attnc.runtime.cpu import cpu_backward, cpu_forward, rows_outside
 from attnc.runtime.dropout import Dropout
 from attnc.runtime.kernel_gradients import kernel_backward
 from attnc.runtime.program import Program
+from attnc.runtime.second_derivatives import FirstPass, second_backward
 
 NAMESPACE = "attnc"
 
@@ -139,7 +140,30 @@ def _register_backward(program: Program, name: str) -> Any:
         f"{NAMESPACE}::{name}_backward", backward, mutates_args=(), schema=_BACKWARD
     )
     operator.register_fake(_fake_backward)
+    operator.register_autograd(_make_second_backward(program), setup_context=_save_backward)
     return operator
+
+
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    grad_out, grad_lse, query, key, value, tables, _, _, scale, _, dropout_p, seed, wanted = inputs
+    ctx.save_for_backward(grad_out, grad_lse, query, key, value, *tables, seed)
+    ctx.scale, ctx.dropout_p, ctx.wanted = scale, dropout_p, wanted
+    ctx.set_materialize_grads(False)
+
+
+def _make_second_backward(program: Program) -> Callable[..., tuple[Any, ...]]:
+    """Return what differentiates the backward operator: output and state are functions of what it has besides."""
+
+    def backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
+        grad_out, grad_lse, query, key, value, *tables, seed = ctx.saved_tensors
+        first = FirstPass(grad_out, grad_lse, (query, key, value), tables, ctx.wanted)
+        found = second_backward(program, first, grads, ctx.scale, Dropout.of(ctx.dropout_p, seed))
+        own = iter(found[3])
+        of_inputs = [next(own) if want else None for want in ctx.wanted]
+        # torch takes an empty list for a list of tensors, and any other list of bools for a value
+        return (found[0], found[1], *found[2], of_inputs, *(None,) * 6, None if ctx.wanted else [])
+
+    return backward
 
 
 def _register_cpu_backward(program: Program, name: str) -> Any:

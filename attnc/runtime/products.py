@@ -8,6 +8,20 @@ import torch
 from torch import Tensor
 
 
+def has_no_values(*tensors: Tensor) -> bool:
+    """Tell whether no value of tensors can be asked for: they are traced, or many at once under `torch.func.vmap`."""
+    return any(type(tensor) not in (Tensor, torch.nn.Parameter) or _is_batched(tensor) for tensor in tensors)
+
+
+def _is_batched(tensor: Tensor) -> bool:
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.is_batchedtensor(tensor):
+            return True
+        tensor = functorch.get_unwrapped(tensor)
+    return False
+
+
 def weighted_sum(weights: Tensor, vectors: Tensor, allowed: Tensor | None, careful: bool) -> Tensor:
     """Return `weights @ vectors`; weights are 0 where pairs are not allowed.
 
@@ -20,7 +34,7 @@ def weighted_sum(weights: Tensor, vectors: Tensor, allowed: Tensor | None, caref
     if not careful or allowed is None:
         return weights @ vectors
     finite = torch.isfinite(vectors)
-    if bool(finite.all()):
+    if not has_no_values(weights, vectors, allowed) and bool(finite.all()):
         return weights @ vectors
     allowed = allowed.expand(weights.shape)
 
@@ -36,13 +50,20 @@ def weighted_sum(weights: Tensor, vectors: Tensor, allowed: Tensor | None, caref
 
 
 class PairProducts(torch.autograd.Function):
-    """`query @ key^T` where allowed, 0 elsewhere; gradients of masked pairs do not exist."""
+    """`query @ key^T` where allowed, 0 elsewhere; derivatives of masked pairs do not exist."""
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, allowed: Tensor) -> Tensor:
+    def forward(query: Tensor, key: Tensor, allowed: Tensor) -> Tensor:
         """Return `[..., I, J]`."""
-        ctx.save_for_backward(query, key, allowed)
         return torch.where(allowed, query @ key.transpose(-1, -2), 0.0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        """Keep what derivatives need."""
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -55,15 +76,28 @@ class PairProducts(torch.autograd.Function):
             None,
         )
 
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        """Return the tangent of the products."""
+        query, key, allowed = ctx.saved_tensors
+        return _sum_of_tangents(PairProducts, (query, key), tangents, allowed)
+
 
 class WeightedSums(torch.autograd.Function):
     """`weights @ vectors` over allowed pairs alone."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, weights: Tensor, vectors: Tensor, allowed: Tensor) -> Tensor:
+    def forward(weights: Tensor, vectors: Tensor, allowed: Tensor) -> Tensor:
         """Return `[..., I, D]`."""
-        ctx.save_for_backward(weights, vectors, allowed)
         return weighted_sum(torch.where(allowed, weights, 0.0), vectors, allowed, careful=True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        """Keep what derivatives need."""
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -75,3 +109,22 @@ class WeightedSums(torch.autograd.Function):
             WeightedSums.apply(weights.transpose(-1, -2), grad, allowed.transpose(-1, -2)),  # type: ignore[no-untyped-call]
             None,
         )
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        """Return the tangent of the sums."""
+        weights, vectors, allowed = ctx.saved_tensors
+        return _sum_of_tangents(WeightedSums, (weights, vectors), tangents, allowed)
+
+
+def _sum_of_tangents(
+    product: Any, factors: tuple[Tensor, Tensor], tangents: tuple[Tensor | None, ...], allowed: Tensor
+) -> Tensor:
+    """Return the tangent of a product of two factors, of which at least one has a tangent."""
+    terms = []
+    if tangents[0] is not None:
+        terms.append(product.apply(tangents[0], factors[1], allowed))
+    if tangents[1] is not None:
+        terms.append(product.apply(factors[0], tangents[1], allowed))
+    total: Tensor = terms[0] if len(terms) == 1 else terms[0] + terms[1]
+    return total

@@ -1,0 +1,77 @@
+"""The curves of a training as a picture."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+from attnc.pictures import figure_class
+from language_model.agreement import Agreement
+from language_model.training import Learner
+
+COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red")
+
+LEAST = 1e-9
+"""Where a difference of zero is drawn on the logarithmic axis."""
+
+
+def draw(learners: Sequence[Learner], found: Sequence[Agreement]) -> bytes:
+    """Draw losses against steps and against time, and where they are known the differences to SDPA; a PNG.
+
+    Raises:
+        CompileError: matplotlib is missing.
+    """
+    names = list(dict.fromkeys(learner.pattern.name for learner in learners))
+    colours = dict(zip(names, itertools.cycle(COLOURS)))
+    panels = 3 if found else 2
+    figure = figure_class()(figsize=(5.6 * panels, 4.2), layout="constrained")
+    axes = figure.subplots(1, panels)
+    _draw_steps(axes[0], learners, colours)
+    _draw_time(axes[1], learners, colours)
+    if found:
+        _draw_differences(axes[2], found, colours)
+    for panel in axes:
+        panel.grid(alpha=0.25)
+        panel.legend(fontsize=8, frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=140)
+    return buffer.getvalue()
+
+
+def _style(learner: Learner, colours: dict[str, str]) -> dict[str, Any]:
+    """Return SDPA's curve as dashes on top of attnc's, since it covers it."""
+    if learner.by == "attnc":
+        return {"color": colours[learner.pattern.name], "linewidth": 2.4, "alpha": 0.6, "label": learner.name}
+    return {"color": "black", "linewidth": 0.9, "linestyle": (0, (4, 4)), "label": learner.name}
+
+
+def _draw_steps(panel: Any, learners: Sequence[Learner], colours: dict[str, str]) -> None:
+    for learner in learners:
+        losses = learner.curves.training
+        panel.plot(range(1, len(losses) + 1), losses, **_style(learner, colours))
+    panel.set_xlabel("step")
+    panel.set_ylabel("nats a byte")
+    panel.set_title("training loss", loc="left")
+
+
+def _draw_time(panel: Any, learners: Sequence[Learner], colours: dict[str, str]) -> None:
+    for learner in learners:
+        elapsed = [0.0, *itertools.accumulate(learner.curves.seconds)]
+        steps = sorted(learner.curves.validation)
+        losses = [learner.curves.validation[step] for step in steps]
+        style = _style(learner, colours) | {"color": colours[learner.pattern.name]}
+        panel.plot([elapsed[step] for step in steps], losses, marker="o", markersize=3.5, **style)
+    panel.set_xlabel("seconds of training")
+    panel.set_ylabel("nats a byte")
+    panel.set_title("loss on held-out text", loc="left")
+
+
+def _draw_differences(panel: Any, found: Sequence[Agreement], colours: dict[str, str]) -> None:
+    for one in found:
+        heights = [max(difference, LEAST) for difference in one.differences]
+        panel.plot(range(1, len(heights) + 1), heights, color=colours[one.pattern], linewidth=1.2, label=one.pattern)
+    panel.set_yscale("log")
+    panel.set_xlabel("step")
+    panel.set_title("difference of the training losses, attnc and SDPA", loc="left")

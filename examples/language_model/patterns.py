@@ -63,7 +63,7 @@ class Source:
 SOURCES = {
     "dense": Source("gpt.attn", "gpt"),
     "streaming": Source("streaming.attn", "streaming", "window"),
-    "dilated": Source("dilated_window.attn", "dilated_window", "window"),
+    "dilated": Source("language_model/dilated_window.attn", "dilated_window", "window"),
 }
 """The patterns by the names of the command line."""
 

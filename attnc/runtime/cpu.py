@@ -22,7 +22,7 @@ def cpu_forward(
     value: Tensor,
     inputs: Sequence[Tensor],
     scale: float | None,
-    dropout: Dropout | None,
+    dropout: Dropout | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Compute checked arguments.
 
@@ -98,8 +98,8 @@ def cpu_backward(
     tensors: tuple[Tensor, Tensor, Tensor, Sequence[Tensor]],
     results: tuple[Tensor, Tensor],
     scale: float | None,
-    dropout: Dropout | None,
     wanted: Sequence[bool],
+    dropout: Dropout | None = None,
 ) -> list[Tensor]:
     """Compute the gradients of query, key, value and of those inputs that are `wanted`, in order.
 
@@ -109,8 +109,8 @@ def cpu_backward(
         tensors: query, key, value, inputs.
         results: output of the forward pass, and what it kept of rows.
         scale: of the call.
-        dropout: of the call.
         wanted: one entry for each input.
+        dropout: of the call.
     """
     query, key, value, inputs = tensors
     call = make_call(program, query, key, value, inputs, scale, dropout)

@@ -184,7 +184,7 @@ def _register_cpu_backward(program: Program, name: str) -> Any:
     ) -> list[Tensor]:
         tensors, results = (query, key, value, inputs), (out, state)
         dropout = Dropout.of(dropout_p, seed)
-        return cpu_backward(program, (grad_out, grad_lse), tensors, results, scale, dropout, wanted)
+        return cpu_backward(program, (grad_out, grad_lse), tensors, results, scale, wanted, dropout)
 
     label = f"{NAMESPACE}::{name}_backward_cpu"
     operator = torch.library.custom_op(label, backward, mutates_args=(), schema=_BACKWARD)

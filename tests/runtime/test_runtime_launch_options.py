@@ -8,8 +8,10 @@ import torch
 from attnc.runtime.launch import launchable
 from attnc.runtime.tiles import Tiles
 
-CUDA = SimpleNamespace(query=SimpleNamespace(device=torch.device("cuda")), tiles=Tiles(64, 64, 4, 2), joined=0)
-JOINING = SimpleNamespace(query=CUDA.query, tiles=CUDA.tiles, joined=4)
+CUDA = SimpleNamespace(
+    query=SimpleNamespace(device=torch.device("cuda")), tiles=Tiles(64, 64, 4, 2), all_registers=False
+)
+JOINING = SimpleNamespace(query=CUDA.query, tiles=CUDA.tiles, all_registers=True)
 
 
 class Kernel:

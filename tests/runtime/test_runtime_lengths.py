@@ -120,7 +120,8 @@ def test_kernels_that_variants_share_are_written_once():
     plan = plan_with_limit()
     both = replace(plan, passes=(*plan.short[0].passes,), short=(replace(plan.short[0], limit=10),))
     text = render_module((both,), source=SourceFile("test.attn", STRIDED))
-    assert text.count("@triton.jit") == 1
+    assert text.count("@triton.jit") == 3  # and two for gradients
+    assert text.count("def _strided_kernel(") == 1
     assert text.count("launchable(_strided_kernel, step)") == 2
     made = module_of_plans((both,), STRIDED)
     query, key, value = tensors(N=12, M=12, grad=False)

@@ -170,7 +170,7 @@ def test_grids_are_transposed(name, align):
     example = attention(near, align=align, shift="3")
     layout = grid_of(example, *axes)
     turned = transpose(example)
-    for sizes, shape in zip(SIZES, ((1, 1), (4, 8), (16, 16), (8, 4), (16, 4)), strict=True):
+    for sizes, shape in (((12, 25), (16, 16)), ((25, 12), (8, 4))):
         check(example, environment(example, *sizes), transpose_layout(layout, turned), *shape)
 
 

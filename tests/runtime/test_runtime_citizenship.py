@@ -22,7 +22,9 @@ def packed_arguments(dtype=torch.float32, grad=True):
     return (query, key, value), {"doc": doc}
 
 
-@pytest.mark.parametrize("name", ["streaming", "packed", "sigmoid", "weighted"])
+@pytest.mark.parametrize(
+    "name", ["packed", *(pytest.param(name, marks=pytest.mark.slow) for name in ("streaming", "sigmoid", "weighted"))]
+)
 def test_opcheck_of_the_backward_operator(name):
     query, key, value = tensors(B=1, H=2, G=1, N=12, M=12, D=4, E=4)
     inputs = list(inputs_for(name, query, key).values())

@@ -46,7 +46,12 @@ def test_the_cpu_program(name):
     run(name, B=2, H=4, G=2, N=70, M=90)
 
 
-@pytest.mark.parametrize("name", SOME)
+QUICK = ("strided", "packed", "weighted", "rows", "at")
+
+
+@pytest.mark.parametrize(
+    "name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SOME if name not in QUICK)]
+)
 def test_kernels(name, monkeypatch):
     monkeypatch.setenv("ATTNC_TARGET", "triton")
     run(name, B=2, H=4, G=2, N=70, M=90, dtype=torch.float32, tolerance=3e-5)

@@ -20,6 +20,9 @@ SHORTEST_SAMPLE = 2e-3
 LONG = 1.0
 """Seconds of a first call after which nobody asks how often to repeat it."""
 
+PATIENCE = 10.0
+"""Seconds of samples of one function after which there are enough, however few they are."""
+
 
 @dataclass(frozen=True, slots=True)
 class Timing:
@@ -53,7 +56,7 @@ def measure(
     Args:
         work: the functions by name.
         device: where they run.
-        least: samples of each, at least.
+        least: samples of each, at least, unless they last longer than `PATIENCE`.
         most: samples of each, at most.
         seconds: time that one function's samples may take together, once there are `least` of them.
         progress: called after every round.
@@ -129,7 +132,8 @@ def _repeats(seconds: float) -> int:
 
 
 def _enough(taken: list[float], repeats: int, seconds: float, least: int, most: int) -> bool:
-    return len(taken) >= most or (len(taken) >= least and sum(taken) * repeats >= seconds)
+    spent = sum(taken) * repeats
+    return len(taken) >= most or (len(taken) >= least and spent >= seconds) or spent >= PATIENCE
 
 
 def _orders(names: list[str]) -> Iterator[list[str]]:

@@ -14,7 +14,7 @@ from language_model.training import Learner
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red")
 
 LEAST = 1e-9
-"""Where a difference of zero is drawn on the logarithmic axis."""
+"""Where a difference of zero stands on the logarithmic axis."""
 
 
 def draw(learners: Sequence[Learner], found: Sequence[Agreement]) -> bytes:
@@ -58,20 +58,21 @@ def _draw_steps(panel: Any, learners: Sequence[Learner], colours: dict[str, str]
 
 def _draw_time(panel: Any, learners: Sequence[Learner], colours: dict[str, str]) -> None:
     for learner in learners:
-        elapsed = [0.0, *itertools.accumulate(learner.curves.seconds)]
         steps = sorted(learner.curves.validation)
         losses = [learner.curves.validation[step] for step in steps]
+        # by the median, since a pause of the machine would bend the curve of whoever was at work
+        elapsed = [step * learner.curves.step_seconds for step in steps]
         style = _style(learner, colours) | {"color": colours[learner.pattern.name]}
-        panel.plot([elapsed[step] for step in steps], losses, marker="o", markersize=3.5, **style)
-    panel.set_xlabel("seconds of training")
+        panel.plot(elapsed, losses, marker="o", markersize=3.5, **style)
+    panel.set_xlabel("seconds of training, by the median step")
     panel.set_ylabel("nats a byte")
     panel.set_title("loss on held-out text", loc="left")
 
 
 def _draw_differences(panel: Any, found: Sequence[Agreement], colours: dict[str, str]) -> None:
     for one in found:
-        heights = [max(difference, LEAST) for difference in one.differences]
-        panel.plot(range(1, len(heights) + 1), heights, color=colours[one.pattern], linewidth=1.2, label=one.pattern)
+        heights = list(itertools.accumulate(one.differences, max, initial=LEAST))[1:]
+        panel.plot(range(1, len(heights) + 1), heights, color=colours[one.pattern], linewidth=1.6, label=one.pattern)
     panel.set_yscale("log")
     panel.set_xlabel("step")
-    panel.set_title("difference of the training losses, attnc and SDPA", loc="left")
+    panel.set_title("attnc and SDPA: greatest difference of training losses so far", loc="left")

@@ -99,9 +99,10 @@ def matrix_flops(learner: Learner, settings: Settings) -> int:
 
 def _title(learners: Sequence[Learner], settings: Settings) -> str:
     facts = describe(learners[0].model.embedding.weight.device)
+    threads = "1 thread" if facts["threads"] == 1 else f"{facts['threads']} threads"
     return (
         f"{learners[0].model.parameter_count():,} parameters, {settings.steps} steps of {settings.batch} x "
-        f"{settings.length} bytes\n{facts['device']}, {facts['threads']} threads, torch {facts['torch']}, "
+        f"{settings.length} bytes\n{facts['device']}, {threads}, torch {facts['torch']}, "
         f"{str(settings.dtype).removeprefix('torch.')}"
     )
 

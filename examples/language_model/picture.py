@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,9 @@ COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red")
 
 LEAST = 1e-9
 """Where a difference of zero stands on the logarithmic axis."""
+
+SMOOTH = 40
+"""The training loss is averaged over one in so many of all steps, since each sees text of its own."""
 
 
 def draw(learners: Sequence[Learner], found: Sequence[Agreement]) -> bytes:
@@ -48,12 +52,14 @@ def _style(learner: Learner, colours: dict[str, str]) -> dict[str, Any]:
 
 
 def _draw_steps(panel: Any, learners: Sequence[Learner], colours: dict[str, str]) -> None:
+    count = max(1, len(learners[0].curves.training) // SMOOTH)
     for learner in learners:
         losses = learner.curves.training
-        panel.plot(range(1, len(losses) + 1), losses, **_style(learner, colours))
+        means = [statistics.fmean(losses[end - count : end]) for end in range(count, len(losses) + 1)]
+        panel.plot(range(count, len(losses) + 1), means, **_style(learner, colours))
     panel.set_xlabel("step")
     panel.set_ylabel("nats a byte")
-    panel.set_title("training loss", loc="left")
+    panel.set_title(f"training loss, mean of {count} steps" if count > 1 else "training loss", loc="left")
 
 
 def _draw_time(panel: Any, learners: Sequence[Learner], colours: dict[str, str]) -> None:

@@ -9,7 +9,6 @@ Every stage is a plain function; this page is the only place that knows their or
 from __future__ import annotations
 
 import hashlib
-import threading
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -33,9 +32,6 @@ if TYPE_CHECKING:
 
 Parameters = Mapping[str, Any]
 """Values of parameters by name."""
-
-_RENDERING = threading.Lock()
-"""Held while code is written: Python 3.11 cannot make syntax trees in two threads at once."""
 
 
 class PatternWarning(UserWarning):
@@ -150,8 +146,9 @@ def render(compiled: Compiled, *, standalone: bool = False, target: str = "trito
         pairs = [(plan.attention, derive_tiles(plan.attention)) for plan in compiled.plans]
         return render_flex_module(pairs, source=compiled.source, standalone=standalone)
     from attnc.codegen.render import render_module
+    from attnc.runtime.load import BUILDING
 
-    with _RENDERING:
+    with BUILDING:
         return render_module(compiled.plans, source=compiled.source, standalone=standalone)
 
 

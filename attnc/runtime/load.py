@@ -21,8 +21,12 @@ _SEAL = "# sha256: "
 """The last line of a cached module: the digest of everything before it, by which a damaged one is recognised."""
 
 
-_IMPORTING = threading.RLock()
-"""Held while a module is looked for, built and run, so that no thread is given half of one."""
+BUILDING = threading.RLock()
+"""Held while a module is looked for, written and run, so that no thread is given half of one.
+
+Python 3.11 cannot make syntax trees in two threads at once, and both writing and running make some (PyTorch reads the
+source of operators that launch kernels).
+"""
 
 
 class CacheWarning(UserWarning):
@@ -42,7 +46,7 @@ def load_module(path: str | Path, name: str | None = None) -> ModuleType:
     """
     path = Path(path).resolve()
     name = name or _module_name(path.stem, path.read_bytes())
-    with _IMPORTING:
+    with BUILDING:
         found = sys.modules.get(name)
         return _run(path, name) if found is None else found
 
@@ -74,7 +78,7 @@ def cached_module(key: str, build: Callable[[], str], *, stem: str = "pattern") 
     """
     digest = hashlib.sha256(key.encode()).hexdigest()[:32]
     name = f"{_identifier(stem)}_{digest}"
-    with _IMPORTING:
+    with BUILDING:
         found = sys.modules.get(f"attnc_cache_{name}")
         if found is not None:
             return found

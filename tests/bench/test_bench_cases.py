@@ -92,6 +92,14 @@ def test_measure_tells_slow_from_fast_and_takes_enough_samples():
     assert found["fast"].best <= found["fast"].median <= found["fast"].worst
 
 
+def test_measure_does_not_repeat_what_exceeds_its_patience(monkeypatch):
+    monkeypatch.setattr("attnc.bench.measure.PATIENCE", 0.05)
+    calls = []
+    found = measure({"slow": lambda: (calls.append(1), time.sleep(0.06))}, CPU, seconds=10.0, least=5)
+    assert found["slow"].samples == 1
+    assert len(calls) <= 3  # to warm up, to see how often to repeat it, and once to measure
+
+
 def test_peak_memory_sees_what_is_freed_again():
     def work():
         return torch.ones(1 << 24).sum()

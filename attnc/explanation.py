@@ -12,6 +12,7 @@ from attnc.algebra.count_formulas import TOO_MANY_STEPS, NoFormula, PairsFormula
 from attnc.algebra.counting import count_pairs as count_pairs_by_sets
 from attnc.algebra.facts import Facts
 from attnc.explanation_counts import PassCost, Sizes, Tiles, call_sizes, count_pass, number, together
+from attnc.explanation_gradients import Gradients, find_gradients
 from attnc.explanation_plan import Costs, Prepass, Weighed, expected_costs, find_prepasses, weighed_choices
 from attnc.ir.evaluate import Environment, evaluate
 from attnc.ir.nodes import IndexName, SizeName
@@ -64,6 +65,7 @@ class Explanation:
         choices: the ways to compute the mask that were weighed, the cheapest first; empty where there was no choice.
         costs: what the planner expects of the passes; None where it had no choice.
         prepasses: what is made of inputs before the passes.
+        gradients: the backward pass.
     """
 
     whole: Plan
@@ -77,6 +79,7 @@ class Explanation:
     passes: tuple[PassCost, ...]
     flops: int | float | None
     bytes: int
+    gradients: Gradients
     notes: tuple[str, ...] = ()
     formula: PairsFormula | None = None
     choices: tuple[Weighed, ...] = ()
@@ -123,6 +126,7 @@ class Explanation:
             "rules": [step.rule for step in plan.derivation],
             "flops": self.flops,
             "bytes": self.bytes,
+            "gradients": self.gradients.as_json(),
         }
 
     def _long_rows(self, one: Pass) -> int:
@@ -187,6 +191,7 @@ def explain_plan(plan: Plan, *, length: int, heads: int, head_size: int) -> Expl
         notes.append(f"no formula for the allowed pairs: {formula.reason}")
     counted = [count_pass(attention, one, sizes) for one in plan.passes]
     passes = tuple(one for one, _ in counted)
+    shown_pairs = None if pairs is None else number(pairs)
     notes += [note for _, note in counted if note]
     return Explanation(
         whole,
@@ -194,12 +199,13 @@ def explain_plan(plan: Plan, *, length: int, heads: int, head_size: int) -> Expl
         length,
         heads,
         head_size,
-        None if pairs is None else number(pairs),
+        shown_pairs,
         None if pairs is None else float(pairs / (length * length)),
         together(passes),
         passes,
         None if pairs is None else number(pairs * 4 * head_size * heads),
         _traffic(attention, sizes),
+        find_gradients(attention, shown_pairs, length, heads, head_size, ELEMENT_SIZE),
         tuple(dict.fromkeys((*notes, *(note for one in plan.passes for note in one.tiles.notes)))),
         formula if isinstance(formula, PairsFormula) else None,
         weighed_choices(plan),

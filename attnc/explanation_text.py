@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from attnc.algebra.key_intervals import Coverage, KeyInterval
 from attnc.explanation import ELEMENT_SIZE, MACHINES, Explanation
+from attnc.explanation_gradients import KEPT
 from attnc.explanation_plan import numbering
 from attnc.explanation_plan_text import plain_table, plan_lines
 from attnc.ir.nodes import Index, IndexName
@@ -33,6 +34,14 @@ CLAIMS = (
 CALLS = {
     Library.FULL: "scaled_dot_product_attention(query, key, value)",
     Library.CAUSAL: "scaled_dot_product_attention(query, key, value, is_causal=True), where N = M",
+}
+
+READ_BY = {
+    "head": "one element for all pairs of a head",
+    "row": "one for the keys of a query",
+    "column": "one for the queries of a key",
+    "diagonal": "one for pairs whose positions are as far apart",
+    "pair": "any pairs may read the same one",
 }
 
 STEPS_SHOWN = 60
@@ -66,6 +75,9 @@ def lay_out(explanation: Explanation) -> Iterator[RenderableType]:
             yield f"  {numbers} What is tested is about positions."
         yield _boxes(one) if one.layout.is_grid else _intervals(one)
         yield ""
+    yield _section("Gradients")
+    yield from _gradients(explanation)
+    yield ""
     yield _section(f"Cost at {explanation.length:,} positions, {explanation.heads} heads of {explanation.head_size}")
     yield _cost(explanation)
     yield from _formula(explanation)
@@ -155,6 +167,17 @@ def _test(interval: KeyInterval) -> str:
     return text if tests else "no test of the mask"
 
 
+def _gradients(explanation: Explanation) -> Iterator[RenderableType]:
+    """Say what is differentiated by what, and which pairs share an element of a table."""
+    gradients = explanation.gradients
+    table = plain_table("of", "by", "derivative", "")
+    for one in gradients.slopes:
+        table.add_row(one.function, one.by, show(one.slope), "" if one.read is None else READ_BY[one.read])
+    yield table
+    kept = f"output and {KEPT[gradients.kept]}" if gradients.kept else "the output alone"
+    yield f"  Kept for them: {kept}, {gradients.kept_bytes:,} bytes; all sums have a fixed order."
+
+
 def _cost(explanation: Explanation) -> Table:
     tiles = explanation.tiles
     table = plain_table("", "", "")
@@ -173,6 +196,7 @@ def _cost(explanation: Explanation) -> Table:
     waste = explanation.waste
     table.add_row("waste", "?" if waste is None else f"{waste:.3f}", "pairs computed for each allowed one")
     table.add_row("useful FLOPs", _count(explanation.flops), "forward, all heads, one batch entry: 4 D for each pair")
+    table.add_row("  for gradients", _count(explanation.gradients.flops), "10 D for each pair")
     table.add_row(
         "least traffic", f"{explanation.bytes:,} bytes", f"{ELEMENT_SIZE} bytes an element, read or written once"
     )

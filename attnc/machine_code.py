@@ -18,7 +18,7 @@ DTYPES = ("bfloat16", "float16", "float32")
 
 
 def machine_code_table(compiled: Compiled, gpu: str, head_size: int) -> Table:
-    """Compile every kernel ahead of time and lay its figures out.
+    """Compile every kernel, those of gradients included, ahead of time and lay its figures out.
 
     Args:
         compiled: the pattern.
@@ -52,13 +52,23 @@ def machine_code_table(compiled: Compiled, gpu: str, head_size: int) -> Table:
 
 
 def _rows(module: object, name: str, gpu: str, dtype: str, head_size: int) -> list[tuple[str, ...]]:
-    """Return a line for each launch of an attention's kernels."""
+    """Return a line for each launch of an attention's kernels, those of gradients last."""
     import torch
 
     from attnc.runtime.aot import compile_kernels
 
-    reports = compile_kernels(module, gpu, getattr(torch, dtype), head_size, name=name)  # type: ignore[arg-type]
-    return [_row(report, dtype) for report in reports]
+    return [
+        _row(report, dtype)
+        for gradients in (False, True)
+        for report in compile_kernels(
+            module,  # type: ignore[arg-type]
+            gpu,
+            getattr(torch, dtype),
+            head_size,
+            name=name,
+            gradients=gradients,
+        )
+    ]
 
 
 def _row(report: KernelReport, dtype: str) -> tuple[str, ...]:

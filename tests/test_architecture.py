@@ -29,10 +29,16 @@ ALLOWED = {
     "reference": {*BASE, "ir"},
     "blockwise": {"ir", "reference"},
     "tile_map": {"ir", "reference", "algebra", "blockwise", "runtime"},
-    "explanation": {"ir", "algebra", "plan", "blockwise", "explanation_counts", "explanation_plan"},
+    "explanation": {
+        "ir", "algebra", "plan", "blockwise", "explanation_counts", "explanation_gradients",
+        "explanation_plan",
+    },
+    "explanation_gradients": {"ir", "algebra", "plan"},
     "explanation_counts": {"ir", "algebra", "plan", "tile_map"},
     "explanation_plan": {"ir", "algebra", "plan", "explanation_counts"},
-    "explanation_text": {"ir", "algebra", "plan", "explanation", "explanation_plan", "explanation_plan_text"},
+    "explanation_text": {
+        "ir", "algebra", "plan", "explanation", "explanation_gradients", "explanation_plan", "explanation_plan_text",
+    },
     "explanation_plan_text": {"ir", "algebra", "plan", "explanation", "explanation_plan"},
     "comparison": {*BASE, "syntax", "ir", "sema", "algebra"},
     "stage_text": {*BASE, "syntax", "ir", "plan", "codegen", "compiler"},

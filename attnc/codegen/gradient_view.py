@@ -28,7 +28,6 @@ from attnc.codegen.kernel_pieces import (
     dropout_arguments,
     header_of,
     input_view,
-    state_of,
     state_tensors,
     tile_lines,
     write_scale,
@@ -46,6 +45,7 @@ from attnc.ir.program import Attention, NormalizeKind
 from attnc.ir.types import Type
 from attnc.plan.configs import gradient_tile_rows
 from attnc.plan.kernel_plan import Plan
+from attnc.plan.row_state import state_of
 from attnc.plan.transposed import transposed_plan
 
 ROW_AXES = (Axes.HEAD, Axes.ROW)

@@ -10,7 +10,7 @@ from attnc.codegen.functions_triton import fold
 from attnc.codegen.kernel_text import INDENT, Block, Shape, places
 from attnc.codegen.reads_triton import Argument, Table
 from attnc.ir.nodes import Binary, BinaryOp, Call, Const, Expr, Function, IndexName, Quantifier, Read, Size, SizeName
-from attnc.ir.program import Attention, NormalizeKind
+from attnc.ir.program import Attention
 from attnc.ir.types import Type
 from attnc.ir.walk import children, indices, walk
 from attnc.plan.configs import TileConfig, TileRow
@@ -121,17 +121,6 @@ def tile_lines(row: TileRow) -> list[str]:
 def _tiles_text(config: TileConfig) -> str:
     more = (", descriptors=True" if config.descriptors else "") + (f", chunk={config.chunk}" if config.chunk else "")
     return f"Tiles({config.query}, {config.key}, warps={config.warps}, stages={config.stages}{more})"
-
-
-def state_of(attention: Attention) -> str:
-    """Return what a forward pass keeps of each query, for gradients."""
-    match attention.normalize.kind:
-        case NormalizeKind.SOFTMAX:
-            return "lse" if attention.weight is None else "peak"
-        case NormalizeKind.ROWS:
-            return "total"
-        case _:
-            return ""
 
 
 def state_tensors(state: str) -> tuple[str, ...]:

@@ -29,7 +29,6 @@ from attnc.codegen.kernel_pieces import (
     is_long_test,
     is_unshifted,
     pair_work,
-    state_of,
     state_tensors,
     tile_lines,
     write_scale,
@@ -62,6 +61,7 @@ from attnc.ir.types import Type
 from attnc.ir.walk import walk
 from attnc.plan.configs import tile_rows
 from attnc.plan.kernel_plan import Plan
+from attnc.plan.row_state import state_of
 
 HEAVY_WORK = 6
 """Operations on pairs beyond which a kernel gets smaller tiles: kernels of the examples spill from there on."""

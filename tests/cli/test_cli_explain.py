@@ -36,7 +36,7 @@ def test_schema_of_every_example(path):
     for one in explain(path, "-n", 300):
         assert set(one) == {
             "name", "facts", "pairs", "pairs_formula", "density", "tiles", "passes", "plan", "prepasses", "rules",
-            "flops", "bytes",
+            "flops", "bytes", "gradients",
         }  # fmt: skip
         assert set(one["facts"]) == FACTS
         assert all(value in (True, False, None) for value in one["facts"].values())

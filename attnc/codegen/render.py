@@ -149,9 +149,11 @@ def _imports(used: frozenset[str], runtime: RuntimeSource, standalone: bool) -> 
         wanted |= set(runtime.imports)
     else:
         groups[2].extend(_runtime_imports(used, runtime.owners))
+    group = groups[0]
     for line in _merge_imports(wanted):
-        module = line.split()[1].split(".")[0]
-        groups[0 if module in _STANDARD else 1].append(line)
+        if line.startswith(("import ", "from ")):  # otherwise it goes on with the import before
+            group = groups[0 if line.split()[1].split(".")[0] in _STANDARD else 1]
+        group.append(line)
     lines: list[str] = []
     for group in groups:
         if group and lines:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import hashlib
 import importlib.util
 import inspect
@@ -62,7 +63,57 @@ def _run(path: Path, name: str) -> ModuleType:
     except BaseException:
         del sys.modules[name]
         raise
+    _pickle_by_file(module)
     return module
+
+
+def rebuild_layer(name: str, path: str, class_name: str) -> object:
+    """Return an instance without state of a generated module's class, for pickles that were made in another process.
+
+    Args:
+        name: of the module.
+        path: of its file where the pickle was made.
+        class_name: of the class.
+
+    Raises:
+        ModuleNotFoundError: the module is neither imported nor to be found.
+    """
+    module = sys.modules.get(name)
+    if module is None:
+        places = (Path(path), cache_folder() / Path(path).name)
+        found = next((place for place in places if _holds(place, name)), None)
+        if found is None:
+            raise ModuleNotFoundError(
+                f"{class_name} is of a compiled pattern that is neither imported here nor found as {path} or in the "
+                f"cache folder {cache_folder()}: compile the same pattern first, as by `attnc.load`, then unpickle",
+                name=name,
+            )
+        module = load_module(found, name)
+    kind = getattr(module, class_name)
+    return kind.__new__(kind)
+
+
+def _holds(path: Path, name: str) -> bool:
+    """Tell whether a file is the module of this name, which tells what is in it but for names that callers chose."""
+    if not path.is_file():
+        return False
+    if name == f"attnc_cache_{path.stem}":
+        return _is_whole(path)
+    return not name.startswith("attnc_module_") or name == _module_name(path.stem, path.read_bytes())
+
+
+def _pickle_by_file(module: ModuleType) -> None:
+    """Have instances of a module's layers remember the file that they are of, since no import statement finds it."""
+    layer = getattr(sys.modules.get("torch.nn"), "Module", None)
+    for kind in list(vars(module).values()):
+        if isinstance(kind, type) and layer in kind.__mro__ and kind.__module__ == module.__name__:
+            copyreg.pickle(kind, _reduce)
+
+
+def _reduce(layer: object) -> tuple[Callable[..., object], tuple[str, ...], object]:
+    kind = type(layer)
+    file = str(sys.modules[kind.__module__].__file__)
+    return rebuild_layer, (kind.__module__, file, kind.__name__), layer.__getstate__()
 
 
 def cached_module(key: str, build: Callable[[], str], *, stem: str = "pattern") -> ModuleType:

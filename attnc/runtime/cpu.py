@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from attnc.runtime.autocast import unaffected_by_autocast
 from attnc.runtime.calls import Call, make_call, tables_of
 from attnc.runtime.cpu_flash import flash_backward, flash_forward, suits_flash
 from attnc.runtime.cpu_tiles import Backward, Gradients, Rows, tiled_backward, tiled_forward
@@ -15,6 +16,7 @@ from attnc.runtime.program import Program
 from attnc.runtime.row_gradients import all_rows, scale_gradients, sink_gradients, values_of_rows
 
 
+@unaffected_by_autocast
 def cpu_forward(
     program: Program,
     query: Tensor,
@@ -33,12 +35,18 @@ def cpu_forward(
     call = make_call(program, query, key, value, inputs, scale, dropout)
     out, state = _by_flash(call) or _by_tiles(call)
     result = rows_outside(out.flatten(1, 2).to(query.dtype))
-    return result, state.flatten(-3, -2) if program.kept else result.new_empty((0,))
+    return result, state.flatten(-3, -2).clone() if program.kept else result.new_empty((0,))
 
 
 def rows_outside(out: Tensor) -> Tensor:
     """Lay an output `[B, H, N, E]` out as `[B, N, H, E]` in memory, as projections take it and SDPA gives it."""
-    return out.transpose(1, 2).contiguous().transpose(1, 2)
+    return new_output(out, out.shape).copy_(out)
+
+
+def new_output(like: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return memory for an output in that layout: no view of anything, so that callers may change it in place."""
+    _, heads, rows, size = shape
+    return like.new_empty_strided(shape, (heads * rows * size, size, heads * size, 1))
 
 
 def _by_flash(call: Call) -> tuple[Tensor, Tensor] | None:
@@ -92,6 +100,7 @@ def log_sum_exp(rows: Rows) -> Tensor:
     return torch.where(alive, rows.peak + torch.log(torch.where(alive, rows.total, 1.0)), -torch.inf)
 
 
+@unaffected_by_autocast
 def cpu_backward(
     program: Program,
     grads: tuple[Tensor, Tensor | None],
@@ -133,7 +142,7 @@ def cpu_backward(
     results_of = [tensor.to(like.dtype).contiguous() for tensor, like in pairs]
     for argument, tensor in zip(program.tensors, inputs, strict=True):
         if argument.name in tables:
-            results_of.append(tables[argument.name].sum_to_size(tensor.shape).to(tensor.dtype))
+            results_of.append(tables[argument.name].sum_to_size(tensor.shape).to(tensor.dtype).contiguous())
     return results_of
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attnc.runtime.blocks import (
-    bind_tables,
+    LazyTables,
     block_pairs,
     compute_dtype,
     exponentials,
@@ -18,8 +18,9 @@ from attnc.runtime.blocks import (
 )
 from attnc.runtime.dropout import Dropout
 from attnc.runtime.pairs import Pairs, Sizes
-from attnc.runtime.products import PairProducts, WeightedSums, has_no_values
+from attnc.runtime.products import pair_products, weighted_sums
 from attnc.runtime.program import Program
+from attnc.runtime.transforms import may_hold
 
 
 def dense_mask(program: Program, sizes: Sizes, inputs: dict[str, Tensor], device: torch.device) -> Tensor:
@@ -39,33 +40,19 @@ def dense_attention(
     sizes: Sizes,
     scale: float | None,
     dropout: Dropout | None = None,
+    rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the output and the log-sum-exp `[B, H, N]` (softmax only; NaN otherwise), differentiable throughout."""
-    rows = torch.arange(sizes.N, device=query.device)
-    return dense_rows(program, query, key, value, inputs, sizes, scale, rows, dropout)
+    """Return the output and the log-sum-exp `[B, H, N]` (softmax only; NaN otherwise), differentiable throughout.
 
-
-def dense_rows(
-    program: Program,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    inputs: Sequence[Tensor],
-    sizes: Sizes,
-    scale: float | None,
-    rows: Tensor,
-    dropout: Dropout | None,
-) -> tuple[Tensor, Tensor]:
-    """Return output and log-sum-exp of some query rows in the same way."""
+    With `rows`, the query holds these rows alone, and so do the results; dropout goes by their numbers in the whole.
+    """
+    rows = torch.arange(sizes.N, device=query.device) if rows is None else rows
     weights, lse, alive = dense_weights(program, query, key, inputs, sizes, scale, rows)
     if dropout is not None:
-        heads = head_pairs(program, sizes, bind_tables(program, inputs, sizes), weights.dtype, query.device)
-        kept = dropout.keeps(
-            block_pairs(heads, rows.view(1, -1), torch.arange(sizes.M, device=query.device).view(1, -1))
-        )
+        kept = dropout.keeps(_pairs_of_rows(program, inputs, sizes, rows, weights.dtype))
         weights, alive = dropout.drop(weights, kept), alive & kept
     values = torch.unflatten(value, 1, (sizes.kv_heads, 1, 1)).to(weights.dtype)
-    out = WeightedSums.apply(weights, values.expand(-1, -1, -1, sizes.g, -1, -1), alive)  # type: ignore[no-untyped-call]
+    out = weighted_sums(weights, values.expand(-1, -1, -1, sizes.g, -1, -1), alive)
     return out.reshape(sizes.B, sizes.H, rows.numel(), -1).to(query.dtype), lse
 
 
@@ -80,25 +67,28 @@ def dense_weights(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return weights `[B, G, 1, g, R, M]`, log-sum-exp `[B, H, R]` and the pairs that take part, for some query rows.
 
+    The query holds those rows alone.
     Products are taken in the query's dtype, the rest in float32 at least, as eager attention is usually written.
     """
-    dtype = compute_dtype(query.dtype)
-    tables = bind_tables(program, inputs, sizes)
-    heads = head_pairs(program, sizes, tables, dtype, query.device)
-    at = block_pairs(heads, rows.view(1, -1), torch.arange(sizes.M, device=query.device).view(1, -1))
-    queries = torch.unflatten(query[:, :, rows], 1, (sizes.kv_heads, 1, sizes.g))
+    at = _pairs_of_rows(program, inputs, sizes, rows, compute_dtype(query.dtype))
+    queries = torch.unflatten(query, 1, (sizes.kv_heads, 1, sizes.g))
     keys = torch.unflatten(key, 1, (sizes.kv_heads, 1, 1)).expand(-1, -1, -1, sizes.g, -1, -1)
     allowed = _allowed(program, at)
     weights, lse, alive = _normalized(program, at, queries, keys, allowed, scale)
-    if has_no_values(alive) or bool((allowed.any(-1, keepdim=True) & ~alive).any()):
+    if program.normalize in ("softmax", "rows") and may_hold(allowed.any(-1, keepdim=True) & ~alive):
         # rows whose denominator is 0: computed again without any pair, so that no gradient passes through them
         allowed = allowed & alive
         weights, lse, _ = _normalized(program, at, queries, keys, allowed, scale)
     if program.dropped is not None:
-        row_at = block_pairs(heads, rows.view(1, -1), None)
+        row_at = block_pairs(at, rows.view(1, -1), None)
         dropped = program.dropped(row_at).expand(*lse.shape[:4], lse.shape[4], 1).squeeze(-1)
         lse = torch.where(allowed.any(-1), lse + dropped, lse)
     return weights.to(query.dtype), lse.reshape(sizes.B, sizes.H, -1), allowed
+
+
+def _pairs_of_rows(program: Program, inputs: Sequence[Tensor], sizes: Sizes, rows: Tensor, dtype: torch.dtype) -> Pairs:
+    heads = head_pairs(program, sizes, LazyTables(program, inputs, sizes), dtype, rows.device)
+    return block_pairs(heads, rows.view(1, -1), torch.arange(sizes.M, device=rows.device).view(1, -1))
 
 
 def _allowed(program: Program, at: Pairs) -> Tensor:
@@ -117,7 +107,7 @@ def _normalized(
     row_at = block_pairs(at, _rows(at), None)
     row_at.allowed = allowed.any(-1, keepdim=True)
     factor = row_scale(program, row_at, scale)
-    products = PairProducts.apply(query, key, allowed)  # type: ignore[no-untyped-call]
+    products = pair_products(query, key, allowed)
     at.allowed = allowed
     dots = torch.where(allowed, factor * products.to(at.dtype), 0.0)
     scores = score_pairs(program, at, dots)

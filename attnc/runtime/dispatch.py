@@ -9,6 +9,7 @@ from typing import SupportsIndex
 import torch
 from torch import Tensor
 
+from attnc.runtime.autocast import lower_precision
 from attnc.runtime.blocks import bind_tables, dropped_terms
 from attnc.runtime.checks import (
     INTEGERS,
@@ -20,11 +21,13 @@ from attnc.runtime.checks import (
     check_sorted,
     kind_of,
 )
+from attnc.runtime.composite import composite_attention, needs_composite
 from attnc.runtime.dense import dense_attention, dense_mask, dense_weights
 from attnc.runtime.dropout import Dropout
 from attnc.runtime.ops import NAMESPACE, register
 from attnc.runtime.pairs import Pairs, Sizes
 from attnc.runtime.program import Program
+from attnc.runtime.transforms import refuse_batched
 
 
 class Operation:
@@ -47,23 +50,21 @@ class Operation:
         seed: Tensor | int | None,
         checked: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Check the arguments and compute; with `checked`, look at the values of sorted inputs as well.
-
-        Under forward-mode differentiation and transforms of `torch.func`, plain operations take the operator's place,
-        in memory quadratic in the length.
-        """
+        """Check the arguments and compute; with `checked`, look at the values of sorted inputs as well."""
         program = self.program
+        query, key, value = lower_precision(query, key, value)
         sizes = check_call(program, query, key, value, return_lse, precision)
         factor = check_scale(scale)
         probability, seed_tensor = check_dropout(dropout_p, seed, query.device)
         tensors = check_inputs(program, inputs, sizes, query.device, query.dtype)
         if checked:
+            refuse_batched(program.name, tensors)
             check_sorted(program, tensors)
-        differentiable = _needs_gradient(query, key, value, tensors)
-        if _is_transformed(query, key, value, *tensors):
+        if needs_composite((query, key, value, *tensors)):
             dropout = Dropout.of(probability, seed_tensor)
-            out, lse = dense_attention(program, query, key, value, tensors, sizes, factor, dropout)
-            return (out, lse) if return_lse else out
+            found = composite_attention(program, query, key, value, tensors, sizes, factor, dropout)
+            return found if return_lse else found[0]
+        differentiable = _needs_gradient(query, key, value, tensors)
         operator = getattr(getattr(torch.ops, NAMESPACE), self.operator)
         options = factor, precision, probability, seed_tensor
         out, state = operator(query, key, value, tensors, *options, return_lse or differentiable)
@@ -88,6 +89,7 @@ class Operation:
         seed: Tensor | int | None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Compute densely; differentiable by autograd on any device."""
+        query, key, value = lower_precision(query, key, value)
         sizes = check_call(self.program, query, key, value, return_lse, precision)
         factor = check_scale(scale)
         dropout = Dropout.of(*check_dropout(dropout_p, seed, query.device))
@@ -137,7 +139,7 @@ class Operation:
         factor = check_scale(scale)
         tensors = check_inputs(self.program, inputs, sizes, query.device, query.dtype)
         chosen = _check_rows(rows, sizes.N, query.device)
-        weights, _, _ = dense_weights(self.program, query, key, tensors, sizes, factor, chosen)
+        weights, _, _ = dense_weights(self.program, query[:, :, chosen], key, tensors, sizes, factor, chosen)
         return weights.reshape(sizes.B, sizes.H, chosen.numel(), sizes.M)
 
     def initial(
@@ -184,22 +186,6 @@ def _log_sum_exp(state: Tensor) -> Tensor:
 
 def _needs_gradient(query: Tensor, key: Tensor, value: Tensor, tensors: Sequence[Tensor]) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value, *tensors))
-
-
-def _is_transformed(*tensors: Tensor) -> bool:
-    """Tell whether tensors have tangents, or are wrapped by a transform of `torch.func`.
-
-    An operator knows nothing of either: its tangents would be 0, silently.
-    """
-    if torch.compiler.is_compiling():
-        return False
-    functorch = torch._C._functorch
-    if any(functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors):
-        return True
-    if torch.autograd.forward_ad._current_level < 0:
-        return False
-    duals = [torch.autograd.forward_ad.unpack_dual(tensor) for tensor in tensors]  # type: ignore[no-untyped-call]
-    return any(dual.tangent is not None for dual in duals)
 
 
 def _check_rows(rows: Sequence[int] | Tensor | int, queries: int, device: torch.device) -> Tensor:

@@ -56,8 +56,8 @@ def kernel_backward(
     _add_sums_of_reads(program, heads, sums, totals)
     grad_query = _finished(program, heads, (query, found[0]), (delta, kept), scale, totals)
     own = [tensor.to(like.dtype) for tensor, like in zip((grad_query, *found[1:]), (query, key, value), strict=True)]
-    return own + [
-        totals[argument.name].sum_to_size(tensor.shape).to(tensor.dtype)
+    return [tensor.contiguous() for tensor in own] + [
+        totals[argument.name].sum_to_size(tensor.shape).to(tensor.dtype).contiguous()
         for argument, tensor in zip(program.tensors, inputs, strict=True)
         if argument.name in totals
     ]

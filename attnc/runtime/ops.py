@@ -11,11 +11,13 @@ from torch import Tensor
 
 from attnc.runtime.blocks import compute_dtype
 from attnc.runtime.checks import check_head_sizes
-from attnc.runtime.cpu import cpu_backward, cpu_forward, rows_outside
+from attnc.runtime.composite import needs_composite
+from attnc.runtime.cpu import cpu_backward, cpu_forward, new_output, rows_outside
 from attnc.runtime.dropout import Dropout
 from attnc.runtime.kernel_gradients import kernel_backward
 from attnc.runtime.program import Program
-from attnc.runtime.second_derivatives import FirstPass, second_backward
+from attnc.runtime.second_derivatives import composite_backward, make_second_backward, save_reverse
+from attnc.runtime.transforms import refuse_gradients_in_batches
 
 NAMESPACE = "attnc"
 
@@ -140,30 +142,8 @@ def _register_backward(program: Program, name: str) -> Any:
         f"{NAMESPACE}::{name}_backward", backward, mutates_args=(), schema=_BACKWARD
     )
     operator.register_fake(_fake_backward)
-    operator.register_autograd(_make_second_backward(program), setup_context=_save_backward)
+    operator.register_autograd(make_second_backward(program), setup_context=save_reverse)
     return operator
-
-
-def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    grad_out, grad_lse, query, key, value, tables, _, _, scale, _, dropout_p, seed, wanted = inputs
-    ctx.save_for_backward(grad_out, grad_lse, query, key, value, *tables, seed)
-    ctx.scale, ctx.dropout_p, ctx.wanted = scale, dropout_p, wanted
-    ctx.set_materialize_grads(False)
-
-
-def _make_second_backward(program: Program) -> Callable[..., tuple[Any, ...]]:
-    """Return what differentiates the backward operator: output and state are functions of what it has besides."""
-
-    def backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
-        grad_out, grad_lse, query, key, value, *tables, seed = ctx.saved_tensors
-        first = FirstPass(grad_out, grad_lse, (query, key, value), tables, ctx.wanted)
-        found = second_backward(program, first, grads, ctx.scale, Dropout.of(ctx.dropout_p, seed))
-        own = iter(found[3])
-        of_inputs = [next(own) if want else None for want in ctx.wanted]
-        # torch takes an empty list for a list of tensors, and any other list of bools for a value
-        return (found[0], found[1], *found[2], of_inputs, *(None,) * 6, None if ctx.wanted else [])
-
-    return backward
 
 
 def _register_cpu_backward(program: Program, name: str) -> Any:
@@ -224,11 +204,16 @@ def _make_backward(program: Program, operator: Any) -> Callable[..., tuple[Any, 
         query, key, value, *tables, out, state, seed = ctx.saved_tensors
         if grad_out is None and grad_state is None:
             return (None, None, None, [None] * len(tables), None, None, None, None, None)
+        refuse_gradients_in_batches(program.name, (grad_out, grad_state))
         grad_out = torch.zeros_like(out) if grad_out is None else grad_out
         # a peak has the derivative of the log-sum-exp, peak + log(total), that callers make of both
         grad_lse = grad_state[0] if grad_state is not None and program.kept == "peak" else grad_state
-        options = ctx.scale, ctx.precision, ctx.dropout_p, seed
-        found = operator(grad_out, grad_lse, query, key, value, tables, out, state, *options, ctx.wanted)
+        if needs_composite([grad for grad in (grad_out, grad_lse) if grad is not None]):
+            tensors, dropout = (query, key, value, tables), Dropout.of(ctx.dropout_p, seed)
+            found = composite_backward(program, (grad_out, grad_lse), tensors, ctx.scale, dropout, ctx.wanted)
+        else:
+            options = ctx.scale, ctx.precision, ctx.dropout_p, seed
+            found = operator(grad_out, grad_lse, query, key, value, tables, out, state, *options, ctx.wanted)
         own = iter(found[3:])
         return (*found[:3], [next(own) if want else None for want in ctx.wanted], None, None, None, None, None)
 
@@ -268,5 +253,4 @@ def _launch(
 
 def _new_output(query: Tensor, value: Tensor) -> Tensor:
     """Return memory for an output `(B, H, N, E)`, laid out as `(B, N, H, E)`."""
-    batch, heads, rows = query.shape[:3]
-    return query.new_empty((batch, rows, heads, value.shape[3])).transpose(1, 2)
+    return new_output(query, (*query.shape[:3], value.shape[3]))

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from attnc.runtime.transforms import may_need_gradient
+
 INT_MAX = 2**63 - 1
 INT_MIN = -(2**63)
 
@@ -188,7 +190,7 @@ def only(condition: Tensor, value: Tensor) -> Tensor:
     An operand that `where` does not select may have an infinite derivative, and 0 * inf is NaN: gradients are selected
     before they are multiplied.
     """
-    return torch.where(condition, value, value.detach()) if value.requires_grad else value
+    return torch.where(condition, value, value.detach()) if may_need_gradient(value) else value
 
 
 def minimum(*values: Tensor | int | float) -> Tensor:

@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-
-def has_no_values(*tensors: Tensor) -> bool:
-    """Tell whether no value of tensors can be asked for: they are traced, or many at once under `torch.func.vmap`."""
-    return any(type(tensor) not in (Tensor, torch.nn.Parameter) or _is_batched(tensor) for tensor in tensors)
-
-
-def _is_batched(tensor: Tensor) -> bool:
-    functorch = torch._C._functorch
-    while functorch.is_functorch_wrapped_tensor(tensor):
-        if functorch.is_batchedtensor(tensor):
-            return True
-        tensor = functorch.get_unwrapped(tensor)
-    return False
+from attnc.runtime.transforms import are_nested_tangents, may_hold
 
 
 def weighted_sum(weights: Tensor, vectors: Tensor, allowed: Tensor | None, careful: bool) -> Tensor:
@@ -34,7 +23,7 @@ def weighted_sum(weights: Tensor, vectors: Tensor, allowed: Tensor | None, caref
     if not careful or allowed is None:
         return weights @ vectors
     finite = torch.isfinite(vectors)
-    if not has_no_values(weights, vectors, allowed) and bool(finite.all()):
+    if not may_hold(~finite):
         return weights @ vectors
     allowed = allowed.expand(weights.shape)
 
@@ -50,7 +39,10 @@ def weighted_sum(weights: Tensor, vectors: Tensor, allowed: Tensor | None, caref
 
 
 class PairProducts(torch.autograd.Function):
-    """`query @ key^T` where allowed, 0 elsewhere; derivatives of masked pairs do not exist."""
+    """`query @ key^T` where allowed, 0 elsewhere; derivatives of masked pairs do not exist.
+
+    Differentiable in both directions, any number of times, and under every transform of `torch.func`.
+    """
 
     generate_vmap_rule = True
 
@@ -60,8 +52,8 @@ class PairProducts(torch.autograd.Function):
         return torch.where(allowed, query @ key.transpose(-1, -2), 0.0)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        """Keep what derivatives need."""
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """Keep what derivatives are made of."""
         ctx.save_for_backward(*inputs)
         ctx.save_for_forward(*inputs)
 
@@ -71,20 +63,20 @@ class PairProducts(torch.autograd.Function):
         query, key, allowed = ctx.saved_tensors
         grad = grads[0]
         return (
-            WeightedSums.apply(grad, key, allowed),  # type: ignore[no-untyped-call]
-            WeightedSums.apply(grad.transpose(-1, -2), query, allowed.transpose(-1, -2)),  # type: ignore[no-untyped-call]
+            weighted_sums(grad, key, allowed),
+            weighted_sums(grad.transpose(-1, -2), query, allowed.transpose(-1, -2)),
             None,
         )
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor | None:
         """Return the tangent of the products."""
         query, key, allowed = ctx.saved_tensors
-        return _sum_of_tangents(PairProducts, (query, key), tangents, allowed)
+        return _product_tangent(pair_products, (query, key), tangents, allowed)
 
 
 class WeightedSums(torch.autograd.Function):
-    """`weights @ vectors` over allowed pairs alone."""
+    """`weights @ vectors` over allowed pairs alone; differentiable as `PairProducts` is."""
 
     generate_vmap_rule = True
 
@@ -94,8 +86,8 @@ class WeightedSums(torch.autograd.Function):
         return weighted_sum(torch.where(allowed, weights, 0.0), vectors, allowed, careful=True)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        """Keep what derivatives need."""
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """Keep what derivatives are made of."""
         ctx.save_for_backward(*inputs)
         ctx.save_for_forward(*inputs)
 
@@ -105,26 +97,54 @@ class WeightedSums(torch.autograd.Function):
         weights, vectors, allowed = ctx.saved_tensors
         grad = grads[0]
         return (
-            PairProducts.apply(grad, vectors, allowed),  # type: ignore[no-untyped-call]
-            WeightedSums.apply(weights.transpose(-1, -2), grad, allowed.transpose(-1, -2)),  # type: ignore[no-untyped-call]
+            pair_products(grad, vectors, allowed),
+            weighted_sums(weights.transpose(-1, -2), grad, allowed.transpose(-1, -2)),
             None,
         )
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor | None:
         """Return the tangent of the sums."""
         weights, vectors, allowed = ctx.saved_tensors
-        return _sum_of_tangents(WeightedSums, (weights, vectors), tangents, allowed)
+        return _product_tangent(weighted_sums, (weights, vectors), tangents, allowed)
 
 
-def _sum_of_tangents(
-    product: Any, factors: tuple[Tensor, Tensor], tangents: tuple[Tensor | None, ...], allowed: Tensor
-) -> Tensor:
-    """Return the tangent of a product of two factors, of which at least one has a tangent."""
-    terms = []
-    if tangents[0] is not None:
-        terms.append(product.apply(tangents[0], factors[1], allowed))
-    if tangents[1] is not None:
-        terms.append(product.apply(factors[0], tangents[1], allowed))
-    total: Tensor = terms[0] if len(terms) == 1 else terms[0] + terms[1]
-    return total
+def pair_products(query: Tensor, key: Tensor, allowed: Tensor) -> Tensor:
+    """Return `query @ key^T` where allowed, 0 elsewhere; differentiable."""
+    if are_nested_tangents():
+        return torch.where(allowed, plain_product(query, key.transpose(-1, -2)), 0.0)
+    return PairProducts.apply(query, key, allowed)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def weighted_sums(weights: Tensor, vectors: Tensor, allowed: Tensor) -> Tensor:
+    """Return `weights @ vectors` over allowed pairs alone; differentiable."""
+    if are_nested_tangents():
+        return plain_product(torch.where(allowed, weights, 0.0), vectors)
+    return WeightedSums.apply(weights, vectors, allowed)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def plain_product(left: Tensor, right: Tensor) -> Tensor:
+    """Return a matrix product by torch's own operation, since forward mode inside forward mode forgets `jvp` functions.
+
+    Raises:
+        RuntimeError: masked pairs may hold NaN or infinities, which 0 times them would not keep from derivatives.
+    """
+    if any(may_hold(~torch.isfinite(factor)) for factor in (left, right)):
+        raise RuntimeError(
+            "attention takes finite numbers alone, and none that vmap hides, inside two forward-mode transforms: "
+            "take one of the two in reverse mode (torch.func.jacrev, vjp or grad)"
+        )
+    return left @ right
+
+
+def _product_tangent(
+    product: Callable[[Tensor, Tensor, Tensor], Tensor],
+    factors: tuple[Tensor, Tensor],
+    tangents: tuple[Tensor | None, ...],
+    allowed: Tensor,
+) -> Tensor | None:
+    """Return the tangent of a product that is linear in each of its factors."""
+    left, right = tangents[:2]
+    first = None if left is None else product(left, factors[1], allowed)
+    second = None if right is None else product(factors[0], right, allowed)
+    return second if first is None else first if second is None else first + second

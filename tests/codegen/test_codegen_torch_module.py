@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from attnc.codegen.names import MODULE_ATTRIBUTES, class_name
-from attnc.codegen.render import render_module
-from attnc.codegen.runtime_source import read_runtime
+from attnc.codegen.render import _imports, render_module
+from attnc.codegen.runtime_source import RuntimeSource, read_runtime
 from attnc.diagnostics import CompileError
 from attnc.plan.choose import plan_attention
 from attnc.runtime.load import load_module
@@ -70,6 +70,15 @@ def test_a_standalone_module_imports_torch_and_triton_alone():
         elif isinstance(node, ast.ImportFrom):
             names.add(node.module.split(".")[0])
     assert names - set(sys.stdlib_module_names) == {"torch", "triton"}
+
+
+def test_imports_that_take_more_than_one_line_stay_in_their_group():
+    long = [f"Something{number:02}" for number in range(12)]
+    imports = (f"from collections.abc import {', '.join(long)}", f"from torch import {', '.join(long)}", "import os")
+    lines = list(_imports(frozenset(), RuntimeSource({}, frozenset(), imports, ""), standalone=True))
+    names = [f"    {name}," for name in long]
+    standard = ["import os", "from collections.abc import (", *names, ")"]
+    assert lines == [*standard, "", "from torch import (", *names, ")"]
 
 
 def test_hostile_text_stays_in_comments():

@@ -17,7 +17,7 @@ CallResult = TypeVar("CallResult")
 def lower_precision(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Return query, key and value as autocast hands them to `scaled_dot_product_attention`; float64 is left alone."""
     device = next((tensor.device.type for tensor in tensors if isinstance(tensor, Tensor)), "")
-    if not device or device == "meta" or not torch.is_autocast_enabled(device):
+    if not device or not _is_autocast_on(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(tensor.to(dtype) if _is_eligible(tensor, device) else tensor for tensor in tensors)
@@ -25,7 +25,7 @@ def lower_precision(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 def without_autocast(device: str) -> AbstractContextManager[object]:
     """Return a context in which products are taken in the precision of their factors."""
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+    return torch.autocast(device, enabled=False) if _is_autocast_on(device) else nullcontext()
 
 
 def unaffected_by_autocast(function: Callable[CallGiven, CallResult]) -> Callable[CallGiven, CallResult]:
@@ -37,6 +37,10 @@ def unaffected_by_autocast(function: Callable[CallGiven, CallResult]) -> Callabl
             return function(*args, **kwargs)
 
     return run
+
+
+def _is_autocast_on(device: str) -> bool:
+    return device != "meta" and torch.is_autocast_enabled(device)  # torch knows no autocast of `meta`, and says so
 
 
 def _is_eligible(tensor: object, device: str) -> bool:

@@ -36,10 +36,10 @@ def have_tangents(tensors: Iterable[Tensor]) -> bool:
 
 
 def may_hold(condition: Tensor) -> bool:
-    """Tell whether a condition holds somewhere; true where there are no values, as under `vmap` and in traces."""
-    if torch.compiler.is_compiling() or is_batched(condition) or detect_fake_mode(condition) is not None:
+    """Tell whether a condition holds somewhere; true where there are no values: under `vmap`, in traces, on `meta`."""
+    if torch.compiler.is_compiling() or condition.is_meta or is_batched(condition):
         return True
-    return bool(condition.any())
+    return detect_fake_mode(condition) is not None or bool(condition.any())
 
 
 def may_need_gradient(value: Tensor) -> bool:

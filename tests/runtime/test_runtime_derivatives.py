@@ -14,6 +14,7 @@ from patterns import (
     tensors,
 )
 from torch import func
+from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
 
 from attnc.reference.dense import reference
@@ -235,6 +236,28 @@ def test_vmap_hides_the_values_that_a_check_looks_at():
     docs = torch.stack([inputs.pop("doc")] * 2)
     with pytest.raises(RuntimeError, match="packed: checked=True looks at values, which vmap hides"):
         func.vmap(lambda doc: function_of("packed")(query, key, value, doc=doc, **inputs, checked=True))(docs)
+
+
+@pytest.mark.parametrize("name", ["packed", "rows"])
+@pytest.mark.parametrize("values", ["meta", "fake"])
+def test_derivatives_of_tensors_without_values_have_shapes(name, values):
+    leaves = tensors(**SMALL)
+    inputs = inputs_for(name, *leaves[:2])
+    with FakeTensorMode(allow_non_fake_inputs=True) if values == "fake" else torch.device("meta"):
+        query, key, value = (torch.empty(leaf.shape, dtype=leaf.dtype, requires_grad=True) for leaf in leaves)
+        given = {
+            one: torch.empty(tensor.shape, dtype=tensor.dtype, requires_grad=tensor.is_floating_point())
+            for one, tensor in inputs.items()
+        }
+
+        def run(query):
+            return function_of(name)(query, key, value, **given, dropout_p=0.2, seed=3)
+
+        found = [*penalty(run, [query]), func.vmap(run)(query[None])[0]]
+        if values == "fake":  # inside a transform, torch makes no tensors of numbers on `meta`
+            found.append(func.jvp(run, (query,), (query,))[1])
+    out = (*leaves[0].shape[:3], SMALL["E"])
+    assert [part.shape for part in found] == [leaves[0].shape, out, out][: len(found)]
 
 
 def test_transforms_of_something_else_leave_attention_differentiable():

@@ -185,19 +185,6 @@ def test_the_triton_kernel_runs_on_cpu_tensors_when_forced(name, monkeypatch):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
 
 
-def test_forward_mode_is_never_zero():
-    """Rows of weights sum up to 1, and so do tangents of ones."""
-    query, key, value = tensors(N=8, M=8, grad=False)
-    module = module_of(PATTERNS["causal"])
-    step = torch.ones_like(value)
-    _, tangent = torch.func.jvp(lambda value: module.causal_self(query, key, value), (value,), (step,))
-    torch.testing.assert_close(tangent, torch.ones_like(tangent))
-    with torch.autograd.forward_ad.dual_level():
-        dual = torch.autograd.forward_ad.make_dual(value, step)
-        found = torch.autograd.forward_ad.unpack_dual(module.causal_self(query, key, dual)).tangent
-        torch.testing.assert_close(found, tangent)
-
-
 BLOCK_ATTNC = """
 import sys
 

@@ -3,6 +3,7 @@
     python tools/sweep_tiles.py --targets sm_90 --head-sizes 128                         # the default tiles
     python tools/sweep_tiles.py --examples gpt --targets sm_90 --tiles 128x64x8x3 128x128x8x2   # others
     python tools/sweep_tiles.py --results build/sweep.jsonl --markdown docs/results/ahead_of_time.md   # write a page
+    python tools/sweep_tiles.py --gradients --targets sm_80 sm_90 --head-sizes 64 128 --dtypes bfloat16  # backward
 
 Tiles are queries x keys x warps x stages, with a `d` behind them where keys and values are read by tensor descriptors,
 and, in the option, the keys that a second walk takes at once behind that: `128x128x8x2d64`. What stands in the file of
@@ -38,6 +39,8 @@ DTYPES = ("bfloat16", "float16")
 SHARES = (1, 4)
 """Programs that share the keys of the same rows; with several, a further launch joins their sums."""
 
+MARKDOWN = "--markdown docs/results/ahead_of_time.md"
+
 ALL_DTYPES = (*DTYPES, "float32")
 
 
@@ -49,6 +52,7 @@ def main() -> int:
     parser.add_argument("--head-sizes", nargs="*", type=int, default=HEAD_SIZES)
     parser.add_argument("--dtypes", nargs="*", default=DTYPES)
     parser.add_argument("--tiles", nargs="*", type=_tiles, default=[None])
+    parser.add_argument("--gradients", action="store_true", help="compile the kernels of gradients instead")
     parser.add_argument("--markdown", type=Path, help="write the tables of the sweep to this file")
     parser.add_argument("--results", type=Path, help="keep what is found in this file, a JSON object per line")
     options = parser.parse_args()
@@ -57,7 +61,8 @@ def main() -> int:
         paths = [path for path in paths if path.stem in options.examples]
     rows = _read_results(options.results)
     known = {(row["attention"], *_key(row)[1:]) for row in rows}
-    for name, report in sweep(paths, options.targets, options.head_sizes, options.dtypes, options.tiles, known):
+    axes = options.targets, options.head_sizes, options.dtypes, options.tiles
+    for name, report in sweep(paths, *axes, known, gradients=options.gradients):
         rows.append(_row(name, report))
         print(json.dumps(rows[-1]), flush=True)
         if options.results is not None:
@@ -66,7 +71,7 @@ def main() -> int:
     if options.markdown is not None:
         options.markdown.parent.mkdir(parents=True, exist_ok=True)
         former = options.markdown.read_text() if options.markdown.exists() else ""
-        options.markdown.write_text(_page(rows) + _other_sections(former))
+        options.markdown.write_text(_page(rows, gradients=options.gradients) + _other_sections(former))
     return int(options.tiles == [None] and not all(row["clean"] for row in rows))
 
 
@@ -77,8 +82,10 @@ def sweep(
     dtypes: Iterable[str],
     tiles: Iterable[Tiles | None],
     known: Container[tuple[str, str, str, int]] = (),
+    *,
+    gradients: bool = False,
 ) -> Iterator[tuple[str, KernelReport]]:
-    """Compile every combination, with programs that walk all keys of their rows and with some that share them.
+    """Compile every combination: kernels of gradients, or forward ones, whose programs walk all keys or share them.
 
     None among the `tiles` stands for the default ones, which may be `known` already.
     """
@@ -91,7 +98,8 @@ def sweep(
                 if shape is None and (name, target, dtype, size) in known:
                     continue
                 place = (module, target, getattr(torch, dtype), size)
-                found = [compile_kernels(*place, name=name, tiles=shape, shares=shares) for shares in SHARES]
+                ways = [{"gradients": True}] if gradients else [{"shares": shares} for shares in SHARES]
+                found = [compile_kernels(*place, name=name, tiles=shape, **way) for way in ways]
                 for report in {report.name: report for reports in found for report in reports}.values():
                     yield name, report
 
@@ -131,14 +139,16 @@ def _show(tiles: Tiles) -> str:
     return f"{tiles.query}x{tiles.key}x{tiles.warps}x{tiles.stages}{'d' if tiles.descriptors else ''}"
 
 
-def _page(rows: list[dict[str, Any]]) -> str:
+def _page(rows: list[dict[str, Any]], *, gradients: bool) -> str:
     """Lay the sweep out as one table per head size and element type, a row for each kernel."""
+    title = "Kernels of the examples' gradients" if gradients else "Kernels of the examples"
+    page = "--gradients --markdown docs/results/ahead_of_time_gradients.md" if gradients else MARKDOWN
     lines = [
-        "# Kernels of the examples, compiled ahead of time",
+        f"# {title}, compiled ahead of time",
         "",
         f"Triton {metadata.version('triton')}, default tiles, no GPU present. Written by",
         "",
-        "    python tools/sweep_tiles.py --markdown docs/results/ahead_of_time.md",
+        f"    python tools/sweep_tiles.py {page}",
         "",
         "A cell says tiles (queries x keys x warps x stages, and `d` where keys and values are read through tensor"
         " descriptors), registers of a thread, KiB of shared memory of a program, and bytes spilled, in bold, where"

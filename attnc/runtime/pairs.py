@@ -127,17 +127,19 @@ class Pairs:
         """Return a number or a bool as an int64 tensor."""
         if isinstance(value, Tensor):
             return value.to(torch.int64)
-        return torch.tensor(value, dtype=torch.int64, device=self.device)
+        return torch.full((), value, dtype=torch.int64, device=self.device)
 
     def as_float(self, value: Tensor | float) -> Tensor:
         """Return a number as a float tensor of this block's precision."""
         if isinstance(value, Tensor):
             return value.to(self.dtype)
-        return torch.tensor(value, dtype=self.dtype, device=self.device)
+        wide = float(value) if isinstance(value, int) else value
+        # `full` refuses what the narrower type has as infinity
+        return torch.full((), wide, dtype=torch.float64, device=self.device).to(self.dtype)
 
     def as_bool(self, value: Tensor | bool) -> Tensor:
         """Return a truth value as a tensor."""
-        return value if isinstance(value, Tensor) else torch.tensor(value, device=self.device)
+        return value if isinstance(value, Tensor) else torch.full((), value, device=self.device)
 
     def read(self, name: str, *index: Tensor | int) -> Tensor:
         """Return the elements of a table; 0 (or false) where the index is outside, which touches no memory there."""

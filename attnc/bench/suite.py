@@ -150,9 +150,8 @@ def _measure(
     planned: Planned,
     say: Callable[[str], None],
 ) -> SuiteRow:
-    settings = Settings(
-        device, getattr(torch, bench.dtype), bench.peers, bench.backward, bench.seconds, least=SAMPLES, memory=False
-    )
+    dtype, backward = getattr(torch, bench.dtype), bench.backward
+    settings = Settings(device, dtype, bench.peers, backward, bench.seconds, least=SAMPLES, memory=backward)
     say("planning")
     try:
         plan, module = planned.get(pattern)

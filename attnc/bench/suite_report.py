@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from attnc.bench.report import duration
+from attnc.bench.report import duration, size
 from attnc.bench.suite_row import SuiteRow
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-COLUMNS = (
-    "pairs", "density", "in 64 x 64", "waste 64", "computed", "waste", "attnc", "flex", "flex 64", "mask build", "sdpa",
-    "floor", "x floor", "flex / attnc", "best flex / attnc", "with build",
-)  # fmt: skip
+NOTHING = "-"
+"""A cell without a figure."""
 
 METHOD = """\
 Times are medians of interleaved samples, and only of contenders whose output agreed with float64 first. `pairs` are the
@@ -23,6 +21,11 @@ really ran ({tile}); `waste 64` and `waste` are those for each allowed one. `fle
 blocks of 128 (its default) and of 64; `mask build` is the time of its default block mask, which `with build` counts and
 the other ratios do not. `sdpa` has the pattern as a dense mask, where that fits into memory. `floor` is the density
 times SDPA without a mask in the same run: what the arithmetic of the allowed pairs alone would take.
+"""
+
+TRAINING = """\
+Times are of forward and backward passes together, the floor's as well, and gradients agreed with float64 at a small
+length. `memory` is what both passes need at most beyond query, key and value, the dense mask of `sdpa` included.
 """
 
 
@@ -81,16 +84,19 @@ def summary(rows: Sequence[SuiteRow]) -> Table:
 def as_markdown(rows: Sequence[SuiteRow], machine: Mapping[str, object], settings: Mapping[str, object]) -> str:
     """Write a report: a table for each length, what could not be measured and why, and what the columns mean."""
     threads = f"{machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
-    lines = ["# Sparse patterns: attnc beside other ways to compute them", ""]
+    backward = bool(settings.get("backward"))
+    lines = [
+        f"# {'Training with sparse' if backward else 'Sparse'} patterns: attnc beside other ways to compute them",
+        "",
+    ]
     place = f"{machine['device']}, {threads}, torch {machine['torch']}"
-    lines += [f"Measured by `attnc bench --suite sparsity` on {place}."]
+    lines += [f"Measured by `attnc bench --suite sparsity{' --backward' if backward else ''}` on {place}."]
     chosen = ", ".join(f"{name} {_plain(value)}" for name, value in settings.items() if value is not None)
     tiles = ", ".join(dict.fromkeys(row.tile for row in rows if row.tile)) or "none"
     lines += [f"Settings: {chosen}.", "", METHOD.format(tile=tiles).rstrip()]
+    lines += ["", TRAINING.rstrip()] if backward else []
     for length in sorted({row.length for row in rows}):
-        here = [row for row in _ordered(rows) if row.length == length]
-        lines += ["", f"## N = {length}", "", _line(("pattern", *COLUMNS)), _line(("---", *("---:",) * len(COLUMNS)))]
-        lines += [_line((row.pattern, *_cells(row))) for row in here]
+        lines += ["", f"## N = {length}", "", *_table([row for row in _ordered(rows) if row.length == length])]
     problems = [(row, name, why) for row in _ordered(rows) for name, why in row.problems.items()]
     if problems:
         lines += ["", "## Without a time", ""]
@@ -104,25 +110,38 @@ def as_markdown(rows: Sequence[SuiteRow], machine: Mapping[str, object], setting
     return "\n".join(lines) + "\n"
 
 
-def _cells(row: SuiteRow) -> tuple[str, ...]:
-    return (
-        _whole(row.pairs),
-        "" if row.density is None else f"{row.density:.4f}",
-        _whole(row.in_tiles),
-        _number(row.waste_in_tiles),
-        _whole(row.computed),
-        _number(row.waste),
-        _time(row.seconds.get("attnc")),
-        _time(row.seconds.get("flex 128")),
-        _time(row.seconds.get("flex 64")),
-        _time(row.build_seconds.get("flex 128")),
-        _time(row.sdpa),
-        _time(row.floor_seconds),
-        _number(row.times_floor),
-        _number(row.times_flex),
-        _number(row.times_best_flex),
-        _number(row.times_flex_with_build),
-    )
+def _table(rows: Sequence[SuiteRow]) -> list[str]:
+    """Lay rows out, without the columns in which none of them has a figure."""
+    every = [_cells(row) for row in rows]
+    headings = [heading for heading in every[0] if any(cells[heading] != NOTHING for cells in every)]
+    lines = [_line(("pattern", *headings)), _line(("---", *("---:",) * len(headings)))]
+    return lines + [
+        _line((row.pattern, *(cells[heading] for heading in headings))) for row, cells in zip(rows, every, strict=True)
+    ]
+
+
+def _cells(row: SuiteRow) -> dict[str, str]:
+    return {
+        "pairs": _whole(row.pairs),
+        "density": NOTHING if row.density is None else f"{row.density:.4f}",
+        "in 64 x 64": _whole(row.in_tiles),
+        "waste 64": _number(row.waste_in_tiles),
+        "computed": _whole(row.computed),
+        "waste": _number(row.waste),
+        "attnc": _time(row.seconds.get("attnc")),
+        "flex": _time(row.seconds.get("flex 128")),
+        "flex 64": _time(row.seconds.get("flex 64")),
+        "mask build": _time(row.build_seconds.get("flex 128")),
+        "sdpa": _time(row.sdpa),
+        "floor": _time(row.floor_seconds),
+        "x floor": _number(row.times_floor),
+        "flex / attnc": _number(row.times_flex),
+        "best flex / attnc": _number(row.times_best_flex),
+        "with build": _number(row.times_flex_with_build),
+        "memory": _bytes(row.memory("attnc")),
+        "memory of sdpa": _bytes(row.memory("sdpa")),
+        "of flex": _bytes(row.memory("flex 128")),
+    }
 
 
 def _ordered(rows: Sequence[SuiteRow]) -> list[SuiteRow]:
@@ -142,12 +161,16 @@ def _plain(value: object) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+    return NOTHING if value is None else f"{value:.2f}"
 
 
 def _whole(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.0f}"
+    return NOTHING if value is None else f"{value:,.0f}"
 
 
 def _time(seconds: float | None) -> str:
-    return "-" if seconds is None else duration(seconds)
+    return NOTHING if seconds is None else duration(seconds)
+
+
+def _bytes(count: int | None) -> str:
+    return NOTHING if count is None else size(count)

@@ -105,6 +105,11 @@ class SuiteRow:
         """SDPA's time with the pattern as a dense mask, or as the flag that it is."""
         return next((seconds for name, seconds in self.seconds.items() if name.startswith("sdpa")), None)
 
+    def memory(self, name: str) -> int | None:
+        """Return the bytes that the contender whose name begins so needs beyond its arguments; None if not measured."""
+        results = self.comparison.get("results", ())
+        return next((one["memory"] for one in results if one["name"].startswith(name)), None)
+
 
 def _ratio(value: float | None, unit: float | None) -> float | None:
     return value / unit if value is not None and unit else None

@@ -20,6 +20,7 @@ from attnc.algebra.coordinates import IDENTITY, KEY_REACH, CoordinateMap, MapKin
 from attnc.algebra.gradients import Axes
 from attnc.algebra.int_exprs import ZERO
 from attnc.algebra.summaries import summary_tensor
+from attnc.codegen.default_tiles import gradient_tiles
 from attnc.codegen.expr_triton import Writer
 from attnc.codegen.functions_triton import fold
 from attnc.codegen.gradient_loops import GradientBody, Slopes, slopes_of, write_gradient_body
@@ -43,7 +44,6 @@ from attnc.codegen.sweeps import Sweep, sweeps_of
 from attnc.ir.nodes import TRUE, And, Binary, BinaryOp, Expr, Index, IndexName, SizeName
 from attnc.ir.program import Attention, NormalizeKind
 from attnc.ir.types import Type
-from attnc.plan.configs import gradient_tile_rows
 from attnc.plan.kernel_plan import Plan
 from attnc.plan.row_state import state_of
 from attnc.plan.transposed import transposed_plan
@@ -176,7 +176,8 @@ def _kernel(
     """Decide about one kernel; `adds` says that others compute some of the same gradients."""
     attention, of_keys = own.attention, kind is Kind.KEYS
     softmax = attention.normalize.kind is NormalizeKind.SOFTMAX
-    slopes = slopes_of(weighing_of(own), softmax=softmax)
+    weighing = weighing_of(own)
+    slopes = slopes_of(weighing, softmax=softmax)
     names = Names(GRADIENT_NAMES)
     tables = Tables(names, (*attention.tensors, *(summary_tensor(attention, name) for name in summaries)))
     writer = Writer(names, tables, _aliases(own, plan, sweep), transposed=of_keys)
@@ -197,7 +198,7 @@ def _kernel(
         careful = None if careful is None else replace(careful, scale_lines=scale_lines)
     prologue = tuple(writer.blocks[0].lines)
     used = _close(writer, loops, rows, of_keys=of_keys, careful=careful is not None)
-    tiles = gradient_tile_rows(sweep.query_tile, sweep.key_tile, of_keys=of_keys)
+    tiles = gradient_tiles(sweep, weighing, loops, of_keys=of_keys)
     stem = "_".join(part for part in (attention.name, variant, kind.value, sweep.label) if part)
     state = state_of(attention)
     values = _parameters(kind, attention, used, tables, reads, state, careful=careful is not None)
@@ -348,10 +349,10 @@ def _close(
 ) -> frozenset[str]:
     """Return all fixed names that the kernel mentions, those of the template's own statements included."""
     used = {*writer.used, "N", "M", "H", "g", "value", "load_tile", "draw_rows", "keeps_pair", "shift"}
-    if careful or any(loop.order is not None for loop in loops) or rows is not None:
+    if any(loop.order is not None for loop in loops) or rows is not None:
         used.add("gather_tile")
     if careful:
-        used |= {"is_spoiled", "finite_part", "nonfinite_code", "nonfinite_sum", "shift"}
+        used |= {"dot_rows", "is_spoiled", "finite_part", "nonfinite_code", "nonfinite_sum", "shift"}
     if any(loop.body.uses_dot for loop in loops):
         used.add("dot")
     if any(loop.body.factor for loop in loops):

@@ -24,8 +24,8 @@ MATH_FUNCTIONS = frozenset(
         r"\w+",
         """
         clamp_position floor_div floor_mod checked_div checked_mod floor_div_float floor_mod_float float_to_int
-        hash_mix tanh sin cos power read_scalar load_tile tile_source read_tile gather_tile weighted_exp2 is_spoiled
-        finite_part nonfinite_code nonfinite_sum draw_rows keeps_pair
+        hash_mix tanh sin cos power read_scalar load_tile tile_source read_tile gather_tile dot_rows weighted_exp2
+        is_spoiled finite_part nonfinite_code nonfinite_sum draw_rows keeps_pair
         """,
     )
 )
@@ -63,7 +63,8 @@ GRADIENT_NAMES = frozenset(
         dv_stride_b dv_stride_h dv_stride_n start_gradients cut_gradients finish_gradients d_dim
         first_row_of_head factor_of_dot q_ptr k_part vectors
         kept_p first_program slots slot first_slot pair_offsets pair_places strip_rows_ptr strip_keys_ptr
-        strip_heads_ptr pairs
+        strip_heads_ptr pairs spoiled_q spoiled_k spoiled_v q_rows k_rows v_rows do_rows
+        sum_places
         """,
     )
 )

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 
 from attnc.algebra.coordinates import IDENTITY, CoordinateMap, MapKind
 from attnc.algebra.summaries import summary_tensor
+from attnc.codegen.default_tiles import forward_tiles
 from attnc.codegen.expr_triton import Writer
 from attnc.codegen.functions_triton import fold
 from attnc.codegen.kernel_pieces import (
@@ -26,9 +27,7 @@ from attnc.codegen.kernel_pieces import (
     dropout_arguments,
     header_of,
     input_view,
-    is_long_test,
     is_unshifted,
-    pair_work,
     state_tensors,
     tile_lines,
     write_scale,
@@ -59,14 +58,9 @@ from attnc.ir.nodes import (
 from attnc.ir.program import Attention, NormalizeKind
 from attnc.ir.types import Type
 from attnc.ir.walk import walk
-from attnc.plan.configs import tile_rows
 from attnc.plan.kernel_plan import Plan
 from attnc.plan.row_state import state_of
 
-HEAVY_WORK = 6
-"""Operations on pairs beyond which a kernel gets smaller tiles: kernels of the examples spill from there on."""
-MOST_LOOPS = 5
-"""Loops over keys beyond which a kernel gets smaller tiles: one with seven spills without."""
 _REAL_KEY = Binary(BinaryOp.LT, Index(IndexName.KEY), Size(SizeName.KEYS), Type.BOOL)
 
 
@@ -172,11 +166,7 @@ def kernel_view(plan: Plan, sweep: Sweep | None = None, *, variant: str = "") ->
     careful_order = orders.get(walked.pop()) if len(walked) == 1 else None
     careful = _write_careful(writer, sweep, weighing)
     used = _close(writer, loops, careful, rows, careful_order)
-    # Sums of earlier kernels take registers as much arithmetic does, and so do many loops.
-    heavy = _is_heavy(sweep, weighing) or bool(sweep.before) or len(loops) > MOST_LOOPS
-    gathered = any(loop.order is not None for loop in loops)
-    tested = any(is_long_test(interval.tile_test) for one in sweep.passes for interval in one.tiles.intervals)
-    defaults = tile_rows(sweep.query_tile, sweep.key_tile, heavy=heavy, gathered=gathered, tested=tested)
+    defaults = forward_tiles(sweep, weighing, loops)
     long_rows = "" if rows is not None or not loops else _long_rows(plan)
     values = _parameters(attention, used, tables, sweep, careful=careful is not None, ranged=bool(long_rows))
     stem = "_".join(part for part in (attention.name, variant, sweep.label) if part)
@@ -355,13 +345,6 @@ def _close(
     if used & {"q_hi", "q_lo", "q_idx"}:
         used.add("shift")
     return frozenset(used)
-
-
-def _is_heavy(sweep: Sweep, weighing: Weighing) -> bool:
-    """Tell whether pairs take so much arithmetic that tiles must be small to keep it in registers."""
-    work = pair_work(weighing.score) + (pair_work(weighing.factor) if weighing.factor is not None else 0)
-    masks = (pair_work(interval.residual) for one in sweep.passes for interval in one.tiles.intervals)
-    return work + max(masks, default=0) > HEAVY_WORK
 
 
 def _parameters(

@@ -173,9 +173,9 @@ def tile_rows(
 
 
 _QUERY_GRADIENTS: _Table = {
-    ("sm_80", 2): {64: TileConfig(64, 32, 4, 2), 128: TileConfig(64, 32, 8, 2), 256: TileConfig(32, 32, 8, 1)},
+    ("sm_80", 2): {64: TileConfig(64, 32, 4, 2), 128: TileConfig(64, 64, 8, 2), 256: TileConfig(32, 32, 8, 1)},
     ("sm_86", 2): {64: TileConfig(64, 32, 4, 2), 128: TileConfig(64, 32, 8, 2), 256: TileConfig(32, 32, 8, 1)},
-    ("sm_90", 2): {64: TileConfig(64, 32, 4, 2), 128: TileConfig(64, 32, 8, 2), 256: TileConfig(32, 32, 8, 1)},
+    ("sm_90", 2): {64: TileConfig(128, 64, 8, 2), 128: TileConfig(128, 64, 8, 2), 256: TileConfig(32, 32, 8, 1)},
     ("sm_100", 2): {64: TileConfig(64, 32, 8, 2), 128: TileConfig(64, 32, 8, 2), 256: TileConfig(32, 32, 8, 1)},
     ("gfx942", 2): {64: TileConfig(32, 64, 4, 1), 128: TileConfig(32, 32, 4, 1), 256: TileConfig(16, 32, 4, 1)},
     ("sm_80", 4): {64: TileConfig(32, 32, 4, 1), 128: TileConfig(32, 32, 4, 1), 256: TileConfig(16, 16, 4, 1)},
@@ -189,24 +189,60 @@ _QUERY_GRADIENTS: _Table = {
 _KEY_GRADIENTS: _Table = _QUERY_GRADIENTS | {
     ("sm_80", 2): {64: TileConfig(32, 32, 4, 2), 128: TileConfig(32, 32, 8, 2), 256: TileConfig(16, 32, 8, 2)},
     ("sm_86", 2): {64: TileConfig(32, 32, 4, 2), 128: TileConfig(32, 32, 8, 2), 256: TileConfig(16, 32, 8, 2)},
-    ("sm_90", 2): {64: TileConfig(32, 32, 8, 2), 128: TileConfig(32, 16, 8, 2), 256: TileConfig(32, 16, 8, 1)},
+    ("sm_90", 2): {64: TileConfig(32, 32, 8, 2), 128: TileConfig(32, 32, 8, 2), 256: TileConfig(32, 16, 8, 1)},
     ("sm_100", 2): {64: TileConfig(32, 32, 8, 2), 128: TileConfig(32, 32, 8, 1), 256: TileConfig(16, 32, 8, 2)},
     ("gfx942", 2): {64: TileConfig(32, 32, 4, 1), 128: TileConfig(16, 64, 4, 1), 256: TileConfig(16, 32, 4, 1)},
 }
 """For those whose rows are keys: they have two sums of rows, and so fewer registers for tiles of queries."""
 
 
-def gradient_tile_rows(own_limit: int, walked_limit: int, *, of_keys: bool) -> tuple[TileRow, ...]:
+_GATHERED_KEY_GRADIENTS: _Table = {("sm_90", 2): {128: TileConfig(32, 16, 8, 2)}}
+"""The same where queries are read out of plain order: their addresses take registers."""
+
+_HEAVY_QUERY_GRADIENTS: _Table = {("sm_90", 2): {128: TileConfig(64, 32, 8, 2)}}
+_HEAVY_KEY_GRADIENTS: _Table = {("sm_80", 2): {128: TileConfig(32, 32, 8, 1)}}
+"""For patterns with much arithmetic for each pair, and for many loops."""
+
+_TESTED_QUERY_GRADIENTS: _Table = {
+    ("sm_80", 2): {64: TileConfig(32, 32, 4, 1), 128: TileConfig(32, 32, 8, 1)},
+    ("sm_90", 2): {128: TileConfig(64, 32, 8, 1)},
+}
+_TESTED_KEY_GRADIENTS: _Table = {
+    ("sm_80", 2): {64: TileConfig(32, 16, 8, 1), 128: TileConfig(16, 16, 8, 1)},
+    ("sm_90", 2): {64: TileConfig(32, 16, 8, 1), 128: TileConfig(16, 16, 8, 1)},
+}
+"""For kernels whose tile tests compute much for each program."""
+
+
+def gradient_tile_rows(
+    own_limit: int,
+    walked_limit: int,
+    *,
+    of_keys: bool,
+    heavy: bool = False,
+    gathered: bool = False,
+    tested: bool = False,
+) -> tuple[TileRow, ...]:
     """Return the defaults of a kernel of gradients.
 
     Args:
         own_limit: most rows of its own for which residuals hold.
         walked_limit: the same of rows that it walks.
         of_keys: whether its own rows are keys.
+        heavy: whether the pattern computes much for each pair.
+        gathered: whether what it walks is read out of plain order.
+        tested: whether tiles are tested by hashes or tables.
     """
+    table = _KEY_GRADIENTS if of_keys else _QUERY_GRADIENTS
+    if heavy:
+        table = _overlaid(table, _HEAVY_KEY_GRADIENTS if of_keys else _HEAVY_QUERY_GRADIENTS)
+    if gathered and of_keys:
+        table = _overlaid(table, _GATHERED_KEY_GRADIENTS)
+    if tested:
+        table = _overlaid(table, _TESTED_KEY_GRADIENTS if of_keys else _TESTED_QUERY_GRADIENTS)
     rows = []
     query_limit, key_limit = (walked_limit, own_limit) if of_keys else (own_limit, walked_limit)
-    for (target, size), by_head in (_KEY_GRADIENTS if of_keys else _QUERY_GRADIENTS).items():
+    for (target, size), by_head in table.items():
         for head_size, config in sorted(by_head.items()):
             query, key = min(config.query, query_limit), min(config.key, key_limit)
             rows.append(TileRow(target, size, head_size, (replace(config, query=query, key=key),)))

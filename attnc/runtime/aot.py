@@ -19,9 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attnc.runtime.gradient_launch import GradientLaunch
+from attnc.runtime.gradient_strips import PAIR_AXES, PairSum
 from attnc.runtime.launch import compile_options
-from attnc.runtime.pairs import Sizes
-from attnc.runtime.program import Program, TensorArgument
+from attnc.runtime.pairs import Pairs, Sizes
+from attnc.runtime.program import Program, TableRead, TensorArgument
 from attnc.runtime.tiles import Tiles, assume_target
 
 ARCHITECTURES = {
@@ -242,13 +244,29 @@ def record_gradients(
     """Return the kernels of gradients in the same way; all gradients of tables are wanted."""
     meta = _MetaCall.of(program, dtype, head_size, value_size)
     state, delta = (meta.state, torch.empty(2, 4, LENGTH, device="meta")) if program.kept else (None, None)
-    sums = [torch.empty(2, 4, LENGTH, device="meta") for _ in program.reads]
+    sums = [_sum_of(read) for read in program.reads]
 
     def call(launch: Any) -> None:
         launch(meta.query, meta.key, meta.value, meta.out, state, delta, sums, meta.inputs, None, precision, None)
 
     every = (program.gradients, *(short.gradients for short in program.short))
-    return _recorded(module, program, every, call, target, tiles, shares)
+    found = _recorded(module, program, every, call, target, tiles, shares)
+    # what pairs contribute is left by the same kernel for each strip of rows
+    return list({kernel.__name__: (kernel, arguments) for kernel, arguments in found}.values())
+
+
+def _sum_of(read: TableRead) -> Tensor | PairSum:
+    """Return where a read's gradient goes: nothing is ever there."""
+    if read.axes in PAIR_AXES:
+        return _NoPairs(Pairs(Sizes(1, 1, 1, 1, 1, 1, 1), {}, torch.float32, torch.device("meta")), read, {})
+    return torch.empty(2, 4, LENGTH, device="meta")
+
+
+class _NoPairs(PairSum):
+    """Takes what is never computed."""
+
+    def add(self, strip: GradientLaunch, pairs: Tensor) -> None:
+        """Do nothing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,9 @@ from attnc.runtime.row_gradients import add_read
 from attnc.runtime.row_orders import PLAIN_ROWS, GridRows, RowOrder
 from attnc.runtime.tiles import TileTable
 
+PAIR_AXES = ("diagonal", "pair")
+"""`TableRead.axes` of elements that belong neither to a row nor to a key."""
+
 STRIP_BYTES = 1 << 26
 """Memory for what the pairs of a strip contribute to all tables."""
 

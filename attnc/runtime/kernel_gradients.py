@@ -11,7 +11,7 @@ from attnc.runtime.blocks import bind_tables, compute_dtype, head_pairs
 from attnc.runtime.calls import call_sizes
 from attnc.runtime.checks import check_head_sizes
 from attnc.runtime.dropout import Dropout
-from attnc.runtime.gradient_strips import PairSum
+from attnc.runtime.gradient_strips import PAIR_AXES, PairSum
 from attnc.runtime.pairs import Pairs
 from attnc.runtime.program import Program
 from attnc.runtime.row_gradients import add_read, all_keys, all_rows, of_keys, of_rows, scale_gradients, sink_gradients
@@ -77,7 +77,7 @@ def _sums_of_reads(program: Program, heads: Pairs, totals: Mapping[str, Tensor])
         shape = (sizes.B, sizes.H, sizes.M if read.axes == "column" else sizes.N)
         if read.table not in totals:
             found.append(None)
-        elif read.axes in ("diagonal", "pair"):
+        elif read.axes in PAIR_AXES:
             found.append(PairSum(heads, read, totals))
         else:
             found.append(torch.zeros(shape, dtype=torch.float32, device=heads.device))

@@ -86,3 +86,24 @@ def gather_tile(base, row, stride, end, columns: tl.constexpr, head_size: tl.con
         else:
             tile = tl.load(pointers, mask=(column < head_size)[None, :], other=0.0)
     return tile
+
+
+@triton.jit
+def dot_rows(left, left_real, right, right_real, head_size: tl.constexpr, precision: tl.constexpr):
+    """Multiply rows of two matrices with each other, `[left rows, right rows]`, a few columns at a time.
+
+    What a rare walk needs takes few registers then: the loops that matter have them.
+
+    Args:
+        left, right: addresses of rows, which are contiguous.
+        left_real, right_real: whether a row is read; it is 0 otherwise.
+        head_size: elements of a row.
+    """
+    total = tl.zeros([left.shape[0], right.shape[0]], tl.float32)
+    for first in tl.range(0, head_size, 16, num_stages=1):
+        column = (first + tl.arange(0, 16))[None, :]
+        inside = column < head_size
+        left_part = tl.load(left[:, None] + column, mask=left_real[:, None] & inside, other=0.0)
+        right_part = tl.load(right[:, None] + column, mask=right_real[:, None] & inside, other=0.0)
+        total = tl.dot(left_part, tl.trans(right_part), total, input_precision=precision)
+    return total

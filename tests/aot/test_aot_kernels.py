@@ -184,8 +184,8 @@ def test_kernels_fit_shared_memory_of_smaller_devices(compile_example):
         assert report["shared"] <= report["shared_limit"], report
 
 
-SPILLING = ("bigbird",)
-"""Examples whose kernels of gradients keep too much for each program: tests of tiles by hashes, in several loops."""
+SPILLING = {("bigbird_key_gradient", "sm_80", 128)}
+"""Kernels that keep too much for each program: tests of tiles by hashes, in several loops."""
 
 
 @pytest.mark.parametrize("name", ["streaming", "packed"])
@@ -195,7 +195,7 @@ def test_gradients_spill_nothing(name, target, compile_example):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", [one for one in EXAMPLES if one.stem not in SPILLING], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_gradients_of_every_example_spill_nothing(path, compile_example):
     check_gradients(compile_example(path, ("sm_80", "sm_90"), (64, 128), gradients=True))
 
@@ -210,6 +210,7 @@ def test_gradients_compile_for_every_target(path, compile_example):
 def check_gradients(reports):
     assert len({report["name"] for report in reports}) >= 2
     for report in reports:
-        assert report["spills"] == 0, report
+        spilling = (report["name"], report["target"], report["head_size"]) in SPILLING
+        assert (report["spills"] > 0) == spilling, report
         assert report["matrix_instructions"] > 0, report
         assert report["shared"] <= report["shared_limit"], report

@@ -203,6 +203,17 @@ def test_reports_have_every_number():
     assert summary([row(), failed]).row_count == 2
 
 
+def test_reports_of_training_have_memory_and_no_columns_without_figures():
+    results = [{"name": "attnc", "memory": 3 << 20}, {"name": "sdpa, dense mask", "memory": 5 << 30}]
+    one = row(seconds={"attnc": 0.5, "sdpa, dense mask": 3.0}, build_seconds={}, comparison={"results": results})
+    text = as_markdown([one], {"device": "CPU", "threads": 2, "torch": "2"}, {"backward": True})
+    assert text.startswith("# Training")
+    heading, _, line = (line for line in text.splitlines() if line.startswith("| "))
+    assert heading.split(" | ")[-3:] == ["x floor", "memory", "memory of sdpa |"]
+    assert line.split(" | ")[-3:] == ["5.00", "3 MiB", "5 GiB |"]
+    assert "flex" not in heading
+
+
 def run(place, *arguments, code=0):
     command = [
         "bench", "--suite", "sparsity", "-n", "48,80", "--heads", "2", "--head-size", "8", "--peers", "none",

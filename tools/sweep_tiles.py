@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Container, Iterable, Iterator
 from importlib import metadata
@@ -38,8 +39,6 @@ HEAD_SIZES = (64, 128, 256)
 DTYPES = ("bfloat16", "float16")
 SHARES = (1, 4)
 """Programs that share the keys of the same rows; with several, a further launch joins their sums."""
-
-MARKDOWN = "--markdown docs/results/ahead_of_time.md"
 
 ALL_DTYPES = (*DTYPES, "float32")
 
@@ -141,14 +140,12 @@ def _show(tiles: Tiles) -> str:
 
 def _page(rows: list[dict[str, Any]], *, gradients: bool) -> str:
     """Lay the sweep out as one table per head size and element type, a row for each kernel."""
-    title = "Kernels of the examples' gradients" if gradients else "Kernels of the examples"
-    page = "--gradients --markdown docs/results/ahead_of_time_gradients.md" if gradients else MARKDOWN
     lines = [
-        f"# {title}, compiled ahead of time",
+        f"# Kernels of the examples{' for gradients' if gradients else ''}, compiled ahead of time",
         "",
         f"Triton {metadata.version('triton')}, default tiles, no GPU present. Written by",
         "",
-        f"    python tools/sweep_tiles.py {page}",
+        f"    python tools/sweep_tiles.py {shlex.join(sys.argv[1:])}",
         "",
         "A cell says tiles (queries x keys x warps x stages, and `d` where keys and values are read through tensor"
         " descriptors), registers of a thread, KiB of shared memory of a program, and bytes spilled, in bold, where"

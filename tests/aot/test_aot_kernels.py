@@ -119,10 +119,19 @@ def check_report(report, *, joins=False):
     assert (report["descriptor_reads"] > 0) == (expected and not joins), report
 
 
-@pytest.mark.parametrize(
-    "targets", [("sm_90",), pytest.param(("sm_80", "sm_100", "gfx942"), marks=pytest.mark.slow)], ids="-".join
-)
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+QUICK = ("alibi", "dilated", "gpt", "longformer", "neighborhood", "packed", "streaming")
+"""Examples that the quick tests compile for sm_90: every layout, data, and a table."""
+
+
+def targets_of(path):
+    """Yield an example with targets that it is compiled for at once, those that take long marked so."""
+    marks = [] if path.stem in QUICK else [pytest.mark.slow]
+    yield pytest.param(path, ("sm_90",), marks=marks, id=f"{path.stem}-sm_90")
+    others = ("sm_80", "sm_100", "gfx942")
+    yield pytest.param(path, others, marks=[pytest.mark.slow], id=f"{path.stem}-{'-'.join(others)}")
+
+
+@pytest.mark.parametrize(("path", "targets"), [one for path in EXAMPLES for one in targets_of(path)])
 def test_examples_at_head_size_128(path, targets, compile_example):
     reports = compile_example(path, targets, (128,), shares=1)
     assert [report["target"] for report in reports if report["name"] == reports[0]["name"]] == list(targets)

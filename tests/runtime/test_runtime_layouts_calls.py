@@ -210,7 +210,7 @@ def test_order_of_passes_does_not_matter(parts_of):
     compare(Split(tuple(reversed(parts_of))), N=100, M=120)
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(
     period=st.integers(1, 40),
     ahead=st.integers(-50, 50),
@@ -225,7 +225,7 @@ def test_any_residue(period, ahead, reach, causal, align, queries, keys):
     compare(Split(((part, residue(period, ahead)),), "", align), N=queries, M=keys, D=4, E=4)
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(
     period=st.integers(2, 30),
     first=st.integers(0, 29),
@@ -244,7 +244,7 @@ def test_any_runs(period, first, length, of_keys, edge, queries, keys):
     compare(split, N=queries, M=keys, D=4, E=4)
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(
     width=st.integers(2, 12),
     reach=st.tuples(st.integers(0, 3), st.integers(0, 3)),

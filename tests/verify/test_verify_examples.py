@@ -23,7 +23,13 @@ def test_every_example_is_here():
     assert {path.stem for path in EXAMPLES} >= EXPECTED
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def quick(path):
+    """Put off the examples that have the most plans and passes."""
+    marks = [pytest.mark.slow] if path.stem in ("bigbird", "sparse_transformer") else []
+    return pytest.param(path, marks=marks, id=path.stem)
+
+
+@pytest.mark.parametrize("path", [quick(path) for path in EXAMPLES])
 def test_an_example_at_some_sizes(path):
     checked = 0
     for variant in variants(plan_source(read_pattern(path)), {}):

@@ -40,7 +40,7 @@ from attnc.codegen.launch_view import summaries_text, variant_name
 from attnc.codegen.loops import Loop, Walk, write_loop
 from attnc.codegen.positions import KeyOrder, RowOrder, write_key_order, write_query_order, write_row_order
 from attnc.codegen.reads_triton import Argument, Tables
-from attnc.codegen.sweeps import Sweep, sweeps_of
+from attnc.codegen.sweeps import Sweep, positions_apart, sweeps_of
 from attnc.ir.nodes import TRUE, And, Binary, BinaryOp, Expr, Index, IndexName, SizeName
 from attnc.ir.program import Attention, NormalizeKind
 from attnc.ir.types import Type
@@ -194,7 +194,11 @@ def _kernel(
     reads = _read_sums(names, slopes, _AXES[kind])
     scale, scale_axis, scale_lines = _write_scale(writer, attention, loops, softmax=softmax)
     if scale_lines:
-        loops = tuple(replace(loop, body=replace(loop.body, scale_lines=scale_lines)) for loop in loops)
+        walks_rows = of_keys and any("q_idx" in line for line in scale_lines)
+        loops = tuple(
+            replace(loop, body=replace(loop.body, scale_lines=scale_lines), uses_kv_idx=loop.uses_kv_idx or walks_rows)
+            for loop in loops
+        )
         careful = None if careful is None else replace(careful, scale_lines=scale_lines)
     prologue = tuple(writer.blocks[0].lines)
     used = _close(writer, loops, rows, of_keys=of_keys, careful=careful is not None)
@@ -210,7 +214,7 @@ def _kernel(
         of_pairs=kind is Kind.PAIRS,
         passes=len(sweep.passes),
         extra=sum(2 * one.layout.key.axes[0].stride for one in sweep.passes if one.layout.key.kind is MapKind.BOX),
-        apart=_positions_apart(sweep),
+        apart=positions_apart(sweep),
         state=state,
         before_shift=before_shift,
         shift=shift,
@@ -233,15 +237,6 @@ def _kernel(
         inputs=tuple(input_view(table) for table in tables.all),
         tiles=tuple(line for row in tiles for line in tile_lines(row)),
     )
-
-
-def _positions_apart(sweep: Sweep) -> int:
-    """Return how far apart positions of rows and of keys are that follow each other in all passes; 0 if they vary."""
-    orders = [order for one in sweep.passes for order in (one.layout.query, one.layout.key)]
-    if any(order.kind not in (MapKind.IDENTITY, MapKind.RESIDUE) for order in orders):
-        return 0
-    steps = {order.period for order in orders}
-    return steps.pop() if len(steps) == 1 else 0
 
 
 def _aliases(own: Plan, plan: Plan, sweep: Sweep) -> dict[str, str]:

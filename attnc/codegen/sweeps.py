@@ -139,3 +139,12 @@ def _labels(orders: list[CoordinateMap]) -> list[str]:
 
 def _int(value: int) -> Expr:
     return Const(value, Type.INT)
+
+
+def positions_apart(sweep: Sweep) -> int:
+    """Return how far apart positions of rows and of keys are that follow each other in all passes; 0 if they vary."""
+    orders = [order for one in sweep.passes for order in (one.layout.query, one.layout.key)]
+    if any(order.kind not in (MapKind.IDENTITY, MapKind.RESIDUE) for order in orders):
+        return 0
+    steps = {order.period for order in orders}
+    return steps.pop() if len(steps) == 1 else 0

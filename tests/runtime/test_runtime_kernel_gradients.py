@@ -88,6 +88,10 @@ def test_sizes_of_all_others(name, sizes):
     run(name, B=1, H=2, G=1, N=sizes[0], M=sizes[1])
 
 
+def test_a_scale_of_queries_in_tiles_without_a_test():
+    run("scaled", B=1, H=2, G=1, N=100, M=257)
+
+
 @pytest.mark.parametrize("heads", [(8, 8), (40, 24), (64, 128), (128, 256)], ids=str)
 def test_head_sizes(heads):
     run("packed", B=1, H=2, G=1, N=40, M=50, D=heads[0], E=heads[1])

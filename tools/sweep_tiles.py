@@ -140,12 +140,13 @@ def _show(tiles: Tiles) -> str:
 
 def _page(rows: list[dict[str, Any]], *, gradients: bool) -> str:
     """Lay the sweep out as one table per head size and element type, a row for each kernel."""
+    chosen = re.sub(r" ?--results \S+", "", shlex.join(sys.argv[1:]))
     lines = [
         f"# Kernels of the examples{' for gradients' if gradients else ''}, compiled ahead of time",
         "",
         f"Triton {metadata.version('triton')}, default tiles, no GPU present. Written by",
         "",
-        f"    python tools/sweep_tiles.py {shlex.join(sys.argv[1:])}",
+        f"    python tools/sweep_tiles.py {chosen}",
         "",
         "A cell says tiles (queries x keys x warps x stages, and `d` where keys and values are read through tensor"
         " descriptors), registers of a thread, KiB of shared memory of a program, and bytes spilled, in bold, where"

@@ -237,7 +237,8 @@ def _write_grid(writer: Writer, order: CoordinateMap, *, shifted: bool, last: st
     if shifted:
         writer.emit(f"{place} = {place} - shift", 0)
     writer.used[size.value] = None
-    tests = [*([f"({place} >= 0)"] if shifted else []), f"({place} < {size.value})", *([real] if real else [])]
+    before_first = shifted or axis.lead > 0  # points of the first tile may lie before the first position
+    tests = [*([f"({place} >= 0)"] if before_first else []), f"({place} < {size.value})", *([real] if real else [])]
     tile = " x ".join(str(one.tile) for one in order.axes)
     count = size.value
     steps = f"({count} + {axis.stride - 2}) // {axis.stride}" if axis.stride > 2 else count

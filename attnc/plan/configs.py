@@ -187,7 +187,7 @@ _QUERY_GRADIENTS: _Table = {
 """For kernels of gradients whose rows are queries."""
 
 _KEY_GRADIENTS: _Table = _QUERY_GRADIENTS | {
-    ("sm_80", 2): {64: TileConfig(32, 32, 4, 2), 128: TileConfig(32, 32, 8, 2), 256: TileConfig(16, 32, 8, 2)},
+    ("sm_80", 2): {64: TileConfig(32, 32, 4, 2), 128: TileConfig(32, 32, 8, 2), 256: TileConfig(32, 16, 8, 1)},
     ("sm_86", 2): {64: TileConfig(32, 32, 4, 2), 128: TileConfig(32, 32, 8, 2), 256: TileConfig(16, 32, 8, 2)},
     ("sm_90", 2): {64: TileConfig(32, 32, 8, 2), 128: TileConfig(32, 32, 8, 2), 256: TileConfig(32, 16, 8, 1)},
     ("sm_100", 2): {64: TileConfig(32, 32, 8, 2), 128: TileConfig(32, 32, 8, 1), 256: TileConfig(16, 32, 8, 2)},

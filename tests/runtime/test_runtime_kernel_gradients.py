@@ -150,10 +150,20 @@ def test_layouts(name):
     compare(found, expected)
 
 
+def test_points_of_a_grid_before_the_first_position_are_no_keys():
+    """They once had negative numbers of rows, which a kernel of keys read and wrote."""
+    check_layout("grid_ends", (64, 64))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(64, 64), (130, 70), (37, 150)], ids=str)
 @pytest.mark.parametrize("name", SPLITS)
 def test_every_layout(name, sizes):
+    # scores beyond a hundred round as much in the log-sum-exp that weights are computed from
+    check_layout(name, sizes, 1e-4 if name == "row_term" else 2e-5)
+
+
+def check_layout(name, sizes, tolerance=2e-5):
     split = SPLITS[name]
     query, key, value = tensors(B=2, H=4, G=2, N=sizes[0], M=sizes[1], dtype=torch.float32)
     inputs = inputs_of(split, query, key)
@@ -165,7 +175,7 @@ def test_every_layout(name, sizes):
         leaves,
         lse,
     )
-    compare(found, expected)
+    compare(found, expected, tolerance)
 
 
 STRIDES = {

@@ -188,8 +188,8 @@ def _kernel(
     writer.base = 1 if of_keys else 0
     orders: dict[CoordinateMap, KeyOrder] = {}
     loops = _write_loops(writer, own, sweep, slopes, orders, _AXES[kind], shifted=bool(shift))
-    walked = {one.layout.key for one in sweep.passes}
-    careful_order = orders.get(walked.pop()) if len(walked) == 1 else None
+    layouts = {one.layout.key for one in sweep.passes}
+    careful_order = orders.get(layouts.pop()) if len(layouts) == 1 else None
     careful = None if kind is Kind.PAIRS else _write_careful(writer, own, sweep, slopes)
     reads = _read_sums(names, slopes, _AXES[kind])
     scale, scale_axis, scale_lines = _write_scale(writer, attention, loops, softmax=softmax)
@@ -199,7 +199,8 @@ def _kernel(
             replace(loop, body=replace(loop.body, scale_lines=scale_lines), uses_kv_idx=loop.uses_kv_idx or walks_rows)
             for loop in loops
         )
-        careful = None if careful is None else replace(careful, scale_lines=scale_lines)
+        walked = tuple(line.replace("BLOCK_M", "CHUNK_N") for line in scale_lines) if of_keys else scale_lines
+        careful = None if careful is None else replace(careful, scale_lines=walked)
     prologue = tuple(writer.blocks[0].lines)
     used = _close(writer, loops, rows, of_keys=of_keys, careful=careful is not None)
     tiles = gradient_tiles(sweep, weighing, loops, of_keys=of_keys)

@@ -107,17 +107,20 @@ SUFFIX = {Shape.SCALAR: "", Shape.ROW: "_row", Shape.KEY: "_key", Shape.PAIR: "_
 
 
 def extent(shape: Shape, aliases: Mapping[str, str]) -> str:
-    """Return the dimensions of a value; `aliases` may have another name for the keys that a walk takes at once."""
-    keys = aliases.get("BLOCK_N", "BLOCK_N")
+    """Return the dimensions of a value.
+
+    `aliases` may have other names: for the keys that a walk takes at once, and for both in kernels whose rows are keys.
+    """
+    rows, keys = aliases.get("BLOCK_M", "BLOCK_M"), aliases.get("BLOCK_N", "BLOCK_N")
     match shape:
         case Shape.SCALAR:
             return "[]"
         case Shape.ROW:
-            return "[BLOCK_M]"
+            return f"[{rows}]"
         case Shape.KEY:
             return f"[{keys}]"
         case Shape.PAIR:
-            return f"[BLOCK_M, {keys}]"
+            return f"[{rows}, {keys}]"
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,6 +150,41 @@ def test_layouts(name):
     compare(found, expected)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "mask causal\n score s + t[1, j % 4]",
+        "mask causal\n score s + t[1, (i + j) % 4]",
+        "mask causal and t[1, j % 4] > -0.5",
+        "mask i == j or t[1, (i + j) % 4] > -0.5",
+        "weight abs(t[1, j % 4])",
+        "mask causal and (i - j) % 4 == 0\n score s + t[1, j % 4] * t[1, i % 4]",
+        "mask causal\n scale t[1, i % 4]",
+    ],
+)
+@pytest.mark.parametrize("poisoned", [False, True])
+def test_reads_that_a_head_may_put_outside(text, poisoned):
+    """The test of such a read is one for all pairs, and is spread over tiles that need not be square."""
+    text = f"attention guarded {{ input t: float[H, 4]\n {text} }}"
+    query, key, value = (one.detach() for one in tensors(B=1, H=2, G=1, N=100, M=100, dtype=torch.float32))
+    if poisoned:  # a walk over everything, a few columns at a time
+        query[0, 0, 0] = float("inf")
+    table = torch.rand(2, 4) + 0.5
+    leaves = [tensor.requires_grad_() for tensor in (query, key, value, table)]
+    function, attention = module_of(text).guarded, attention_of(text)
+    with assume_target("cpu", Tiles(32, 64, 4, 1)):
+        found = outputs_and_gradients(lambda: function(query, key, value, t=table), leaves, False)
+    expected = outputs_and_gradients(
+        lambda: reference(attention, query, key, value, {"t": table}, dtype=torch.float64), leaves, False
+    )
+    if poisoned:
+        assert found[2].isnan().any()
+        for mine, theirs in zip(found, expected, strict=True):
+            assert torch.equal(mine.isfinite(), theirs.isfinite())
+        found, expected = ([one.nan_to_num(0.0, 0.0, 0.0) for one in some] for some in (found, expected))
+    compare(found, expected)
+
+
 def test_points_of_a_grid_before_the_first_position_are_no_keys():
     """They once had negative numbers of rows, which a kernel of keys read and wrote."""
     check_layout("grid_ends", (64, 64))

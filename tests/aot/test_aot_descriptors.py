@@ -1,11 +1,6 @@
 """Kernels with tensor descriptors as `torch.compile` traces them, and the memory that Triton needs to launch them."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
-ROOT = Path(__file__).parents[2]
+from without_device import DRIVER, run_python
 
 LOAD = """
 import threading
@@ -18,16 +13,9 @@ module = import_compiled(plan_source(read_pattern(Path("examples/streaming.attn"
 """
 
 TRACE = """
-import triton
 from functorch.compile import aot_function
 from torch._subclasses.fake_tensor import FakeTensorMode
-from triton.backends.compiler import GPUTarget
 
-class Driver:
-    def get_current_target(self):
-        return GPUTarget("cuda", 90, 32)
-
-triton.runtime.driver.set_active(Driver())
 graphs = []
 
 def keep(graph, inputs):
@@ -83,16 +71,12 @@ assert found == [True, 256, True, 256], found
 
 
 def run(code):
-    """Run in a process of its own: this one interprets its kernels."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-c", LOAD + code]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=ROOT)
-    assert result.returncode == 0, result.stderr
-    return result.stderr
+    """Run what comes after `LOAD`, and return what is warned of."""
+    return run_python(LOAD + code).stderr
 
 
 def test_traced_kernels_read_by_descriptors_and_change_their_output_alone():
-    assert "data pointer" not in run(TRACE)
+    assert "data pointer" not in run(DRIVER + TRACE)
 
 
 def test_every_thread_gives_triton_memory_for_descriptors():

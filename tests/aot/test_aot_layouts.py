@@ -1,14 +1,10 @@
 """Kernels of several passes, in residue order and in runs, compiled ahead of time."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from without_device import DRIVER, run_python
 
-ROOT = Path(__file__).parents[2]
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 
 PATTERNS = {
@@ -69,16 +65,11 @@ for target in targets:
 
 TRACE = (
     COMPILE[: COMPILE.index("fields = ")]
+    + DRIVER
     + """
 from unittest import mock
 from functorch.compile import aot_function
 from torch._subclasses.fake_tensor import FakeTensorMode
-import triton
-from triton.backends.compiler import GPUTarget
-
-class Driver:
-    def get_current_target(self):
-        return GPUTarget("cuda", 90, 32)
 
 def keep(graph, inputs):
     for node in graph.graph.nodes:
@@ -88,7 +79,6 @@ def keep(graph, inputs):
             assert not any(word in str(node.target) for word in ("clone", "copy", "contiguous")), node
     return graph.forward
 
-triton.runtime.driver.set_active(Driver())
 class Properties:
     multi_processor_count = 132
 
@@ -108,11 +98,7 @@ def compile_parts(parts, folder, targets=TARGETS, head_sizes=(128,), dtypes=("bf
 
 def run_lines(code, folder, arguments):
     """Run a process and return what it prints, a JSON value per line."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"TRITON_CACHE_DIR": str(folder / "cache")}
-    command = [sys.executable, "-c", code, json.dumps(arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=ROOT)
-    assert result.returncode == 0, result.stderr
+    result = run_python(code, json.dumps(arguments), TRITON_CACHE_DIR=str(folder / "cache"))
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 

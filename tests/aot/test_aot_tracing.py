@@ -1,34 +1,24 @@
 """Forward and backward passes as `torch.compile` traces them for a device: whole graphs of kernels."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from without_device import DRIVER, ROOT, run_python
 
-ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.attn"))
 
 TRACE = """
 import json, sys
 from pathlib import Path
-import torch, triton
+import torch
 from functorch.compile import make_boxed_func
 from torch._dynamo.backends.common import aot_autograd
 from torch._higher_order_ops.triton_kernel_wrap import kernel_side_table
-from triton.backends.compiler import GPUTarget
 from attnc.compiler import import_compiled, plan_source
 from attnc.files import read_pattern
 from attnc.runtime.pairs import Sizes
 from attnc.runtime.tiles import assume_target
 
-class Driver:
-    def get_current_target(self):
-        return GPUTarget("cuda", 90, 32)
-
-triton.runtime.driver.set_active(Driver())
 SIZES = Sizes(B=2, H=4, N=192, M=192, D=64, g=2, value_size=64)
 DTYPES = {"float": torch.float32, "int": torch.int64, "bool": torch.bool}
 graphs = []
@@ -81,12 +71,8 @@ print(json.dumps(found))
 
 def trace(path, shapes):
     """Trace in a process of its own, as this one interprets its kernels; CPU tensors stand for those of a device."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"ATTNC_TARGET": "triton", "TRITON_DEFAULT_FP_FUSION": "1"}
-    command = [sys.executable, "-c", TRACE, str(path), shapes]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=ROOT)
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
+    code, environment = DRIVER + TRACE, {"ATTNC_TARGET": "triton", "TRITON_DEFAULT_FP_FUSION": "1"}
+    return json.loads(run_python(code, str(path), shapes, **environment).stdout)
 
 
 def check(found):

@@ -226,13 +226,23 @@ def _write_binary(expr: Binary, selected: tuple[str, ...], writer: Writer) -> Pi
     op = expr.op
     if op.is_comparison:
         return Piece(f"{left.inside(COMPARISON + 1)} {op.value} {right.inside(COMPARISON + 1)}", COMPARISON)
-    if op in (BinaryOp.FLOORDIV, BinaryOp.MOD) and expr.type is Type.INT and not _is_positive(expr.right):
-        name = "floor_divide" if op is BinaryOp.FLOORDIV else "floor_modulo"
-        return Piece(f"{name}({left.text}, {_tensor(right, Type.INT).text})")
+    if op in (BinaryOp.FLOORDIV, BinaryOp.MOD):
+        if expr.type is Type.FLOAT:
+            return _write_float_quotient(op, _tensor(left, Type.FLOAT), right)
+        if not _is_positive(expr.right):
+            name = "floor_divide" if op is BinaryOp.FLOORDIV else "floor_modulo"
+            return Piece(f"{name}({left.text}, {_tensor(right, Type.INT).text})")
     if op is BinaryOp.POW:
         return Piece(f"torch.pow({left.text}, {right.text})")
     binds = _OPERATORS[op]
     return Piece(f"{left.inside(binds)} {op.value} {right.inside(binds + 1)}", binds)
+
+
+def _write_float_quotient(op: BinaryOp, left: Piece, right: Piece) -> Piece:
+    """Write `//` or `%` of floats as the forms that torch can differentiate: its operators cannot all."""
+    if op is BinaryOp.FLOORDIV:
+        return Piece(f'torch.div({left.text}, {right.text}, rounding_mode="floor")')
+    return Piece(f"torch.remainder({left.text}, {right.text})")
 
 
 def _is_positive(expr: Expr) -> bool:

@@ -5,8 +5,18 @@ import os
 os.environ.setdefault("TRITON_INTERPRET", "1")
 """Before anything imports triton: kernels run on CPU tensors. Ahead-of-time compiles run in processes without it."""
 
+import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
 settings.register_profile("quick", deadline=None, max_examples=60, derandomize=True)
 settings.register_profile("thorough", deadline=None, max_examples=2000)
 settings.load_profile("quick")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kernels_stay_inside_their_tensors():
+    """Check every address of every kernel that the interpreter runs."""
+    from kernel_addresses import checked_addresses
+
+    with checked_addresses():
+        yield

@@ -29,6 +29,7 @@ from attnc.codegen.kernel_pieces import (
     dropout_arguments,
     header_of,
     input_view,
+    is_unshifted,
     state_tensors,
     tile_lines,
     write_scale,
@@ -243,7 +244,7 @@ def _kernel(
 def _aliases(own: Plan, plan: Plan, sweep: Sweep) -> dict[str, str]:
     if not own.attention.transposed:
         return aliases_of(plan.attention, sweep)
-    found = dict(_TURNED)
+    found = dict(_TURNED) | ({"shift": "0"} if is_unshifted(plan.attention) else {})
     match sweep.query.kind:
         case MapKind.IDENTITY:
             found["row_lo"] = "kv_lo"

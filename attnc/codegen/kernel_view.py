@@ -282,13 +282,14 @@ def aliases_of(attention: Attention, sweep: Sweep) -> dict[str, str]:
     """Where positions are rows, `q_idx` is both, and bounds of a tile are rows too; so is a class its first row."""
     if not is_unshifted(attention):
         return {}
+    same = {"row_idx": "q_idx", "shift": "0"}
     match sweep.query.kind:
         case MapKind.IDENTITY:
-            return {"row_idx": "q_idx", "row_lo": "q_lo"}
+            return same | {"row_lo": "q_lo"}
         case MapKind.RESIDUE:
-            return {"row_idx": "q_idx", "q_lo": "row_lo", "residue": "first_row"}
+            return same | {"q_lo": "row_lo", "residue": "first_row"}
         case MapKind.RUNS | MapKind.GRID:
-            return {"row_idx": "q_idx"}
+            return same
         case MapKind.BOX:
             raise InternalError("queries do not lie in a box")
 

@@ -169,6 +169,7 @@ SPLITS = {
     "none": Split(FIXED, "input w: float[B, M]", "weight w[b, j]\n normalize none"),
     "row_runs_none": Split((("i % 11 >= 8 and causal", queries_in(11, 8, 3)),), "", "normalize none"),
     "grid": Split((NEAR,)),
+    "grid_start": Split((NEAR,), tail="align start"),
     "grid_causal": Split((in_grid("causal and grid_near(12, 3)", (12, 0, 8), (1, 12, 8)),)),
     "grid_ends": Split((in_grid("grid_near(10, 2)", (10, 0, 3, 1), (1, 10, 7, 2)),)),
     "grid_cells": Split((in_grid(CELLS, (8, 0, 4, 2), (1, 8, 4, 2)),)),

@@ -190,6 +190,11 @@ def test_points_of_a_grid_before_the_first_position_are_no_keys():
     check_layout("grid_ends", (64, 64))
 
 
+def test_grids_of_positions_that_are_rows():
+    """Bounds of boxes once named a shift that kernels do not have then."""
+    check_layout("grid_start", (40, 57))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(64, 64), (130, 70), (37, 150)], ids=str)
 @pytest.mark.parametrize("name", SPLITS)

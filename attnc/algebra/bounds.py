@@ -151,19 +151,13 @@ class BoundsWriter:
                 domain = piecewise.domain().intersect(self.known)
                 if not pieces:
                     return None
-                shape = self._shape(piecewise, domain, [_total(aff) for _, aff in pieces])
+                shape = _shape([(part, _total(aff)) for part, aff in pieces])
                 if shape is not None:
                     return Bound(self._write_shape(shape), shape.value())
         except (OutOfBudgetError, NoClosedFormError):
             return None
         divided = self._divided(piecewise)
         return divided if divided is not None else self._cases(pieces, domain)
-
-    def _shape(self, piecewise: isl.PwAff, domain: isl.Set, affs: list[isl.PwAff]) -> _Shape | None:
-        for shape in _shapes(affs):
-            if domain.is_subset(piecewise.eq_set(shape.value())):
-                return shape
-        return None
 
     def _write_shape(self, shape: _Shape) -> Expr:
         if shape.aff is not None:
@@ -243,6 +237,28 @@ def _grouped(pieces: list[tuple[isl.Set, isl.Aff]]) -> list[tuple[isl.Set, isl.A
         else:
             grouped.append((domain, aff))
     return grouped
+
+
+def _shape(pieces: list[tuple[isl.Set, isl.PwAff]]) -> _Shape | None:
+    """Find one combination of the pieces' forms that is right in all of them. Runs under the caller's budget.
+
+    Piece by piece, since the first that is wrong is enough, and by `x <= max(x, y)` where that says it: isl compares
+    two forms on one piece in a small part of the time that it takes for equality of two piecewise values.
+    """
+    for shape in _shapes([aff for _, aff in pieces]):
+        if all(_is_right(shape, part, aff) for part, aff in pieces):
+            return shape
+    return None
+
+
+def _is_right(shape: _Shape, part: isl.Set, aff: isl.PwAff) -> bool:
+    """Tell whether a shape has the value of a form on a piece."""
+    if not any(operand.aff is aff for operand in shape.operands):
+        return bool(part.is_subset(aff.eq_set(shape.value())))
+    others = [operand.value() for operand in shape.operands if operand.aff is not aff]
+    if shape.function is Function.MAX:
+        return all(part.is_subset(aff.ge_set(other)) for other in others)
+    return all(part.is_subset(aff.le_set(other)) for other in others)
 
 
 def _shapes(affs: list[isl.PwAff]) -> Iterator[_Shape]:

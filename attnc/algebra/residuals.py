@@ -54,10 +54,14 @@ class Residuals:
     def _operands(self, operands: tuple[Expr, ...], known: isl.Set, *, conjunction: bool) -> Expr:
         unit, zero = (TRUE, FALSE) if conjunction else (FALSE, TRUE)
         kept = list(operands)
+        contexts = [known]  # of each operand, by those before it
+        for operand in kept[:-1]:
+            few = len(kept) <= MOST_OPERANDS
+            contexts.append(self._narrowed(contexts[-1], operand, holds=conjunction) if few else known)
         for position in range(len(kept) - 1, -1, -1):
-            context = known
-            for other, operand in enumerate(kept if len(kept) <= MOST_OPERANDS else ()):
-                if other != position and operand is not unit:
+            context = contexts[position]
+            for operand in kept[position + 1 :] if len(kept) <= MOST_OPERANDS else ():
+                if operand is not unit:
                     context = self._narrowed(context, operand, holds=conjunction)
             kept[position] = self.simplify(kept[position], context)
             if kept[position] == zero:

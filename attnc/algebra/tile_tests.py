@@ -12,6 +12,9 @@ from attnc.ir.nodes import TRUE, Expr
 MOST_COMPARISONS = 64
 """So many comparisons of single numbers take less time than a tile."""
 
+MOST_KNOWN_PIECES = 4
+"""Of what is known in more pieces than this the convex hull is used: a longer test, but one that is found in time."""
+
 
 def tile_test(translator: Translator, writer: BoundsWriter, known: isl.Set, may: isl.Set) -> tuple[Expr | None, bool]:
     """Derive when the tile `i_lo .. i_hi` by `j_lo .. j_hi` holds a pair of `may`.
@@ -36,7 +39,10 @@ def tile_test(translator: Translator, writer: BoundsWriter, known: isl.Set, may:
     touched = attempt(context, lambda: may.intersect(tile).params().coalesce())
     if touched is None:
         return None, False
-    condition = BoundsWriter(writer.opaques, known.intersect(real)).condition(touched, MOST_COMPARISONS)
+    known = known.intersect(real)
+    if len(known.get_basic_sets()) > MOST_KNOWN_PIECES:
+        known = isl.Set.from_basic_set(known.simple_hull())
+    condition = BoundsWriter(writer.opaques, known).condition(touched, MOST_COMPARISONS)
     if condition is None:
         return None, False
     return (None, True) if condition == TRUE else (condition, True)

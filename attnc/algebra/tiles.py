@@ -312,10 +312,10 @@ class _Derivation:
             return None
         start, end = run.full_low, plus_one(run.full_high)
         if not included(self.domain.known, run.full_present):
-            condition = self.writer.condition(run.full_present)
-            if condition is None:
+            written = self.writer.written_condition(run.full_present)
+            if written is None:
                 return None
-            start, end = (_where(condition, run.full_present, bound, stop) for bound in (start, end))
+            start, end = (_where(*written, bound, stop) for bound in (start, end))
         if not included(self.domain.known.intersect(run.present), start.value.le_set(stop.value)):
             start = Bound(Call(Function.MIN, (start.expr, stop.expr), Type.INT), start.value.min(stop.value).coalesce())
         return start, end
@@ -331,10 +331,10 @@ class _Derivation:
         )
         if nothing:
             return bounds
-        condition = self.writer.condition(run.present)
-        if condition is None:
+        written = self.writer.written_condition(run.present)
+        if written is None:
             return None
-        return [_where(condition, run.present, bound, first) for bound in bounds]
+        return [_where(*written, bound, first) for bound in bounds]
 
     # -- residuals
 
@@ -438,7 +438,7 @@ class _Derivation:
                 later = partial(self._keys_from, bound.value, 0 if up else margin)
                 question = partial(_intersected, pairs, later)
                 pairs = attempt(context, question, VISITED_OPERATIONS, counts=False) or pairs
-        return attempt(context, pairs.coalesce) or pairs
+        return attempt(context, lambda: pairs.detect_equalities().coalesce()) or pairs
 
     def _query_rows(self) -> isl.Set:
         short = isl.Set.read_from_str(

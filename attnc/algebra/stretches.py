@@ -169,7 +169,8 @@ class StretchFinder:
         low, high = seen.lexmin().range().dim_max(0), seen.lexmax().range().dim_min(0)
         rows = self.domain.rows.project_out(isl.dim_type.set, 1, 1)
         every_row = self.domain.known.subtract(rows.subtract(seen.domain()).params()).coalesce()
-        useful = self._useful(low, high).intersect(every_row).coalesce()
+        low, high = (value.intersect_domain(every_row).coalesce() for value in (low, high))
+        useful = self._useful(low, high).coalesce()
         if useful.is_empty():
             return None
         full_low = self.writer.bound(low.intersect_domain(useful))

@@ -34,8 +34,16 @@ def recording() -> Iterator[None]:
 
 
 def common_shape(*shapes: Sequence[int]) -> torch.Size:
-    """Return the shape that all shapes broadcast to."""
-    return torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call, no-any-return]
+    """Return the shape that all shapes broadcast to. (`torch.broadcast_shapes` imports a computer algebra system.)"""
+    found = [1] * max(map(len, shapes))
+    for shape in shapes:
+        for axis, size in enumerate(shape, len(found) - len(shape)):
+            if size == 1 or size == found[axis]:
+                continue
+            if found[axis] != 1:
+                raise ValueError(f"the shapes {', '.join(str(tuple(one)) for one in shapes)} do not broadcast")
+            found[axis] = size
+    return torch.Size(found)
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -10,6 +10,7 @@ from torch import Tensor
 from attnc.runtime.autocast import unaffected_by_autocast
 from attnc.runtime.calls import Call, make_call, tables_of
 from attnc.runtime.cpu_flash import flash_backward, flash_forward, suits_flash
+from attnc.runtime.cpu_library import library_backward, library_forward, suits_library
 from attnc.runtime.cpu_tiles import Backward, Gradients, Rows, tiled_backward, tiled_forward
 from attnc.runtime.dropout import Dropout
 from attnc.runtime.program import Program
@@ -32,6 +33,10 @@ def cpu_forward(
         The output `[B, H, N, E]` in the query's dtype, and what `Program.kept` says of each row, of the scores without
         the terms that were `dropped`.
     """
+    if suits_library(program, query, key, value, dropout):
+        found = library_forward(program, query, key, value, scale)
+        if found is not None:
+            return as_rows_outside(found[0]), found[1].contiguous()
     call = make_call(program, query, key, value, inputs, scale, dropout)
     out, state = _by_flash(call) or _by_tiles(call)
     result = rows_outside(out.flatten(1, 2).to(query.dtype))
@@ -41,6 +46,13 @@ def cpu_forward(
 def rows_outside(out: Tensor) -> Tensor:
     """Lay an output `[B, H, N, E]` out as `[B, N, H, E]` in memory, as projections take it and SDPA gives it."""
     return new_output(out, out.shape).copy_(out)
+
+
+def as_rows_outside(out: Tensor) -> Tensor:
+    """Return an output in that layout, itself if it has it already."""
+    _, heads, rows, size = out.shape
+    wanted = (heads * rows * size, size, heads * size, 1)
+    return out if out.stride() == wanted and out.storage_offset() == 0 else rows_outside(out)
 
 
 def new_output(like: Tensor, shape: Sequence[int]) -> Tensor:
@@ -122,6 +134,10 @@ def cpu_backward(
         dropout: of the call.
     """
     query, key, value, inputs = tensors
+    if grads[1] is None and not any(wanted) and suits_library(program, query, key, value, dropout):
+        plain = library_backward(program, grads[0], (query, key, value), results, scale)
+        if plain is not None:
+            return plain
     call = make_call(program, query, key, value, inputs, scale, dropout)
     names = [argument.name for argument, want in zip(program.tensors, wanted, strict=True) if want]
     tables = {name: torch.zeros(tables_of(call)[name].shape, dtype=torch.float64) for name in names}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from attnc.runtime.checks import (
 )
 from attnc.runtime.composite import composite_attention, needs_composite
 from attnc.runtime.dense import dense_attention, dense_mask, dense_weights
+from attnc.runtime.direct import attend_directly, is_plain
 from attnc.runtime.dropout import Dropout
 from attnc.runtime.ops import NAMESPACE, register
 from attnc.runtime.pairs import Pairs, Sizes
@@ -65,16 +66,22 @@ class Operation:
             found = composite_attention(program, query, key, value, tensors, sizes, factor, dropout)
             return found if return_lse else found[0]
         differentiable = _needs_gradient(query, key, value, tensors)
-        operator = getattr(getattr(torch.ops, NAMESPACE), self.operator)
-        options = factor, precision, probability, seed_tensor
-        out, state = operator(query, key, value, tensors, *options, return_lse or differentiable)
+        options, with_state = (factor, precision, probability, seed_tensor), return_lse or differentiable
+        if is_plain((query, key, value, *tensors)):
+            backward, given = self._operator("_backward"), (query, key, value)
+            out, state = attend_directly(program, backward, given, tensors, options, with_state, differentiable)
+        else:
+            out, state = self._operator()(query, key, value, tensors, *options, with_state)
         if not return_lse:
-            return out  # type: ignore[no-any-return]
+            return out
         lse = state if program.kept == "lse" else _log_sum_exp(state)
         if program.dropped is not None:  # the operator gives the log-sum-exp of the scores that it computes
             terms = dropped_terms(program, tensors, sizes, lse)
             lse = torch.where(lse == -torch.inf, lse, lse + terms)
         return out, lse
+
+    def _operator(self, suffix: str = "") -> Any:
+        return getattr(getattr(torch.ops, NAMESPACE), self.operator + suffix)
 
     def reference(
         self,

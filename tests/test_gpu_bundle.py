@@ -92,6 +92,36 @@ def test_functions_for_flex_attention_say_the_pattern(tmp_path):
             assert torch.equal(found.expand(len(rows), -1), expected[0, head, rows])
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a device")
+def test_calls_are_captured_in_graphs(tmp_path):
+    bundle, out = tmp_path / "gpu", tmp_path / "results"
+    make(bundle, "streaming", "packed", "relative")
+    run_module = load(bundle / "run.py")
+    entries = json.loads((bundle / "manifest.json").read_text())
+    examples = [run_module.Example(**entry) for entry in entries]
+    results = run_module.Results(out, "cuda")
+    run_module.capture_all(examples, results, "cuda", float("inf"))
+    assert len(results.data["correct"]) == len(examples)
+    assert all(entry["ok"] for entry in results.data["correct"].values()), results.data["correct"]
+
+
+def test_a_graph_that_cannot_be_captured_is_reported(tmp_path, monkeypatch):
+    bundle, out = tmp_path / "gpu", tmp_path / "results"
+    make(bundle, "streaming")
+    run_module = load(bundle / "run.py")
+    examples = [run_module.Example(**entry) for entry in json.loads((bundle / "manifest.json").read_text())]
+    results = run_module.Results(out, "cpu")
+
+    def waits(*_):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(run_module, "graph_errors", waits)
+    run_module.capture_all(examples, results, "cuda", float("inf"))
+    (entry,) = results.data["correct"].values()
+    assert not entry["ok"]
+    assert "capturing" in entry["why"]
+
+
 @pytest.mark.slow
 def test_whole_bundle_is_right_and_small(tmp_path):
     bundle, out = tmp_path / "gpu", tmp_path / "results"

@@ -1,10 +1,10 @@
-"""Time small calls against `scaled_dot_product_attention` on the same pattern: what a call costs besides its arithmetic.
+"""Time small calls against `scaled_dot_product_attention` on the same pattern: what they cost besides arithmetic.
 
     python tools/time_calls.py --markdown docs/results/small_calls.md
     python tools/time_calls.py --device cuda
 
-Both are called in turn, in rounds that alternate their order, and the median of the rounds counts. The least length shows
-what a call costs on the host; the greatest, how much of that is left.
+Both are called in turn, in rounds that alternate their order, and the median of the rounds counts. The least length
+shows what a call costs on the host; the greatest, how much of that is left.
 """
 
 from __future__ import annotations

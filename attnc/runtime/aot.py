@@ -340,7 +340,7 @@ class _Recorder:
 @contextmanager
 def _recording(module: ModuleType, launches: list[tuple[Any, dict[str, Any]]]) -> Iterator[None]:
     original = vars(module)["launchable"]
-    vars(module)["launchable"] = lambda kernel, call: _Recorder(kernel, launches)
+    vars(module)["launchable"] = lambda kernel, call: _Recorder(kernel.jitted, launches)
     try:
         yield
     finally:

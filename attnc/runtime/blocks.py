@@ -34,7 +34,7 @@ def recording() -> Iterator[None]:
 
 
 def common_shape(*shapes: Sequence[int]) -> torch.Size:
-    """Return the shape that all shapes broadcast to. (`torch.broadcast_shapes` imports a computer algebra system.)"""
+    """Return the shape that all shapes broadcast to; `torch.broadcast_shapes` imports a computer algebra system."""
     found = [1] * max(map(len, shapes))
     for shape in shapes:
         for axis, size in enumerate(shape, len(found) - len(shape)):

@@ -18,28 +18,20 @@ from attnc.runtime.compute import compute_backward, compute_forward
 from attnc.runtime.dropout import Dropout
 from attnc.runtime.program import Program
 from attnc.runtime.second_derivatives import composite_backward
-from attnc.runtime.transforms import are_transforms_active, refuse_gradients_in_batches
+from attnc.runtime.transforms import PLAIN_TENSORS, is_watched, refuse_gradients_in_batches
 
 Options = tuple[float | None, str | None, float, Tensor | None]
 """Scale, precision, probability of dropout, seed."""
 
-_PLAIN = (Tensor, torch.nn.Parameter)
-
 
 def is_plain(tensors: Iterable[Tensor | None]) -> bool:
     """Tell whether tensors may be computed without asking the dispatcher. Never true where something is traced."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or are_transforms_active():
-        return False
-    if torch._C._is_torch_function_mode_enabled() or torch._C._get_tracing_state() is not None:
-        return False
-    if torch._C._autograd._profiler_enabled():
-        return False
-    return all(tensor is None or _is_plain_one(tensor) for tensor in tensors)
+    return not is_watched() and all(tensor is None or _is_plain_one(tensor) for tensor in tensors)
 
 
 def _is_plain_one(tensor: Tensor) -> bool:
     """Tell whether a tensor is numbers in memory, as they are."""
-    return type(tensor) in _PLAIN and (tensor.is_cpu or tensor.is_cuda) and not tensor.is_neg()
+    return type(tensor) in PLAIN_TENSORS and (tensor.is_cpu or tensor.is_cuda) and not tensor.is_neg()
 
 
 def attend_directly(

@@ -8,6 +8,18 @@ import torch
 from torch import Tensor
 from torch._guards import detect_fake_mode
 
+PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
+"""Types of tensors whose operations no subclass sees."""
+
+
+def is_watched() -> bool:
+    """Tell whether something traces, transforms or records operations: compiler, mode, transform or profiler."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or are_transforms_active():
+        return True
+    if torch._C._is_torch_function_mode_enabled() or torch._C._get_tracing_state() is not None:
+        return True
+    return torch._C._autograd._profiler_enabled()
+
 
 def are_transforms_active() -> bool:
     """Tell whether a transform of `torch.func` (`grad`, `jvp`, `vmap`, ...) is being computed."""

@@ -49,9 +49,10 @@ tables = vars(module)["_streaming_tiles"]
 with assume_target("sm_90"):
     call = start_launch(half, half, half, half, None, scale=None, precision=None, tiles=tables, base_2=True)
 assert call.tiles.descriptors
-kernel = vars(module)["_streaming_kernel"]
-launchable(kernel, call)
-launchable(kernel, call)
+deferred = vars(module)["_streaming_kernel"]
+kernel = deferred.jitted
+launchable(deferred, call)
+launchable(deferred, call)
 assert len(kernel.pre_run_hooks) == 1
 found = []
 

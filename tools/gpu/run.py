@@ -194,6 +194,42 @@ def gradient_errors(
     return found
 
 
+# --- CUDA graphs ------------------------------------------------------------------------------------------------------
+
+
+def graph_errors(example: Example, module: ModuleType, shape: Shape, dtype: str) -> dict[str, float]:
+    """Capture a call and its gradients in a CUDA graph, replay it on other data, and compare with the call itself.
+
+    The kernels are the same, so that nothing may differ; a wait for the device inside of the call ends the capture.
+    """
+    tensors, inputs = make_arguments(example, module, shape, DTYPES[dtype], "cuda")
+    call = getattr(module, example.name)
+    leaves = [tensor.clone().requires_grad_() for tensor in tensors]
+    upstream = torch.randn(*leaves[0].shape[:3], leaves[2].shape[3], device="cuda").to(DTYPES[dtype])
+
+    def step() -> tuple[Tensor, ...]:
+        out = call(*leaves, **inputs)
+        return (out, *torch.autograd.grad(out, leaves, upstream))
+
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):  # kernels are compiled before anything is captured
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        for leaf in leaves:
+            leaf.copy_(torch.randn_like(leaf))
+    graph.replay()
+    torch.cuda.synchronize()
+    found = [tensor.clone() for tensor in captured]
+    differences = [float((one.double() - same.double()).abs().max()) for one, same in zip(found, step(), strict=True)]
+    return {"error": max(differences), "allowed": 0.0}
+
+
 # --- timing -----------------------------------------------------------------------------------------------------------
 
 
@@ -390,6 +426,21 @@ def check_all(examples: list[Example], results: Results, device: str, deadline: 
             print("ok   " if found["ok"] else "WRONG", key, flush=True)
 
 
+def capture_all(examples: list[Example], results: Results, device: str, deadline: float) -> None:
+    """Capture every example in a CUDA graph, where there are such; failures are entered, never raised."""
+    for example in examples if device == "cuda" else []:
+        key = f"{example.name} in a CUDA graph"
+        if key in results.data["correct"] or time.monotonic() > deadline:
+            continue
+        try:
+            found: dict[str, Any] = graph_errors(example, load(example), Shape(2, 4, 2, 257, 257, 64), "bf16")
+            found["ok"] = found["error"] <= found["allowed"]
+        except Exception:
+            found = {"ok": False, "why": traceback.format_exc(limit=4)[-800:]}
+        results.put("correct", key, found)
+        print("ok   " if found["ok"] else "WRONG", key, flush=True)
+
+
 def time_all(examples: list[Example], results: Results, device: str, deadline: float) -> None:
     """Time every example whose numbers are right."""
     rounds = max(len(timing_shapes(device, example.priority)) for example in examples)
@@ -427,6 +478,7 @@ def main() -> int:
     results = Results(options.out, options.device)
     # Compiling for comparisons must not eat the time for measurements; the next run does what is left out.
     check_all(examples, results, options.device, deadline - 0.45 * options.budget)
+    capture_all(examples, results, options.device, deadline - 0.4 * options.budget)
     time_all(examples, results, options.device, deadline)
     wrong = [key for key, value in results.data["correct"].items() if not value["ok"]]
     print(f"{len(results.data['correct'])} compared, {len(wrong)} wrong, {len(results.data['times'])} timed")

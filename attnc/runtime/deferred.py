@@ -4,7 +4,7 @@
 else that importing their module does; a call on a CPU, or of one direction alone, needs none or few of them.
 """
 
-# mypy: disable-error-code="no-untyped-call"
+# mypy: disable-error-code="no-untyped-call, attr-defined"
 
 from __future__ import annotations
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from attnc import terminal
+from attnc.bench.names import DTYPES, PEERS, Mode
+from attnc.bench.requests import LENGTHS, BenchOptions, single_request, standard_request, suite_files
 from attnc.compiler import (
     Compiled,
     check_source,
@@ -22,7 +24,7 @@ from attnc.compiler import (
 )
 from attnc.diagnostics import CompileError, Diagnostic, Label, Severity
 from attnc.files import STANDARD, read_pattern, require_writable, write_bytes, write_text
-from attnc.parameters import MalformedParameterError, Value
+from attnc.parameters import MalformedParameterError, Value, parse_names
 from attnc.source import SourceFile, Span
 
 Parameters = dict[str, Value]
@@ -177,72 +179,73 @@ def verify(files: Sequence[Path], parameters: Parameters, *, json: bool) -> bool
     return not wrong
 
 
-PEERS = ("sdpa", "flex")
-
-
 def parse_peers(text: str) -> tuple[str, ...]:
-    """Turn `"sdpa,flex"` into names; `none` is nobody.
+    """Turn `"sdpa,flex"` into names; `all` is everybody, `none` is nobody.
 
     Raises:
         MalformedParameterError: a name is not known.
     """
-    names = [part.strip() for part in text.split(",") if part.strip()]
-    if names == ["none"]:
-        return ()
-    for name in names:
-        if name not in PEERS:
-            raise MalformedParameterError(f"{name!r} is not a peer: sdpa, flex, none")
-    return tuple(dict.fromkeys(names))
+    match text.strip():
+        case "all":
+            return PEERS
+        case "none":
+            return ()
+        case _:
+            return parse_names(text, (*PEERS, "all", "none"), "a peer")
 
 
-def bench(
-    files: Sequence[Path],
-    parameters: Parameters,
-    *,
-    suite: str | None,
-    budget: float | None,
-    only: Sequence[str],
-    redo: bool,
-    markdown: Path | None,
-    **options: Any,
-) -> bool:
+def parse_modes(text: str) -> tuple[Mode, ...]:
+    """Turn `"forward,both"` into modes.
+
+    Raises:
+        MalformedParameterError: one is not known.
+    """
+    return tuple(Mode(name) for name in parse_names(text, Mode, "a mode"))
+
+
+def parse_dtypes(text: str) -> tuple[str, ...]:
+    """Turn `"float16,bfloat16"` into names of element types.
+
+    Raises:
+        MalformedParameterError: one is not known.
+    """
+    return parse_names(text, DTYPES, "an element type")
+
+
+def bench(files: Sequence[Path], parameters: Parameters, **given: Any) -> bool:
     """Measure, print tables, write JSON and pictures; tell whether every attnc module computed the right thing.
 
-    `options` are the fields of `BenchRequest`; without lengths, those that suit.
+    `given` are the fields of `BenchOptions`.
     """
-    shipped = _suite() if suite is not None else []
+    options = BenchOptions(**given)
+    shipped = suite_files(options.suite)
     if not files and not shipped:
-        raise MalformedParameterError("name a pattern, or say --suite sparsity")
-    if options["kv_heads"] is not None and options["heads"] % options["kv_heads"]:
-        raise MalformedParameterError(f"{options['kv_heads']} key/value heads do not divide {options['heads']} heads")
-    for_suites = {"--budget": budget is not None, "--only": only, "--redo": redo, "--markdown": markdown is not None}
-    wrong = [name for name, given in (for_suites if suite is None else {"--plot": options["plot"]}).items() if given]
-    if wrong:
-        raise MalformedParameterError(f"{wrong[0]} is {'for' if suite is None else 'not for'} suites")
-    for target in (options["json"], options["plot"], markdown):
+        raise MalformedParameterError("name a pattern, or say --suite standard")
+    options.require_place()
+    for target in (options.json, options.plot, options.markdown):
         if target is not None and str(target) != STANDARD:
             require_writable(target, *files, *shipped)
-    if options["plot"] is not None:
+    if options.plot is not None:
         from attnc.pictures import figure_class
 
         figure_class()  # fail before the measuring rather than after it
-    from attnc.bench.session import BenchRequest, run_bench
+    if options.suite is None:
+        from attnc.bench.session import run_bench
 
-    if suite is None:
-        patterns = [_planned(file, parameters) for file in files]
-        return run_bench(BenchRequest(**{**options, "lengths": options["lengths"] or (1024, 4096)}), patterns)
-    from attnc.bench.suite import LENGTHS, Pattern, SuiteRequest, run_suite
+        return run_bench(single_request(options, LENGTHS), [_planned(file, parameters) for file in files])
+    from attnc.bench.suite_run import Course, Pattern
 
-    request = BenchRequest(**{**options, "lengths": options["lengths"] or LENGTHS})
     chosen = [
         Pattern(file.stem, _first_comment(file), partial(_planned, file, parameters)) for file in (*shipped, *files)
     ]
-    return run_suite(SuiteRequest(request, budget, tuple(only), redo, markdown), chosen)
+    course = Course(options.budget, options.only, options.redo, options.json, options.markdown)
+    if options.suite == "sparsity":
+        from attnc.bench import suite
 
+        return suite.run_suite(single_request(options, suite.LENGTHS), course, chosen)
+    from attnc.bench.standard import run_standard
 
-def _suite() -> list[Path]:
-    """Return the patterns that come with the package."""
-    return sorted((Path(__file__).parent / "bench" / "patterns").rglob("*.attn"))
+    return run_standard(standard_request(options), course, chosen)
 
 
 def _first_comment(file: Path) -> str:

@@ -6,6 +6,7 @@ makes in the same precision, both against float64.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,8 +23,8 @@ SAMPLED_ROWS = 256
 BLOCK = 1 << 24
 """Pairs of the reference that are held at once."""
 
-SMALL_LENGTH = 256
-"""Length at which gradients are checked."""
+SMALL_LENGTH, SMALL_BATCH = 1024, 2
+"""Length and batch entries at which gradients are checked: where the reference fits, and windows do not hold all."""
 
 FORWARD_FACTOR, BACKWARD_FACTOR = 2.0, 3.0
 
@@ -75,8 +76,8 @@ def true_rows(case: Case) -> Truth:
 
 def check_output(contender: Contender, case: Case, truth: Truth) -> Verdict:
     """Compare a contender's output with the truth."""
-    with torch.no_grad():
-        out = contender.run(case.query, case.key, case.value)
+    with torch.no_grad(), contender.around():
+        out = contender.run(*(contender.arranged(tensor) for tensor in (case.query, case.key, case.value)))
     if out.shape != (*case.query.shape[:3], case.shape.value_size):
         return Verdict(float("nan"), 0.0, 0, f"shape {tuple(out.shape)}")
     error = _distance(out[:, :, truth.rows], truth.exact)
@@ -97,7 +98,8 @@ def check_gradients(contender: Contender, case: Case) -> Verdict:
     double = replace(case, query=case.query.double(), key=case.key.double(), value=case.value.double())
     exact = gradients(exactly(torch.float64), double)
     same = gradients(exactly(case.dtype), case)
-    found = gradients(contender.run, case)
+    with contender.around():
+        found = gradients(contender.run, case, contender.arranged)
     worst = Verdict(0.0, 0.0, case.shape.queries)
     for name, one, right, plain in zip(("query", "key", "value"), found, exact, same, strict=True):
         allowed = allowance(_distance(plain, right), right, case.dtype, BACKWARD_FACTOR, GRADIENT_UNITS)
@@ -108,9 +110,12 @@ def check_gradients(contender: Contender, case: Case) -> Verdict:
     return worst
 
 
-def gradients(run: Run, case: Case) -> tuple[torch.Tensor, ...]:
+def gradients(
+    run: Run, case: Case, arranged: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor
+) -> tuple[torch.Tensor, ...]:
     """Return the gradients of query, key and value for the same gradient of the output every time."""
-    leaves = tuple(tensor.detach().clone().requires_grad_() for tensor in (case.query, case.key, case.value))
+    given = (arranged(tensor) for tensor in (case.query, case.key, case.value))
+    leaves = tuple(tensor.detach().clone().requires_grad_() for tensor in given)
     out = run(*leaves)
     generator = torch.Generator().manual_seed(0)
     upstream = torch.randn(out.shape, generator=generator).to(device=out.device, dtype=out.dtype)

@@ -48,8 +48,8 @@ ALLOWED = {
     "parameters": set(),
     "terminal": {"diagnostics"},
     "bench": {
-        "diagnostics", "ir", "algebra", "plan", "reference", "blockwise", "tile_map", "compiler", "files", "pictures",
-        "terminal",
+        *BASE, "ir", "algebra", "plan", "reference", "blockwise", "tile_map", "compiler", "files", "parameters",
+        "pictures", "terminal",
     },
     "show": {"ir", "algebra", "plan", "blockwise", "tile_map", "bench", "pictures", "layout_pictures"},
     "layout_pictures": {"ir", "algebra", "plan", "reference", "blockwise", "tile_map", "bench"},
@@ -87,6 +87,7 @@ OWNERS = {
         "verify",
     },
     "triton": {"runtime"},
+    **{name: {"bench"} for name in ("xformers", "flash_attn", "natten", "flashinfer", "fla")},
 }
 """Third-party libraries: no other stage imports them."""
 

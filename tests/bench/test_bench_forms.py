@@ -70,7 +70,7 @@ def test_forms(text, form):
     ],
 )
 def test_what_has_no_form(text):
-    with pytest.raises(Unavailable, match="it has no such|it has no factors"):
+    with pytest.raises(Unavailable, match=r"it has no such|it has no factors"):
         find_form(attention_of(text))
 
 

@@ -76,7 +76,7 @@ def test_adapters_are_right_or_refuse(name, text, shape, monkeypatch):
     library_fakes.install_all(monkeypatch)
     case = case_of(TEXTS[text], shape)
     if text not in ABLE[name]:
-        with pytest.raises(Unavailable, match="it has no|moved inside"):
+        with pytest.raises(Unavailable, match=r"it has no|moved inside"):
             library_contender(name, case)
         return
     contender = library_contender(name, case)

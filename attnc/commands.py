@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from attnc import terminal
-from attnc.bench.names import DTYPES, PEERS, Mode
+from attnc.bench.names import PEERS, Mode
 from attnc.bench.requests import LENGTHS, BenchOptions, single_request, standard_request, suite_files
 from attnc.compiler import (
     Compiled,
@@ -201,15 +201,6 @@ def parse_modes(text: str) -> tuple[Mode, ...]:
         MalformedParameterError: one is not known.
     """
     return tuple(Mode(name) for name in parse_names(text, Mode, "a mode"))
-
-
-def parse_dtypes(text: str) -> tuple[str, ...]:
-    """Turn `"float16,bfloat16"` into names of element types.
-
-    Raises:
-        MalformedParameterError: one is not known.
-    """
-    return parse_names(text, DTYPES, "an element type")
 
 
 def bench(files: Sequence[Path], parameters: Parameters, **given: Any) -> bool:

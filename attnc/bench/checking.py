@@ -84,8 +84,16 @@ def check_output(contender: Contender, case: Case, truth: Truth) -> Verdict:
     return Verdict(error, allowance(truth.error, truth.exact, case.dtype, FORWARD_FACTOR), len(truth.rows))
 
 
-def check_gradients(contender: Contender, case: Case) -> Verdict:
-    """Compare a contender's gradients of query, key and value with those of the dense reference."""
+@dataclass(frozen=True, slots=True)
+class TrueGradients:
+    """The right gradients of query, key and value, and what PyTorch makes of them in the case's own precision."""
+
+    exact: tuple[torch.Tensor, ...]
+    same: tuple[torch.Tensor, ...]
+
+
+def true_gradients(case: Case) -> TrueGradients:
+    """Compute the gradients that others are compared with, in float64 and in the case's precision."""
 
     def exactly(dtype: torch.dtype) -> Run:
         def run(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -96,12 +104,16 @@ def check_gradients(contender: Contender, case: Case) -> Verdict:
         return run
 
     double = replace(case, query=case.query.double(), key=case.key.double(), value=case.value.double())
-    exact = gradients(exactly(torch.float64), double)
-    same = gradients(exactly(case.dtype), case)
+    return TrueGradients(gradients(exactly(torch.float64), double), gradients(exactly(case.dtype), case))
+
+
+def check_gradients(contender: Contender, case: Case, truth: TrueGradients | None = None) -> Verdict:
+    """Compare a contender's gradients of query, key and value with the truth, which is computed unless it is given."""
+    truth = true_gradients(case) if truth is None else truth
     with contender.around():
         found = gradients(contender.run, case, contender.arranged)
     worst = Verdict(0.0, 0.0, case.shape.queries)
-    for name, one, right, plain in zip(("query", "key", "value"), found, exact, same, strict=True):
+    for name, one, right, plain in zip(("query", "key", "value"), found, truth.exact, truth.same, strict=True):
         allowed = allowance(_distance(plain, right), right, case.dtype, BACKWARD_FACTOR, GRADIENT_UNITS)
         verdict = Verdict(_distance(one, right), allowed, case.shape.queries, f"gradient of {name}")
         if not verdict.right:

@@ -1,4 +1,4 @@
-"""What the command line calls things before torch is imported: modes, peers, dtypes."""
+"""What the command line calls things before torch is imported: modes and peers."""
 
 from __future__ import annotations
 
@@ -34,5 +34,3 @@ USUAL_PEERS = ("sdpa", "flex")
 
 NOT_INSTALLED = "not installed"
 """The problem of a library that is not there."""
-
-DTYPES = ("float32", "float16", "bfloat16")

@@ -11,7 +11,17 @@ import torch
 
 from attnc.algebra.counting import count_pairs as count_pairs_by_sets
 from attnc.bench.cases import Data, Shape, make_data, make_tensors
-from attnc.bench.checking import SMALL_BATCH, SMALL_LENGTH, Truth, Verdict, check_gradients, check_output, true_rows
+from attnc.bench.checking import (
+    SMALL_BATCH,
+    SMALL_LENGTH,
+    TrueGradients,
+    Truth,
+    Verdict,
+    check_gradients,
+    check_output,
+    true_gradients,
+    true_rows,
+)
 from attnc.bench.contender import Case, Contender, Make, Unavailable, first_line
 from attnc.bench.measure import Timing, measure, peak_memory
 from attnc.bench.names import USUAL_PEERS, Mode
@@ -135,14 +145,14 @@ def compare(
     progress("counting pairs")
     pairs = _count(case)
     progress("computing the reference")
-    truth = true_rows(case)
+    gate = _gate(case, settings)
     accepted: dict[str, tuple[Contender, Verdict]] = {}
     refused: list[Result] = []
     for name, make in contenders(plan, module, settings.peers):
         progress(f"checking {name}")
         try:
             contender = make(case)
-            verdict = _check(make, contender, case, truth, settings)
+            verdict = _check(make, contender, case, gate)
         except Unavailable as reason:
             refused.append(Result(name, problem=str(reason)))
             continue
@@ -201,21 +211,43 @@ def make_case(attention: Attention, shape: Shape, settings: Settings) -> Case:
     return Case(attention, shape, query, key, value, data, settings.backward)
 
 
-def _check(make: Make, contender: Contender, case: Case, truth: Truth, settings: Settings) -> Verdict:
-    """Check the output at the full length, and gradients at a small one, where the reference fits into memory."""
+@dataclass(frozen=True, slots=True)
+class _Gate:
+    """What contenders must pass.
+
+    Attributes:
+        truth: rows of the output.
+        small: a shorter case, where the reference's gradients fit into memory; None where none are needed.
+        gradients: of that.
+    """
+
+    truth: Truth
+    small: Case | None = None
+    gradients: TrueGradients | None = None
+
+
+def _gate(case: Case, settings: Settings) -> _Gate:
+    truth = true_rows(case)
+    if not settings.backward:
+        return _Gate(truth)
+    shape = case.shape
+    small = replace(
+        shape,
+        batch=min(shape.batch, SMALL_BATCH),
+        queries=min(shape.queries, SMALL_LENGTH),
+        keys=min(shape.keys, SMALL_LENGTH),
+    )
+    small_case = make_case(case.attention, small, settings)
+    return _Gate(truth, small_case, true_gradients(small_case))
+
+
+def _check(make: Make, contender: Contender, case: Case, gate: _Gate) -> Verdict:
+    """Compare the output, and gradients where they are needed."""
     try:
-        verdict = check_output(contender, case, truth)
-        if not verdict.right or not settings.backward:
+        verdict = check_output(contender, case, gate.truth)
+        if not verdict.right or gate.small is None or gate.gradients is None:
             return verdict
-        shape = case.shape
-        small = replace(
-            shape,
-            batch=min(shape.batch, SMALL_BATCH),
-            queries=min(shape.queries, SMALL_LENGTH),
-            keys=min(shape.keys, SMALL_LENGTH),
-        )
-        small_case = make_case(case.attention, small, settings)
-        gradient = check_gradients(make(small_case), small_case)
+        gradient = check_gradients(make(gate.small), gate.small, gate.gradients)
         return verdict if gradient.right else gradient
     except Unavailable:
         raise

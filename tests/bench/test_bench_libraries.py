@@ -9,7 +9,7 @@ import torch
 
 from attnc.bench import cases
 from attnc.bench.cases import Shape, make_data, make_tensors
-from attnc.bench.checking import check_gradients, check_output, true_rows
+from attnc.bench.checking import check_gradients, check_output, true_gradients, true_rows
 from attnc.bench.contender import Case, Unavailable
 from attnc.bench.libraries import library_contender
 from attnc.bench.names import LIBRARIES, NOT_INSTALLED, Mode
@@ -93,7 +93,7 @@ def test_gradients_pass_through_adapters(name, monkeypatch):
         with pytest.raises(Unavailable, match="it has no backward pass"):
             library_contender(name, case)
         return
-    assert check_gradients(library_contender(name, case), case).right
+    assert check_gradients(library_contender(name, case), case, true_gradients(case)).right
 
 
 def test_windows_that_do_not_fit_are_refused(monkeypatch):

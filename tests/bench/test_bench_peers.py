@@ -13,7 +13,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from attnc.bench.additive import affine_score
 from attnc.bench.cases import Shape, Style, make_data, make_tensors, square
-from attnc.bench.checking import check_gradients, check_output, true_rows
+from attnc.bench.checking import check_gradients, check_output, true_gradients, true_rows
 from attnc.bench.contender import Case, Contender, Unavailable
 from attnc.bench.flex import NotExpressible, flex_functions
 from attnc.bench.flex_contender import eager_fallback
@@ -149,12 +149,12 @@ def right_contender(case):
 def test_checks_accept_the_right_and_refuse_the_wrong():
     case = case_of(attention_of("attention a { mask causal and i - j < 9 }"))
     truth = true_rows(case)
-    right = right_contender(case)
+    right, gradients = right_contender(case), true_gradients(case)
     assert check_output(right, case, truth).right
-    assert check_gradients(right, case).right
+    assert check_gradients(right, case, gradients).right
     other = case_of(attention_of("attention a { mask causal and i - j < 8 }"))
     assert not check_output(right_contender(other), case, truth).right
-    assert not check_gradients(right_contender(other), case).right
+    assert not check_gradients(right_contender(other), case, gradients).right
     nan = Contender("nan", lambda *tensors: right.run(*tensors) * float("nan"))
     assert not check_output(nan, case, truth).right
     assert not check_output(Contender("shape", lambda *tensors: right.run(*tensors)[..., :3]), case, truth).right
@@ -257,6 +257,7 @@ def test_the_math_backend_is_not_tried_where_its_scores_do_not_fit(monkeypatch):
     assert forced("sdpa-flash", free, case).name == "sdpa-flash"
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
 def test_eager_flex_attention_is_found_out():
     query, key, value = (torch.randn(1, 2, 64, 16) for _ in range(3))
     assert "it fell back to eager operators (aten::" in eager_fallback(lambda: flex_attention(query, key, value))
@@ -264,6 +265,7 @@ def test_eager_flex_attention_is_found_out():
     assert eager_fallback(lambda: flash(query, key, value, is_causal=True)) == ""
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
 def test_who_falls_back_to_eager_gets_no_time(monkeypatch):
     """The whole way: FlexAttention's compiler is broken so that it runs eagerly, as torch would silently do."""
     from attnc.bench import flex_contender

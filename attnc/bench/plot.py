@@ -10,6 +10,11 @@ from attnc.bench.report import duration
 from attnc.bench.run import Comparison
 from attnc.pictures import figure_class
 
+DENSE = "sdpa, no mask"
+
+OWN_LEGENDS = 3
+"""Panels that have room for legends of their own."""
+
 
 def draw_times(
     comparisons: Sequence[Comparison], *, columns: int = 3, panel: tuple[float, float] = (5.6, 4.2), dpi: int = 140
@@ -36,6 +41,10 @@ def draw_times(
             continue
         own = [one for one in comparisons if one.attention == names[position]]
         _draw_panel(axes, names[position], own, colours)
+        if len(names) <= OWN_LEGENDS:
+            axes.legend(fontsize=8, frameon=False)
+    if len(names) > OWN_LEGENDS:
+        _legend_of_all(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
     return buffer.getvalue()
@@ -64,8 +73,9 @@ def _draw_panel(panel: Any, name: str, comparisons: list[Comparison], colours: d
         style: dict[str, Any] = {"linewidth": width, "color": colours[contender], "label": contender}
         panel.plot(*zip(*points, strict=True), marker="o", markersize=4, **style)
     lengths = [one.shape.queries for one in comparisons]
-    panel.plot(lengths, [one.dense_seconds for one in comparisons], color="0.6", linewidth=1, label="sdpa, no mask")
-    panel.plot(lengths, [one.floor_seconds for one in comparisons], color="black", linestyle="--", label="floor")
+    panel.plot(lengths, [one.dense_seconds for one in comparisons], color="0.6", marker=".", label=DENSE)
+    floors = [one.floor_seconds for one in comparisons]
+    panel.plot(lengths, floors, color="black", linestyle="--", marker=".", label="floor")
     panel.set_xscale("log", base=2)
     panel.set_yscale("log")
     panel.set_xticks(lengths, [str(length) for length in lengths])
@@ -76,4 +86,12 @@ def _draw_panel(panel: Any, name: str, comparisons: list[Comparison], colours: d
     panel.set_ylabel(comparisons[0].mode.words)
     panel.set_title(name, loc="left")
     panel.grid(alpha=0.25)
-    panel.legend(fontsize=8, frameon=False)
+
+
+def _legend_of_all(figure: Any) -> None:
+    """Put one legend under all panels, with each provider once."""
+    found: dict[str, Any] = {}
+    for panel in figure.axes:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            found.setdefault(label if label == DENSE else label.partition(",")[0], handle)
+    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=len(found), fontsize=9, frameon=False)

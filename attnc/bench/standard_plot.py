@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from attnc.bench.plot import draw_times, provider_colours
@@ -27,8 +28,8 @@ def draw_standard(rows: Sequence[StandardRow]) -> dict[str, bytes]:
     for mode in dict.fromkeys(row.sizes.mode for row in rows):
         counts = Counter(row.sizes.configuration for row in rows if row.sizes.mode is mode)
         most = counts.most_common(1)[0][0]
-        own = [row for row in rows if row.sizes.configuration == most]
-        comparisons = [row.comparison for row in own if row.comparison is not None]
+        own = sorted((row for row in rows if row.sizes.configuration == most), key=lambda row: row.key[0])
+        comparisons = [replace(row.comparison, attention=row.pattern) for row in own if row.comparison is not None]
         pictures[f"times-{mode.value}"] = draw_times(comparisons, columns=COLUMNS, panel=(3.9, 3.1), dpi=90)
         pictures[f"speedups-{mode.value}"] = draw_speed_ups(own)
     return pictures
@@ -48,7 +49,7 @@ def draw_speed_ups(rows: Sequence[StandardRow]) -> bytes:
     panel = figure.subplots()
     _draw_bars(panel, rows, peers)
     sizes = rows[0].sizes
-    panel.set_title(f"{sizes.mode.words}, {sizes}", loc="left")
+    panel.set_title(str(sizes), loc="left")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=90)
     return buffer.getvalue()

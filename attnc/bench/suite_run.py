@@ -117,7 +117,8 @@ def run(suite: Suite[C, R], course: Course, heading: str) -> list[R]:
     store = Store.open(suite, course)
     to_output = str(course.json) == STANDARD
     console = terminal.messages() if to_output else terminal.output()
-    console.print(heading)
+    left = sum(not store.has(suite.key(case)) for case in suite.cases)
+    console.print(f"{heading}; {left} of {len(suite.cases)} cases to measure")
     begin = time.monotonic()
     left = 0
     for number, case in enumerate(suite.cases, start=1):

@@ -158,7 +158,7 @@ def test_pictures_show_the_series_with_most_cases(monkeypatch):
     pictures = draw_standard(rows)
     assert list(pictures) == ["times-forward", "speedups-forward", "times-both", "speedups-both"]
     assert pictures["speedups-forward"].startswith(b"\x89PNG")
-    assert [[one.attention for one in comparisons] for comparisons in drawn] == [["window", "full"], ["window"]]
+    assert [[one.attention for one in comparisons] for comparisons in drawn] == [["full", "window"], ["window"]]
     assert provider_colours(["attnc", "sdpa, causal", "flex 64", "sdpa, dense mask"]) == {
         "attnc": "C0", "sdpa, causal": "C1", "sdpa, dense mask": "C1", "flex 64": "C2",
     }  # fmt: skip
@@ -229,6 +229,7 @@ def test_a_budget_ends_a_run_and_says_how_to_go_on(tmp_path):
     chosen = ("--only", "full", "--only", "causal", "-n", "64", "--modes", "forward", "--budget", "0")
     assert "are left; with --json FILE, the same command would go on with them." in run(*chosen).stdout
     again = run(*chosen, "--json", str(tmp_path / "s.json")).stdout
+    assert "; 2 of 2 cases to measure" in again
     assert "are left; the same command goes on with them." in again
 
 

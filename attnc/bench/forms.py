@@ -107,9 +107,9 @@ def find_form(attention: Attention) -> Form:
         raise Unavailable("it has no factors on weights")
     if attention.align.kind is AlignKind.AT:
         raise Unavailable("it has no such alignment")
-    cap, slopes = _score(attention)
     documents, rest = _documents(attention)
     reach = _reach(replace(attention, mask=rest))
+    cap, slopes = _score(replace(attention, mask=rest))
     return replace(reach, documents=documents, cap=cap, slopes=slopes, scale=_scale(attention))
 
 
@@ -127,7 +127,7 @@ def _is_free(expr: Expr) -> bool:
 
 
 def _score(attention: Attention) -> tuple[float | None, str | None]:
-    """Return the cap and the slopes of a score that has nothing else."""
+    """Return the cap and the slopes of a score that has nothing else, under a mask of positions."""
     score = attention.score
     if isinstance(score, Score):
         return None, None
@@ -165,7 +165,7 @@ def _is_alibi(offset: Expr, name: str, mask: Expr, choose: random.Random) -> boo
     for _ in range(50 * POINTS):
         query, key, head = choose.randrange(length), choose.randrange(length), choose.randrange(heads)
         indices = {IndexName.QUERY: query, IndexName.ROW: query, IndexName.KEY: key, IndexName.HEAD: head}
-        if not tables(mask) and not evaluate(mask, Environment({**indices, IndexName.BATCH: 0}, sizes)):
+        if not evaluate(mask, Environment(indices, sizes)):
             continue
         value = float(evaluate(offset, Environment(indices, sizes, {name: slopes})))
         if abs(value + slopes[head] * abs(query - key)) > 1e-6 * (1 + abs(value)):

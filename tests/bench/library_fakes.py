@@ -73,6 +73,14 @@ def each_document(query, key, value, starts, one):
 # --- flash_attn -------------------------------------------------------------------------------------------------------
 
 
+def alibi(query, slopes):
+    if slopes is None:
+        return None
+    assert slopes.dtype == torch.float32
+    assert slopes.shape == (query.shape[2],)
+    return -slopes[:, None, None] * distances(query.shape[1]).abs()
+
+
 def flash_attn_func(
     q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1), softcap=0.0, alibi_slopes=None,
     deterministic=False, return_attn_probs=False,
@@ -80,11 +88,7 @@ def flash_attn_func(
     assert q.dim() == 4
     assert all(tensor.is_contiguous() for tensor in (q, k, v)), "laid out by position"
     assert isinstance(softcap, float)
-    bias = None
-    if alibi_slopes is not None:
-        assert alibi_slopes.dtype == torch.float32
-        assert alibi_slopes.shape == (q.shape[2],)
-        bias = -alibi_slopes[:, None, None] * distances(q.shape[1]).abs()
+    bias = alibi(q, alibi_slopes)
     return dense(q, k, v, reach(q.shape[1], causal, window_size), softmax_scale, softcap, bias)
 
 
@@ -98,7 +102,8 @@ def flash_attn_varlen_func(
     assert max_seqlen_q == max_seqlen_k == int(cu_seqlens_q.diff().max())
 
     def one(query, key, value):
-        return dense(query, key, value, reach(query.shape[1], causal, window_size), softmax_scale, softcap)
+        bias = alibi(query, alibi_slopes)
+        return dense(query, key, value, reach(query.shape[1], causal, window_size), softmax_scale, softcap, bias)
 
     return each_document(q, k, v, cu_seqlens_q, one)
 

@@ -42,6 +42,10 @@ def shipped(name):
         (f"{DOCUMENTS} mask same(doc)", Form(documents="doc")),
         ("mask causal\n learned t: float[H] = 0.1\n score s - t[h] * (i - j)", Form(right=0, slopes="t")),
         ("learned t: float[H] = 0.1\n score s - t[h] * abs(j - i)", Form(slopes="t")),
+        (
+            f"{DOCUMENTS} learned t: float[H] = 0.1\n mask causal and same(doc)\n score s + t[h] * (j - i)",
+            Form(right=0, documents="doc", slopes="t"),
+        ),
     ],
 )
 def test_forms(text, form):

@@ -36,6 +36,9 @@ TEXTS = {
     "window_documents": f"{DOCUMENTS} mask causal and i - j < 10 and same(doc)",
     "softcap": "mask causal and i - j < 20\n score softcap(s, 2.0)",
     "alibi": "mask causal\n learned slope: float[H] = exp2(-8 * (h + 1) / H)\n score s - slope[h] * (i - j)",
+    "alibi_documents": f"""{DOCUMENTS} mask causal and same(doc)
+        learned slope: float[H] = exp2(-8 * (h + 1) / H)
+        score s - slope[h] * (i - j)""",
     "image": """let line = clamp(i // 16, 1, M // 16 - 2)
         let column = clamp(i % 16, 1, 14)
         mask abs(j // 16 - line) <= 1 and abs(j % 16 - column) <= 1""",
@@ -46,6 +49,7 @@ ABLE = {
     "flash-attn": {
         "full", "scaled", "causal", "window", "wide_window", "both_sides", "before_only", "documents",
         "full_documents", "window_documents", "softcap", "alibi",
+        "alibi_documents",
     },
     "xformers": {
         "full", "scaled", "causal", "window", "wide_window", "both_sides", "before_only", "documents",

@@ -118,7 +118,7 @@ class Comparison:
         """
         values = {one.name: made[one.name] for one in fields(cls)}
         results = [
-            Result(**{**result, "timing": None if result["timing"] is None else Timing(**result["timing"])})
+            Result(**{**result, "timing": Timing(**result["timing"]) if result.get("timing") else None})
             for result in made["results"]
         ]
         return cls(**{**values, "shape": Shape(**made["shape"]), "mode": Mode(made["mode"]), "results": tuple(results)})

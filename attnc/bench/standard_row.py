@@ -71,7 +71,10 @@ class StandardRow:
     def as_json(self) -> dict[str, Any]:
         """Return the row, and its ratios, ready for `json.dumps`."""
         ratios = {"times_floor": self.times_floor, "fastest_peer": self.fastest_peer, "speed_ups": self.speed_ups}
-        return {**asdict(self), **ratios}
+        row = asdict(self)
+        if row["comparison"] is not None:  # most of the many providers have little to say
+            row["comparison"]["results"] = [_said(result) for result in row["comparison"]["results"]]
+        return {**row, **ratios}
 
     @property
     def key(self) -> tuple[str, Sizes]:
@@ -125,6 +128,12 @@ class StandardRow:
         """Seconds that a call takes longer than SDPA's on the same pattern; None where either has no time."""
         seconds = self.seconds
         return seconds[OURS] - seconds["sdpa"] if OURS in seconds and "sdpa" in seconds else None
+
+
+def _said(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what has its default."""
+    usual = {one.name: one.default for one in fields(Result)}
+    return {name: value for name, value in result.items() if value != usual[name]}
 
 
 def provider(name: str) -> str:

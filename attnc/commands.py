@@ -16,6 +16,7 @@ from attnc.compiler import (
     Compiled,
     check_source,
     compare_sources,
+    declared_parameters,
     default_output,
     plan_source,
     render,
@@ -250,6 +251,75 @@ def _first_comment(file: Path) -> str:
     with _located(file):
         first = read_pattern(file).text.partition("\n")[0]
     return first.removeprefix("#").strip() if first.startswith("#") else ""
+
+
+def study(
+    files: Sequence[Path],
+    parameters: Parameters,
+    *,
+    tasks: str | None,
+    contenders: str | None,
+    changes: dict[str, Any],
+    budgets: dict[str, float | None],
+    seeds: tuple[int, int],
+    threads: int | None,
+    **options: Any,
+) -> None:
+    """Train small transformers with several attentions, print tables, write JSON, Markdown and pictures.
+
+    `changes` are the fields of `Changes`, `budgets` those of `Wanted`, `seeds` the first and how many, and `options`
+    the other fields of `StudyRequest`.
+    """
+    targets = [options[name] for name in ("json", "markdown", "plot")]
+    for target in targets:
+        if target is not None and str(target) != STANDARD:
+            require_writable(target, *files)
+    if options["plot"] is not None:
+        from attnc.pictures import figure_class
+
+        figure_class()  # fail before the training rather than after it
+    import torch
+
+    from attnc.study.contenders import SHIPPED
+    from attnc.study.presets import DEFAULT_TASKS, TASKS, Changes, parse_names
+    from attnc.study.session import StudyRequest, run_study
+    from attnc.study.trial import Wanted
+
+    chosen = DEFAULT_TASKS if tasks is None else parse_names(tasks, tuple(TASKS), "task")
+    beside: tuple[str, ...] = ("torch", "huggingface", "dense") if files else SHIPPED
+    if contenders is not None:
+        beside = () if contenders == "none" else parse_names(contenders, SHIPPED, "contender")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    first, count = seeds
+    request = StudyRequest(
+        tasks=chosen,
+        contenders=beside,
+        changes=Changes(**changes),
+        wanted=Wanted(**budgets),
+        seeds=tuple(range(first, first + count)),
+        **options,
+    )
+    run_study(request, _planned_each(files, parameters))
+
+
+def _planned_each(files: Sequence[Path], parameters: Parameters) -> list[Compiled]:
+    """Take files as far as their plans, each with the values of parameters that it declares, and print warnings."""
+    sources = []
+    for file in files:
+        with _located(file):
+            source = read_pattern(file)
+            sources.append((file, source, declared_parameters(source)))
+    unknown = {name for name in parameters if all(name not in declared for _, _, declared in sources)}
+    if unknown and not files:
+        raise MalformedParameterError(f"-D {next(iter(unknown))} is for patterns, and no FILE is given")
+    found = []
+    for file, source, declared in sources:
+        with _located(file):  # the first file tells of a parameter that is in none
+            mine = {name: value for name, value in parameters.items() if name in declared or name in unknown}
+            found.append(plan_source(source, mine))
+        terminal.report(found[-1].warnings)
+    return found
 
 
 def _planned(file: Path, parameters: Parameters) -> Compiled:

@@ -25,6 +25,8 @@ from attnc.ir.walk import walk
 from attnc.sema.check import check_program
 from attnc.source import SourceFile
 from attnc.syntax.parse import parse_source
+from attnc.syntax.tree import Attention as AttentionTree
+from attnc.syntax.tree import Layer as LayerTree
 
 if TYPE_CHECKING:
     from attnc.comparison import Compared
@@ -127,6 +129,16 @@ def _plan(source: SourceFile, checked: Checked) -> Compiled:
             )
         )
     return Compiled(source, tuple(plans), checked.warnings)
+
+
+def declared_parameters(source: SourceFile) -> tuple[str, ...]:
+    """Return the names of the parameters of all attentions and layers of a file.
+
+    Raises:
+        CompileError: it cannot be parsed.
+    """
+    declarations = (one for one in parse_source(source).declarations if isinstance(one, AttentionTree | LayerTree))
+    return tuple(dict.fromkeys(param.name.text for one in declarations for param in one.params))
 
 
 TARGETS = ("triton", "flex")

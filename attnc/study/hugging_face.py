@@ -1,0 +1,71 @@
+"""Hugging Face's models with random weights, where `transformers` is installed. Nothing is downloaded."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+from torch import Tensor, nn
+
+from attnc.study.models import Size
+from attnc.study.tasks import Task
+
+
+class WithHead(nn.Module):
+    """A Hugging Face model and the head of the others."""
+
+    def __init__(self, model: nn.Module, width: int, classes: int) -> None:
+        super().__init__()
+        self.model = model
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map tokens (B, N) to logits (B, N, classes)."""
+        logits: Tensor = self.head(self.model(input_ids=tokens).last_hidden_state)
+        return logits
+
+
+def has_transformers() -> bool:
+    """Tell whether the library is there, without importing it."""
+    return importlib.util.find_spec("transformers") is not None
+
+
+def gpt2(task: Task, size: Size, seed: int) -> nn.Module:
+    """Make a GPT-2 of these sizes."""
+    from transformers import GPT2Config, GPT2Model
+
+    config = GPT2Config(
+        vocab_size=task.vocabulary,
+        n_positions=task.length,
+        n_embd=size.width,
+        n_layer=size.layers,
+        n_head=size.heads,
+        n_inner=size.hidden,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        use_cache=False,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return WithHead(GPT2Model(config), size.width, task.classes)
+
+
+def bert(task: Task, size: Size, seed: int) -> nn.Module:
+    """Make a BERT of these sizes."""
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(
+        vocab_size=task.vocabulary,
+        max_position_embeddings=task.length,
+        hidden_size=size.width,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        intermediate_size=size.hidden,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        pad_token_id=None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return WithHead(BertModel(config, add_pooling_layer=False), size.width, task.classes)

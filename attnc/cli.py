@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from attnc import __version__, terminal
+from attnc import __version__, cli_study, terminal
 from attnc.diagnostics import CompileError
 from attnc.files import cannot_write
 from attnc.parameters import MalformedParameterError, parse_lengths, parse_parameters
@@ -405,107 +405,4 @@ def bench(
         raise typer.Exit(USER_MISTAKE)
 
 
-class Preset(StrEnum):
-    """Sizes of studies."""
-
-    TINY = "tiny"
-    SMALL = "small"
-    MEDIUM = "medium"
-
-
-@app.command(
-    epilog=examples(
-        "attnc study --preset tiny",
-        "attnc study streaming.attn -D window=16 --task recall",
-        "attnc study a.attn b.attn --task copying --with dense --seeds 3 --json study.json --plot study.png",
-        "attnc study --preset tiny --task recall --set gap=32 --length 96 --steps 500",
-    )
-)
-@guarded
-def study(
-    files: Annotated[
-        list[Path] | None, typer.Argument(metavar="FILE...", help="Patterns that take part.", allow_dash=True)
-    ] = None,
-    define: Definitions = [],  # noqa: B006
-    preset: Annotated[Preset, typer.Option("--preset", help="Sizes of models and tasks.")] = Preset.TINY,
-    task: Annotated[
-        str | None,
-        typer.Option(
-            "--task", metavar="NAME,...", help="Of recall, copying, selective, listops; all but selective unless said."
-        ),
-    ] = None,
-    contenders: Annotated[
-        str | None,
-        typer.Option(
-            "--with",
-            metavar="NAME,...",
-            help="Beside the FILEs, of torch, huggingface, dense, window, streaming, dilated_window, strided, or none;"
-            " unless said, the first three, and all of them where no FILE is given.",
-        ),
-    ] = None,
-    settings: Annotated[
-        list[str],
-        typer.Option("--set", metavar="NAME=VALUE", help="Setting of a task, as pairs=16; may be repeated."),
-    ] = [],  # noqa: B006
-    steps: Annotated[int | None, typer.Option("--steps", min=1, max=1 << 30, help="Updates of the parameters.")] = None,
-    flops: Annotated[
-        float | None,
-        typer.Option(
-            "--flops", min=1.0, help="Budget of operations; what the first contender's steps take unless said."
-        ),
-    ] = None,
-    seconds: Annotated[float | None, typer.Option("--seconds", min=0.0, help="Budget of time; likewise.")] = None,
-    length: Annotated[
-        int | None, typer.Option("-n", "--length", min=1, max=1 << 30, help="Positions of an example.")
-    ] = None,
-    window: Annotated[
-        int | None, typer.Option("--window", min=1, max=1 << 30, help="Width of windows of patterns given by --with.")
-    ] = None,
-    batch: Annotated[int | None, typer.Option("--batch", min=1, max=1 << 30, help="Examples of a step.")] = None,
-    width: Annotated[int | None, typer.Option("--width", min=1, max=1 << 30, help="Of the models.")] = None,
-    layers: Annotated[int | None, typer.Option("--layers", min=1, max=1 << 30, help="Of the models.")] = None,
-    heads: Annotated[int | None, typer.Option("--heads", min=1, max=1 << 30, help="Of each layer.")] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option("--learning-rate", min=1e-9, max=1e3, help="Behind the warm-up.")
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, max=1 << 30, help="Of parameters and examples.")] = 0,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, max=1000, help="How many, from --seed on.")] = 1,
-    device: Annotated[str, typer.Option("--device", help="cpu, cuda, or auto.")] = "auto",
-    threads: Annotated[int | None, typer.Option("--threads", min=1, max=1024, help="Cores to compute with.")] = None,
-    json: Annotated[
-        Path | None, typer.Option("--json", metavar="OUT", allow_dash=True, help="Write JSON; `-` is standard output.")
-    ] = None,
-    markdown: Annotated[Path | None, typer.Option("--markdown", metavar="OUT", help="Write a report.")] = None,
-    plot: Annotated[Path | None, typer.Option("--plot", metavar="PIC.png", help="Draw the curves.")] = None,
-) -> None:
-    """Train small transformers that differ in their attention alone, on tasks with known answers.
-
-    Loss and accuracy at equal steps, equal FLOPs and equal time. Files are written after each task.
-    """
-    from attnc import commands
-
-    commands.study(
-        tuple(files or ()),
-        parse_parameters(define),
-        preset=preset.value,
-        tasks=task,
-        contenders=contenders,
-        settings=parse_parameters(settings),
-        changes={
-            "steps": steps,
-            "length": length,
-            "window": window,
-            "batch": batch,
-            "width": width,
-            "layers": layers,
-            "heads": heads,
-            "learning_rate": learning_rate,
-        },
-        budgets={"flops": flops, "seconds": seconds},
-        seeds=(seed, seeds),
-        device=device,
-        threads=threads,
-        json=json,
-        markdown=markdown,
-        plot=plot,
-    )
+app.command("study", epilog=examples(*cli_study.EXAMPLES))(guarded(cli_study.study))

@@ -262,7 +262,6 @@ def study(
     changes: dict[str, Any],
     budgets: dict[str, float | None],
     seeds: tuple[int, int],
-    threads: int | None,
     **options: Any,
 ) -> None:
     """Train small transformers with several attentions, print tables, write JSON, Markdown and pictures.
@@ -278,8 +277,6 @@ def study(
         from attnc.pictures import figure_class
 
         figure_class()  # fail before the training rather than after it
-    import torch
-
     from attnc.study.contenders import SHIPPED
     from attnc.study.presets import DEFAULT_TASKS, TASKS, Changes, parse_names
     from attnc.study.session import StudyRequest, run_study
@@ -289,8 +286,6 @@ def study(
     beside: tuple[str, ...] = ("torch", "huggingface", "dense") if files else SHIPPED
     if contenders is not None:
         beside = () if contenders == "none" else parse_names(contenders, SHIPPED, "contender")
-    if threads is not None:
-        torch.set_num_threads(threads)
     first, count = seeds
     request = StudyRequest(
         tasks=chosen,

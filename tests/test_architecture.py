@@ -51,15 +51,19 @@ ALLOWED = {
         "diagnostics", "ir", "algebra", "plan", "reference", "blockwise", "tile_map", "compiler", "files", "pictures",
         "terminal",
     },
+    "study": {
+        "diagnostics", "ir", "algebra", "blockwise", "compiler", "files", "pictures", "terminal", "bench",
+    },
     "show": {"ir", "algebra", "plan", "blockwise", "tile_map", "bench", "pictures", "layout_pictures"},
     "layout_pictures": {"ir", "algebra", "plan", "reference", "blockwise", "tile_map", "bench"},
     "verify": {*BASE, "ir", "algebra", "plan", "reference", "runtime", "compiler", "bench"},
     # the commands
     "commands": {
         *BASE, "compiler", "bench", "comparison", "explanation", "explanation_text", "files", "machine_code",
-        "parameters", "pictures", "show", "stage_text", "terminal", "verify",
+        "parameters", "pictures", "show", "stage_text", "study", "terminal", "verify",
     },
-    "cli": {"diagnostics", "commands", "files", "parameters", "terminal"},
+    "cli": {"diagnostics", "cli_study", "commands", "files", "parameters", "terminal"},
+    "cli_study": {"commands", "parameters"},
     "__main__": {"cli"},
     "__init__": {"compiler", "diagnostics", "flex"},
 }  # fmt: skip
@@ -70,10 +74,10 @@ OWNERS = {
     "islpy": {"algebra"},
     "sympy": {"algebra"},
     "jinja2": {"codegen"},
-    "typer": {"cli"},
+    "typer": {"cli", "cli_study"},
     "matplotlib": {"show", "pictures", "bench"},
     "platformdirs": {"runtime"},
-    "rich": {"terminal", "explanation_text", "explanation_plan_text", "machine_code", "bench", "verify"},
+    "rich": {"terminal", "explanation_text", "explanation_plan_text", "machine_code", "bench", "study", "verify"},
     "torch": {
         "runtime",
         "reference",
@@ -84,8 +88,10 @@ OWNERS = {
         "bench",
         "show",
         "layout_pictures",
+        "study",
         "verify",
     },
+    "transformers": {"study"},
     "triton": {"runtime"},
 }
 """Third-party libraries: no other stage imports them."""

@@ -48,28 +48,32 @@ class Preset:
     Attributes:
         about: in a few words.
         recipe: but for the steps, which depend on the task.
+        threads: cores to compute with; None for torch's choice.
         tasks: by name.
     """
 
     about: str
     recipe: Recipe
+    threads: int | None
     tasks: Mapping[str, Difficulty]
 
 
 PRESETS: Mapping[str, Preset] = {
     "tiny": Preset(
         "two layers of width 64, minutes on two cores",
-        Recipe(Size(64, 2, 2), 0, batch=32, learning_rate=2e-3, evaluations=10, held_out=256),
+        Recipe(Size(64, 2, 2), 0, batch=32, learning_rate=3e-3, evaluations=10, held_out=256),
+        1,  # a second one gains little from products this small, and much is lost where another program has its core
         {
-            "recall": Difficulty(64, 250, 8, {"pairs": 8, "keys": 16, "values": 16, "gap": 16, "power": 0.01}),
+            "recall": Difficulty(64, 200, 8, {"pairs": 6, "keys": 12, "values": 12, "gap": 16, "power": 0.01}),
             "copying": Difficulty(64, 250, 8, {"tokens": 16, "shortest": 16}),
             "selective": Difficulty(64, 250, 8, {"tokens": 16, "content": 8}),
-            "listops": Difficulty(32, 500, 8, {"depth": 2, "arguments": 4, "nesting": 0.25}),
+            "listops": Difficulty(32, 400, 8, {"depth": 2, "arguments": 4, "nesting": 0.25}),
         },
     ),
     "small": Preset(
         "four layers of width 128, about an hour on two cores",
         Recipe(Size(128, 4, 4), 0, batch=32, learning_rate=1e-3, evaluations=20, held_out=512),
+        None,
         {
             "recall": Difficulty(256, 1000, 32, {"pairs": 32, "keys": 64, "values": 64, "gap": 64, "power": 0.01}),
             "copying": Difficulty(256, 1000, 32, {"tokens": 26, "shortest": 32}),
@@ -80,6 +84,7 @@ PRESETS: Mapping[str, Preset] = {
     "medium": Preset(
         "six layers of width 256, for a GPU",
         Recipe(Size(256, 6, 8), 0, batch=64, learning_rate=5e-4, evaluations=40, held_out=1024),
+        None,
         {
             "recall": Difficulty(1024, 5000, 64, {"pairs": 128, "keys": 512, "values": 512, "gap": 128, "power": 0.01}),
             "copying": Difficulty(1024, 5000, 64, {"tokens": 26, "shortest": 128}),

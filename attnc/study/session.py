@@ -42,6 +42,7 @@ class StudyRequest:
         wanted: budgets; those of the first contender unless given.
         seeds: of parameters and examples, one trial each.
         device: a torch device, or `auto`.
+        threads: cores to compute with; None for the preset's choice.
         json, markdown, plot: files to write; None for none.
     """
 
@@ -53,6 +54,7 @@ class StudyRequest:
     wanted: Wanted
     seeds: tuple[int, ...]
     device: str
+    threads: int | None
     json: Path | None
     markdown: Path | None
     plot: Path | None
@@ -67,6 +69,9 @@ def run_study(request: StudyRequest, files: Sequence[Compiled]) -> None:
         CompileError: the device is not there, something does not fit, or a result cannot be written.
     """
     device = pick(request.device)
+    threads = request.threads or PRESETS[request.preset].threads
+    if threads is not None:
+        torch.set_num_threads(threads)
     given = [pattern for compiled in files for pattern in patterns(compiled)]
     names = distinct([pattern.name for pattern in given], request.contenders)
     planned: list[tuple[Task, Recipe, list[Contender]]] = []
@@ -139,7 +144,8 @@ def _bars(taking_part: Sequence[Contender], recipe: Recipe, label: str) -> Itera
 def _heading(request: StudyRequest, machine: Mapping[str, object], size: Size) -> str:
     seeds = f"seed{'' if len(request.seeds) == 1 else 's'} {', '.join(map(str, request.seeds))}"
     model = f"{size.layers} layers of width {size.width}, {size.heads} heads"
-    place = f"{machine['device']}, {machine['threads']} thread{'' if machine['threads'] == 1 else 's'}, torch {machine['torch']}"
+    cores = f"{machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
+    place = f"{machine['device']}, {cores}, torch {machine['torch']}"
     return f"{place}\n{request.preset}: {model}, {seeds}"
 
 

@@ -6,14 +6,15 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 from torch import nn
 
 from attnc.algebra.counting import count_pairs as count_pairs_by_sets
 from attnc.blockwise import count_pairs, mask_blocks, reads_data
-from attnc.compiler import Compiled, import_compiled, plan_source
+from attnc.compiler import Compiled, check_source, import_compiled, load
 from attnc.diagnostics import CompileError, Diagnostic, Label
 from attnc.files import read_pattern
 from attnc.ir.nodes import SizeName
@@ -82,10 +83,16 @@ def shipped(name: str, task: Task, size: Size, width: int) -> Contender:
         what, make = ("GPT2Model", gpt2) if task.causal else ("BertModel", bert)
         missing = "" if has_transformers() else "`transformers` is not installed"
         return Contender(name, what, pairs, lambda seed: make(task, size, seed), missing)
-    params: dict[str, Any] = {"two_sided": not task.causal} | ({} if name == "dense" else {"width": width})
-    file = Path(__file__).parent / "patterns" / f"{name}.attn"
-    (pattern,) = patterns(plan_source(read_pattern(file), params))
+    (pattern,) = _shipped_patterns(name, width, two_sided=not task.causal)
     return contender(pattern, task, size, name)
+
+
+@cache
+def _shipped_patterns(name: str, width: int, *, two_sided: bool) -> list[Pattern]:
+    """Return the attention of a file that comes with the package; once cached, it needs no stage behind the checker."""
+    params = {"two_sided": two_sided} | ({} if name == "dense" else {"width": width})
+    file = Path(__file__).parent / "patterns" / f"{name}.attn"
+    return patterns(check_source(read_pattern(file), params, complete=True).program.attentions, load(file, **params))
 
 
 def contender(pattern: Pattern, task: Task, size: Size, name: str) -> Contender:
@@ -99,39 +106,47 @@ def contender(pattern: Pattern, task: Task, size: Size, name: str) -> Contender:
     return Contender(name, what, pairs, lambda seed: build(task, size, _patterned(pattern, task, size), seed))
 
 
-def patterns(compiled: Compiled) -> list[Pattern]:
-    """Return the attentions of a file that a model can be made of.
+def planned_patterns(compiled: Compiled) -> list[Pattern]:
+    """Return the attentions of a file of the user's.
 
     Raises:
         CompileError: one has inputs, or a mask that reads what is learned.
     """
-    wanting = [
+    attentions = [plan.attention for plan in compiled.plans]
+    _require_no_data(attentions)
+    return patterns(attentions, import_compiled(compiled))
+
+
+def patterns(attentions: Sequence[Attention], module: ModuleType) -> list[Pattern]:
+    """Return the attentions of a generated module."""
+    layers = [value for value in (getattr(module, name) for name in module.__all__) if isinstance(value, type)]
+    return [Pattern(one.name, one, layer) for one, layer in zip(attentions, layers, strict=True)]
+
+
+def _require_no_data(attentions: Sequence[Attention]) -> None:
+    """Refuse patterns that need to be given something, or whose pairs change while they learn."""
+    mistakes = [
         Diagnostic(
             "input-without-data",
-            f"a study has no data for the input `{tensor.name}` of `{plan.attention.name}`",
+            f"a study has no data for the input `{tensor.name}` of `{attention.name}`",
             () if tensor.span is None else (Label(tensor.span),),
             help="study a pattern without inputs: `learned` tensors are trained, numbers can be parameters (-D)",
         )
-        for plan in compiled.plans
-        for tensor in plan.attention.tensors
+        for attention in attentions
+        for tensor in attention.tensors
         if tensor.kind is TensorKind.INPUT
     ]
-    wanting += [
+    mistakes = mistakes or [
         Diagnostic(
             "mask-of-learned-tensors",
-            f"which pairs `{plan.attention.name}` allows depends on what it learns, so that they cannot be counted",
+            f"which pairs `{attention.name}` allows depends on what it learns, so that they cannot be counted",
             help="study a pattern whose mask reads no tensor",
         )
-        for plan in compiled.plans
-        if not wanting and reads_data(plan.attention)
+        for attention in attentions
+        if reads_data(attention)
     ]
-    if wanting:
-        raise CompileError(*wanting)
-    module = import_compiled(compiled)
-    layers = [value for value in (getattr(module, name) for name in module.__all__) if isinstance(value, type)]
-    return [
-        Pattern(plan.attention.name, plan.attention, layer) for plan, layer in zip(compiled.plans, layers, strict=True)
-    ]
+    if mistakes:
+        raise CompileError(*mistakes)
 
 
 def _standard(task: Task, size: Size) -> Callable[[], nn.Module]:

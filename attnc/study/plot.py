@@ -56,7 +56,9 @@ def _draw_curves(panel: Any, report: TaskReport, axis: str, quantity: str) -> No
         values = [[getattr(read(one.points, step), quantity) for one in every] for step in steps]
         places = [step * unit for step in steps]
         style = {"color": COLOURS[number % len(COLOURS)], "linestyle": "--" if number >= len(COLOURS) else "-"}
-        panel.plot(places, [statistics.fmean(one) for one in values], marker=".", label=name, **style)
+        # the first is drawn wide, so that one that learns exactly alike does not hide it
+        wide = 4.0 if number == 0 else 1.5
+        panel.plot(places, [statistics.fmean(one) for one in values], marker=".", label=name, linewidth=wide, **style)
         if len(every) > 1:
             low, high = [min(one) for one in values], [max(one) for one in values]
             panel.fill_between(places, low, high, alpha=0.15, color=style["color"], linewidth=0)
@@ -72,6 +74,7 @@ def _draw_memory(panel: Any, report: TaskReport, quantity: str) -> None:
             value = statistics.fmean(getattr(one.readings["steps"], quantity) for one in every)
             panel.plot([memory], [value], marker="o", linestyle="", label=name, color=COLOURS[number % len(COLOURS)])
     panel.set_xlabel("MiB of parameters and activations, at equal steps")
+    panel.set_xlim(0, 1.1 * panel.get_xlim()[1])
 
 
 def _draw_limits(panel: Any, report: TaskReport, quantity: str) -> None:
@@ -80,4 +83,4 @@ def _draw_limits(panel: Any, report: TaskReport, quantity: str) -> None:
         panel.axhline(chance, color="0.5", linestyle=":", linewidth=1)
         panel.set_ylim(0, 1.04)
     else:
-        panel.set_ylim(bottom=0)
+        panel.set_ylim(0, 1.05 * panel.get_ylim()[1])

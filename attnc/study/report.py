@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attnc.bench.report import duration
 from attnc.bench.report import size as size_text
@@ -14,7 +14,12 @@ from attnc.study.tasks import Task
 from attnc.study.training import Recipe
 from attnc.study.trial import Result, Trial
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 BUDGETS = {"steps": "equal steps", "flops": "equal FLOPs", "seconds": "equal time"}
+
+LOSS = "loss"
 
 NOTHING = "-"
 """A cell without a figure."""
@@ -73,16 +78,28 @@ class Study:
 
 
 def lay_out(report: TaskReport) -> list[Any]:
-    """Return what is printed of a task: a table, and lines below it."""
+    """Return what is printed of a task: a table; two where means with their spreads need the room."""
+    headings, rows = _cells(report)
+    losses = [number for number, heading in enumerate(headings) if heading == LOSS]
+    if len(report.trials) == 1:
+        return [_table(headings, rows, _title(report), _caption(report))]
+    others = [number for number in range(len(headings)) if number not in losses]
+    budgets = [f"{LOSS}, {name}" for name in BUDGETS.values()]
+    return [
+        _table([headings[k] for k in others], [[row[k] for k in others] for row in rows], _title(report), ""),
+        _table(["", *budgets], [[row[k] for k in (0, *losses)] for row in rows], "", _caption(report)),
+    ]
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], title: str, caption: str) -> Table:
     from rich.table import Table
 
-    made = Table(title=_title(report), title_justify="left", caption_justify="left", caption=_caption(report))
-    headings, rows = _cells(report)
+    made = Table(title=title or None, caption=caption or None, title_justify="left", caption_justify="left")
     for heading in headings:
-        made.add_column(heading, justify="left" if heading == headings[0] else "right", no_wrap=True)
+        made.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for row in rows:
         made.add_row(*row)
-    return [made]
+    return made
 
 
 def as_markdown(study: Study) -> str:
@@ -150,7 +167,7 @@ def _result_json(result: Result) -> dict[str, Any]:
 def _cells(report: TaskReport) -> tuple[list[str], list[list[str]]]:
     headings = ["", "pairs", "MFLOP", "time", "memory"]
     for name in BUDGETS.values():
-        headings += [name, "loss"]
+        headings += [name, LOSS]
     rows = []
     for number, name in enumerate(report.names()):
         every = report.of(number)

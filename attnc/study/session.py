@@ -17,7 +17,7 @@ from attnc.bench.session import pick
 from attnc.compiler import Compiled
 from attnc.diagnostics import CompileError, Diagnostic
 from attnc.files import STANDARD, write_bytes, write_text
-from attnc.study.contenders import Contender, contender, distinct, patterns, shipped
+from attnc.study.contenders import Contender, contender, distinct, planned_patterns, shipped
 from attnc.study.models import Size
 from attnc.study.presets import PRESETS, Changes, configure
 from attnc.study.report import Study, TaskReport, as_json, as_markdown, lay_out
@@ -72,7 +72,7 @@ def run_study(request: StudyRequest, files: Sequence[Compiled]) -> None:
     threads = request.threads or PRESETS[request.preset].threads
     if threads is not None:
         torch.set_num_threads(threads)
-    given = [pattern for compiled in files for pattern in patterns(compiled)]
+    given = [pattern for compiled in files for pattern in planned_patterns(compiled)]
     names = distinct([pattern.name for pattern in given], request.contenders)
     planned: list[tuple[Task, Recipe, list[Contender]]] = []
     for task, recipe, window in configure(request.preset, request.tasks, request.changes, request.settings):
@@ -114,8 +114,11 @@ def _require_somebody(planned: Sequence[tuple[Task, Recipe, list[Contender]]], f
     """Fail where a task has no contender, or a pattern of the user's takes part in none."""
     for task, _, everybody in planned:
         if all(one.missing for one in everybody):
-            reasons = "; ".join(f"{one.name}: {one.missing}" for one in everybody)
-            raise CompileError(Diagnostic("no-contender", f"nobody takes part in `{task.name}`: {reasons}"))
+            notes = tuple(f"{one.name}: {one.missing}" for one in everybody)
+            help = "name a FILE, or contenders with --with"
+            raise CompileError(
+                Diagnostic("no-contender", f"nobody takes part in `{task.name}`", help=help, notes=notes)
+            )
     for name in files:
         found = [one for _, _, everybody in planned for one in everybody if one.name == name]
         if all(one.missing for one in found):

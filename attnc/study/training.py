@@ -22,6 +22,9 @@ WARM_UP = 20
 """Steps in which the learning rate grows. It is constant behind them, so that no point of a curve is better prepared
 than another, and a budget can be read off anywhere."""
 
+EVALUATED_AT_ONCE = 32
+"""Examples, at least: small batches of the training need not make evaluations slow."""
+
 LONGEST_NORM = 1.0
 """Of the gradient; longer ones are shortened."""
 
@@ -124,9 +127,10 @@ class Learner:
     def evaluate(self, batch: Batch) -> None:
         """Take loss and accuracy; nothing is learned."""
         asked, right, loss = 0, 0, 0.0
+        at_once = max(self.recipe.batch, EVALUATED_AT_ONCE)
         with torch.no_grad():
-            for start in range(0, len(batch), self.recipe.batch):
-                part = Batch(*(one[start : start + self.recipe.batch] for one in (batch.tokens, batch.targets)))
+            for start in range(0, len(batch), at_once):
+                part = Batch(*(one[start : start + at_once] for one in (batch.tokens, batch.targets)))
                 logits, targets = self._answers(part)
                 asked += len(targets)
                 right += int((logits.argmax(1) == targets).sum())

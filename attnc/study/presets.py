@@ -46,13 +46,11 @@ class Preset:
     """A size of study.
 
     Attributes:
-        about: in a few words.
         recipe: but for the steps, which depend on the task.
         threads: cores to compute with; None for torch's choice.
         tasks: by name.
     """
 
-    about: str
     recipe: Recipe
     threads: int | None
     tasks: Mapping[str, Difficulty]
@@ -60,7 +58,6 @@ class Preset:
 
 PRESETS: Mapping[str, Preset] = {
     "tiny": Preset(
-        "two layers of width 64, minutes on two cores",
         Recipe(Size(64, 2, 2), 0, batch=32, learning_rate=3e-3, evaluations=10, held_out=256),
         1,  # a second one gains little from products this small, and much is lost where another program has its core
         {
@@ -71,18 +68,16 @@ PRESETS: Mapping[str, Preset] = {
         },
     ),
     "small": Preset(
-        "four layers of width 128, about an hour on two cores",
-        Recipe(Size(128, 4, 4), 0, batch=32, learning_rate=1e-3, evaluations=20, held_out=512),
+        Recipe(Size(128, 2, 4), 0, batch=32, learning_rate=2e-3, evaluations=20, held_out=512),
         None,
         {
-            "recall": Difficulty(256, 1000, 32, {"pairs": 32, "keys": 64, "values": 64, "gap": 64, "power": 0.01}),
-            "copying": Difficulty(256, 1000, 32, {"tokens": 26, "shortest": 32}),
-            "selective": Difficulty(256, 1000, 32, {"tokens": 16, "content": 16}),
-            "listops": Difficulty(128, 3000, 32, {"depth": 4, "arguments": 5, "nesting": 0.25}),
+            "recall": Difficulty(128, 1500, 16, {"pairs": 12, "keys": 24, "values": 24, "gap": 32, "power": 0.01}),
+            "copying": Difficulty(128, 1000, 16, {"tokens": 26, "shortest": 16}),
+            "selective": Difficulty(128, 1500, 16, {"tokens": 16, "content": 16}),
+            "listops": Difficulty(128, 3000, 16, {"depth": 4, "arguments": 5, "nesting": 0.25}),
         },
     ),
     "medium": Preset(
-        "six layers of width 256, for a GPU",
         Recipe(Size(256, 6, 8), 0, batch=64, learning_rate=5e-4, evaluations=40, held_out=1024),
         None,
         {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from attnc.bench.report import duration
 from attnc.bench.report import size as size_text
-from attnc.study.curves import Budgets, Reading
+from attnc.study.curves import Budgets
 from attnc.study.tasks import Task
 from attnc.study.training import Recipe
 from attnc.study.trial import Result, Trial
@@ -77,49 +77,59 @@ class Study:
     complete: bool = False
 
 
-def lay_out(report: TaskReport) -> list[Any]:
-    """Return what is printed of a task: a table; two where means with their spreads need the room."""
-    headings, rows = _cells(report)
-    losses = [number for number, heading in enumerate(headings) if heading == LOSS]
-    if len(report.trials) == 1:
-        return [_table(headings, rows, _title(report), _caption(report))]
-    others = [number for number in range(len(headings)) if number not in losses]
-    budgets = [f"{LOSS}, {name}" for name in BUDGETS.values()]
-    return [
-        _table([headings[k] for k in others], [[row[k] for k in others] for row in rows], _title(report), ""),
-        _table(["", *budgets], [[row[k] for k in (0, *losses)] for row in rows], "", _caption(report)),
-    ]
+def lay_out(report: TaskReport, width: int) -> list[Table | str]:
+    """Return what is printed of a task: costs, accuracies and losses in one table or more, and what is to be said.
+
+    Args:
+        report: of the task.
+        width: characters of a line; a table that is wider is broken between its parts.
+    """
+    columns = _columns(report)
+    names = list(columns)[1:]
+    losses = [name for name in names if name.startswith(LOSS)]
+    accuracies = list(BUDGETS.values())
+    costs = [name for name in names if name not in losses and name not in accuracies]
+    parts = [costs, accuracies, losses]
+    while len(parts) > 1 and _width(columns, [name for part in parts[:2] for name in part]) <= width:
+        parts[:2] = [parts[0] + parts[1]]
+    return [_title(report), *(_table(columns, names) for names in parts), _caption(report)]
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], title: str, caption: str) -> Table:
+def _width(columns: Mapping[str, Sequence[str]], names: Sequence[str]) -> int:
+    return 1 + sum(3 + max(map(len, (name, *columns[name]))) for name in ("", *names))
+
+
+def _table(columns: Mapping[str, Sequence[str]], names: Sequence[str]) -> Table:
     from rich.table import Table
 
-    made = Table(title=title or None, caption=caption or None, title_justify="left", caption_justify="left")
-    for heading in headings:
-        made.add_column(heading, justify="right" if heading else "left", no_wrap=True)
-    for row in rows:
+    made = Table()
+    for name in ("", *names):
+        made.add_column(name, justify="right" if name else "left", no_wrap=True)
+    for row in zip(*(columns[name] for name in ("", *names)), strict=True):
         made.add_row(*row)
     return made
 
 
 def as_markdown(study: Study) -> str:
-    """Write a report: a table for each task, and what the columns mean."""
+    """Write a report: a table for each task, who took part, and what the columns mean."""
     machine, settings = study.machine, study.settings
     chosen = ", ".join(f"{name.replace('_', ' ')} {_plain(value)}" for name, value in settings.items())
+    threads = f"{machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
     lines = [
         "# Architectures compared",
         "",
-        f"Measured by `attnc study` on {machine['device']}, {machine['threads']} threads, torch {machine['torch']}.",
+        f"Measured by `attnc study` on {machine['device']}, {threads}, torch {machine['torch']}.",
         f"Settings: {chosen}.",
         "",
         METHOD.rstrip(),
     ]
     for report in study.tasks:
-        headings, rows = _cells(report)
+        columns = _columns(report)
         lines += ["", f"## {_title(report)}", ""]
-        lines += [f"| {' | '.join(headings)} |", f"|---|{'---:|' * (len(headings) - 1)}"]
-        lines += [f"| {' | '.join(row)} |".replace(SHORT, "\\*") for row in rows]
-        lines += ["", *(f"{line}  " for line in _caption(report).replace(SHORT, "\\*").splitlines())]
+        lines += [f"| {' | '.join(columns)} |", f"|---|{'---:|' * (len(columns) - 1)}"]
+        lines += [f"| {' | '.join(row)} |".replace(SHORT, "\\*") for row in zip(*columns.values(), strict=True)]
+        lines += ["", *(f"- {line}".replace(SHORT, "\\*") for line in _caption(report).splitlines())]
+        lines += [f"- {result.name}: `{result.what}`" for result in report.trials[0].results]
     return "\n".join(lines) + "\n"
 
 
@@ -164,32 +174,31 @@ def _result_json(result: Result) -> dict[str, Any]:
     return {**asdict(result), "points": points, "bytes": result.bytes}
 
 
-def _cells(report: TaskReport) -> tuple[list[str], list[list[str]]]:
-    headings = ["", "pairs", "MFLOP", "time", "memory"]
-    for name in BUDGETS.values():
-        headings += [name, LOSS]
-    rows = []
-    for number, name in enumerate(report.names()):
-        every = report.of(number)
-        first = every[0]
-        cells = [
-            name,
-            f"{first.density:.1%}",
-            f"{first.flops / 1e6:,.0f}",
-            duration(statistics.median(one.seconds for one in every)),
-            NOTHING if first.bytes is None else size_text(first.bytes),
-        ]
-        failed = any(one.problem for one in every)
-        for budget in BUDGETS:
-            cells += [NOTHING, NOTHING] if failed else _reading([one.readings[budget] for one in every])
-        rows.append(cells)
-    return headings, rows
+def _columns(report: TaskReport) -> dict[str, list[str]]:
+    """Return the cells of each column by its heading; that of the names has none."""
+    every = [report.of(number) for number in range(len(report.names()))]
+    columns = {
+        "": report.names(),
+        "pairs": [f"{first.density:.1%}" for first, *_ in every],
+        "MFLOP": [f"{first.flops / 1e6:,.0f}" for first, *_ in every],
+        "time": [duration(statistics.median(one.seconds for one in results)) for results in every],
+        "memory": [NOTHING if first.bytes is None else size_text(first.bytes) for first, *_ in every],
+    }
+    for budget, name in BUDGETS.items():
+        cells = [_reading(results, budget) for results in every]
+        columns[name] = [accuracy for accuracy, _ in cells]
+        columns[f"{LOSS}, {name.split()[1]}"] = [loss for _, loss in cells]
+    return columns
 
 
-def _reading(readings: Sequence[Reading]) -> list[str]:
+def _reading(results: Sequence[Result], budget: str) -> tuple[str, str]:
+    """Return accuracy and loss at a budget."""
+    if any(one.problem for one in results):
+        return NOTHING, NOTHING
+    readings = [one.readings[budget] for one in results]
     short = "" if all(one.reached for one in readings) else SHORT
     accuracy = _spread([100 * one.accuracy for one in readings], 1)
-    return [f"{accuracy} %{short}", _spread([one.loss for one in readings], 2)]
+    return f"{accuracy} %{short}", _spread([one.loss for one in readings], 2)
 
 
 def _spread(values: Sequence[float], digits: int) -> str:

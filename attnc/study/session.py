@@ -91,8 +91,8 @@ def run_study(request: StudyRequest, files: Sequence[Compiled]) -> None:
         report = _study_task(task, recipe, everybody, request, device)
         study = Study(machine, study.settings, (*study.tasks, report), len(study.tasks) + 1 == len(planned))
         console.print()
-        for part in lay_out(report):
-            console.print(part)
+        for part in lay_out(report, console.width):
+            console.print(part, markup=False)
         _write(request, study, console)
 
 
@@ -155,7 +155,6 @@ def _heading(request: StudyRequest, machine: Mapping[str, object], size: Size) -
 def _settings(request: StudyRequest, recipe: Recipe) -> dict[str, object]:
     return {
         "preset": request.preset,
-        "about": PRESETS[request.preset].about,
         "seeds": list(request.seeds),
         "width": recipe.size.width,
         "layers": recipe.size.layers,

@@ -13,6 +13,7 @@ from attnc.parameters import parse_parameters
 EXAMPLES = (
     "attnc study --preset tiny",
     "attnc study streaming.attn -D window=16 --task recall",
+    "attnc study streaming.attn -D window=8,16,32 -D sink_tokens=0,4 --task recall",
     "attnc study a.attn b.attn --task copying --with dense --seeds 3 --json study.json --plot study.png",
     "attnc study --task recall --set gap=32 --length 96 --steps 500 --with torch,window --window 16",
 )
@@ -43,7 +44,7 @@ Definitions = Annotated[
         "-D",
         "--define",
         metavar="NAME=VALUE",
-        help="Value of a parameter of the FILEs that have it; may be repeated.",
+        help="Value of a parameter of the FILEs that have it; several with commas for one contender each.",
     ),
 ]
 Sizes = Annotated[Preset, typer.Option("--preset", help="Sizes of models and tasks.")]
@@ -63,9 +64,11 @@ Settings = Annotated[list[str], _text("--set", "NAME=VALUE", "Setting of a task,
 Steps = Annotated[int | None, _number("--steps", "Updates of the parameters.")]
 Flops = Annotated[
     float | None,
-    typer.Option("--flops", min=1.0, help="Budget of operations; what the first contender needs unless said."),
+    typer.Option(
+        "--flops", min=1.0, max=1e30, help="Budget of operations; what the first contender needs unless said."
+    ),
 ]
-Seconds = Annotated[float | None, typer.Option("--seconds", min=0.0, help="Budget of time; likewise.")]
+Seconds = Annotated[float | None, typer.Option("--seconds", min=0.0, max=1e9, help="Budget of time; likewise.")]
 Length = Annotated[int | None, _number("-n", "Positions of an example.", "--length")]
 Window = Annotated[int | None, _number("--window", "Width of the windows of patterns that --with names.")]
 Batch = Annotated[int | None, _number("--batch", "Examples of a step.")]

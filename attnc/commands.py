@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json as json_text
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -23,7 +25,7 @@ from attnc.compiler import (
 )
 from attnc.diagnostics import CompileError, Diagnostic, Label, Severity
 from attnc.files import STANDARD, read_pattern, require_writable, write_bytes, write_text
-from attnc.parameters import MalformedParameterError, Value
+from attnc.parameters import MalformedParameterError, Value, parse_values
 from attnc.source import SourceFile, Span
 
 Parameters = dict[str, Value]
@@ -273,6 +275,9 @@ def study(
     for target in targets:
         if target is not None and str(target) != STANDARD:
             require_writable(target, *files)
+    for name, value in budgets.items():
+        if value is not None and math.isnan(value):
+            raise MalformedParameterError(f"--{name} is no number")
     if options["plot"] is not None:
         from attnc.pictures import figure_class
 
@@ -298,8 +303,11 @@ def study(
     run_study(request, _planned_each(files, parameters))
 
 
-def _planned_each(files: Sequence[Path], parameters: Parameters) -> list[Compiled]:
-    """Take files as far as their plans, each with the values of parameters that it declares, and print warnings."""
+def _planned_each(files: Sequence[Path], parameters: Parameters) -> list[tuple[str, Compiled]]:
+    """Take files as far as their plans, each with the values of parameters that it declares, and print warnings.
+
+    Values with commas are values for one plan each. What stands before a plan tells those of a file apart.
+    """
     sources = []
     for file in files:
         with _located(file):
@@ -310,10 +318,15 @@ def _planned_each(files: Sequence[Path], parameters: Parameters) -> list[Compile
         raise MalformedParameterError(f"-D {next(iter(unknown))} is for patterns, and no FILE is given")
     found = []
     for file, source, declared in sources:
-        with _located(file):  # the first file tells of a parameter that is in none
-            mine = {name: value for name, value in parameters.items() if name in declared or name in unknown}
-            found.append(plan_source(source, mine))
-        terminal.report(found[-1].warnings)
+        # the first file tells of a parameter that is in none
+        mine = {name: parse_values(value) for name, value in parameters.items() if name in declared or name in unknown}
+        for values in itertools.product(*mine.values()):
+            given = dict(zip(mine, values, strict=True))
+            with _located(file):
+                compiled = plan_source(source, given)
+            terminal.report(compiled.warnings)
+            varied = ", ".join(f"{name}={given[name]}" for name, several in mine.items() if len(several) > 1)
+            found.append((varied, compiled))
     return found
 
 

@@ -48,6 +48,13 @@ def parse_value(text: str) -> Value:
     return float(text) if _REAL.fullmatch(text) else text
 
 
+def parse_values(value: Value) -> tuple[Value, ...]:
+    """Split the values of a parameter that was given several, `"8,16"`; any other value is the only one."""
+    if not isinstance(value, str):
+        return (value,)
+    return tuple(dict.fromkeys(parse_value(part.strip()) for part in value.split(",")))
+
+
 def parse_lengths(text: str) -> tuple[int, ...]:
     """Turn `"1024,4096"` into lengths, each once.
 

@@ -60,10 +60,14 @@ class StudyRequest:
     plot: Path | None
 
 
-def run_study(request: StudyRequest, files: Sequence[Compiled]) -> None:
+def run_study(request: StudyRequest, files: Sequence[tuple[str, Compiled]]) -> None:
     """Train everything that was asked for; print and write what came out.
 
     Files are written after each task, with the tasks that are done: an interrupted study leaves those.
+
+    Args:
+        request: what to study.
+        files: the user's patterns; what stands before one is added to the names of its attentions.
 
     Raises:
         CompileError: the device is not there, something does not fit, or a result cannot be written.
@@ -72,13 +76,13 @@ def run_study(request: StudyRequest, files: Sequence[Compiled]) -> None:
     threads = request.threads or PRESETS[request.preset].threads
     if threads is not None:
         torch.set_num_threads(threads)
-    given = [pattern for compiled in files for pattern in planned_patterns(compiled)]
-    names = distinct([pattern.name for pattern in given], request.contenders)
+    given = [(pattern, varied) for varied, compiled in files for pattern in planned_patterns(compiled)]
+    names = distinct([f"{one.name} {varied}".rstrip() for one, varied in given], request.contenders)
     planned: list[tuple[Task, Recipe, list[Contender]]] = []
     for task, recipe, window in configure(request.preset, request.tasks, request.changes, request.settings):
         size = recipe.size
         ours = [shipped(name, task, size, window) for name in request.contenders]
-        theirs = [contender(pattern, task, size, name) for pattern, name in zip(given, names, strict=True)]
+        theirs = [contender(pattern, task, size, name) for (pattern, _), name in zip(given, names, strict=True)]
         planned.append((task, recipe, [*ours, *theirs]))
     _require_somebody(planned, names)
     quiet = request.json is not None and str(request.json) == STANDARD

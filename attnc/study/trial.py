@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from attnc.study.contenders import Contender
 from attnc.study.curves import Budgets, Point, Reading, read
-from attnc.study.tasks import Part, Task, chance, stream
+from attnc.study.tasks import Batch, Part, Task, chance, stream
 from attnc.study.training import Learner, Recipe
 
 MOST = 3
@@ -109,29 +110,13 @@ def run_trial(
         progress: told of each step.
     """
     held_out = next(stream(task, Part.EVALUATION, seed, recipe.held_out)).to(device)
-    examples = stream(task, Part.TRAINING, seed, recipe.batch)
-    first = next(examples).to(device)
+    batches: Iterator[Batch] = (batch.to(device) for batch in stream(task, Part.TRAINING, seed, recipe.batch))
+    first = next(batches)
     learners = [Learner(contender, task, recipe, seed, first) for contender in contenders]
-    goals = [recipe.steps for _ in learners]
     for learner in learners:
         learner.evaluate(held_out)
-
-    def train() -> None:
-        """Take steps until all goals are reached."""
-        nonlocal first
-        step = max(learner.steps for learner in learners)
-        while any(learner.steps < goal and not learner.problem for learner, goal in zip(learners, goals, strict=True)):
-            batch, first = first, next(examples).to(device)
-            pairs = list(zip(learners, goals, strict=True))
-            for learner, goal in pairs if step % 2 == 0 else reversed(pairs):
-                if learner.steps == step < goal and not learner.problem:
-                    learner.step(batch)
-                    if learner.problem == "" and (recipe.is_evaluated(step + 1) or step + 1 == goal):
-                        learner.evaluate(held_out)
-                    progress(learner.contender.name, learner.steps, goal)
-            step += 1
-
-    train()
+    batches = itertools.chain([first], batches)
+    train([(learner, recipe.steps) for learner in learners], batches, held_out, progress)
     reference = learners[0]
     seconds = [learner.step_seconds() for learner in learners]  # of the steps that all have taken side by side
     budgets = Budgets(
@@ -141,9 +126,29 @@ def run_trial(
     )
     paid = [budgets.in_steps(one.flops, taken) for one, taken in zip(learners, seconds, strict=True)]
     goals = [min(MOST * recipe.steps, math.floor(max(steps.values()))) for steps in paid]
-    train()
+    train(list(zip(learners, goals, strict=True)), batches, held_out, progress)
     results = tuple(_result(*one, task.length) for one in zip(learners, seconds, paid, strict=True))
     return Trial(seed, chance(held_out), budgets, results)
+
+
+def train(goals: Sequence[tuple[Learner, int]], batches: Iterator[Batch], held_out: Batch, progress: Progress) -> None:
+    """Take steps until every learner has taken as many as its goal, or has failed.
+
+    Args:
+        goals: learners, all but the failed ones after the same step, and how many steps each is to have taken.
+        batches: one for each step.
+        held_out: what curves are taken with.
+        progress: told of each step.
+    """
+    step = max(learner.steps for learner, _ in goals)
+    while going := [(learner, goal) for learner, goal in goals if step < goal and not learner.problem]:
+        batch = next(batches)
+        for learner, goal in going if step % 2 == 0 else reversed(going):  # nobody is always the first after a pause
+            learner.step(batch)
+            if not learner.problem and (learner.recipe.is_evaluated(step + 1) or step + 1 == goal):
+                learner.evaluate(held_out)
+            progress(learner.contender.name, step + 1, goal)
+        step += 1
 
 
 def _result(learner: Learner, seconds: float, paid: dict[str, float], length: int) -> Result:

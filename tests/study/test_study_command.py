@@ -88,6 +88,18 @@ def test_a_pattern_of_the_users_beside_the_standard_ones():
     assert "recall: length 32" in output.stderr
 
 
+def test_values_with_commas_are_one_contender_each():
+    text = "attention near(width: int = 4, least: int = 0) {\n    mask causal and i - j < width + least\n}\n"
+    Path("near.attn").write_text(text)
+    arguments = ("near.attn", "-D", "width=2,3", "-D", "least=1,0", *RECALL, "--with", "none", "--json", "-")
+    found = json.loads(study(*arguments).stdout)["tasks"][0]["trials"][0]["contenders"]
+    assert {one["name"]: one["pairs"] for one in found} == {
+        f"near width={width}, least={least}": sum(min(i + 1, width + least) for i in range(32))
+        for width in (2, 3)
+        for least in (1, 0)
+    }
+
+
 def test_names_that_are_taken_get_a_number():
     Path("dense.attn").write_text("attention dense { mask causal }")
     found = json.loads(study("dense.attn", *RECALL, "--with", "dense", "--json", "-").stdout)

@@ -76,14 +76,8 @@ def run_study(request: StudyRequest, files: Sequence[tuple[str, Compiled]]) -> N
     threads = request.threads or PRESETS[request.preset].threads
     if threads is not None:
         torch.set_num_threads(threads)
-    given = [(pattern, varied) for varied, compiled in files for pattern in planned_patterns(compiled)]
-    names = distinct([f"{one.name} {varied}".rstrip() for one, varied in given], request.contenders)
-    planned: list[tuple[Task, Recipe, list[Contender]]] = []
-    for task, recipe, window in configure(request.preset, request.tasks, request.changes, request.settings):
-        size = recipe.size
-        ours = [shipped(name, task, size, window) for name in request.contenders]
-        theirs = [contender(pattern, task, size, name) for (pattern, _), name in zip(given, names, strict=True)]
-        planned.append((task, recipe, [*ours, *theirs]))
+    with terminal.spinner("compiling"):
+        planned, names = _prepare(request, files)
     _require_somebody(planned, names)
     quiet = request.json is not None and str(request.json) == STANDARD
     console = terminal.messages() if quiet else terminal.output()
@@ -98,6 +92,21 @@ def run_study(request: StudyRequest, files: Sequence[tuple[str, Compiled]]) -> N
         for part in lay_out(report, console.width):
             console.print(part, markup=False)
         _write(request, study, console)
+
+
+def _prepare(
+    request: StudyRequest, files: Sequence[tuple[str, Compiled]]
+) -> tuple[list[tuple[Task, Recipe, list[Contender]]], list[str]]:
+    """Return each task with its contenders, and the names of those that the user's files made."""
+    given = [(pattern, varied) for varied, compiled in files for pattern in planned_patterns(compiled)]
+    names = distinct([f"{one.name} {varied}".rstrip() for one, varied in given], request.contenders)
+    planned = []
+    for task, recipe, window in configure(request.preset, request.tasks, request.changes, request.settings):
+        size = recipe.size
+        ours = [shipped(name, task, size, window) for name in request.contenders]
+        theirs = [contender(pattern, task, size, name) for (pattern, _), name in zip(given, names, strict=True)]
+        planned.append((task, recipe, [*ours, *theirs]))
+    return planned, names
 
 
 def _study_task(

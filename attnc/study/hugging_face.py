@@ -45,6 +45,8 @@ def gpt2(task: Task, size: Size, seed: int) -> nn.Module:
         embd_pdrop=0.0,
         attn_pdrop=0.0,
         use_cache=False,
+        bos_token_id=None,  # the vocabulary of a task has no such tokens
+        eos_token_id=None,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

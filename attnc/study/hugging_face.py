@@ -7,7 +7,7 @@ import importlib.util
 import torch
 from torch import Tensor, nn
 
-from attnc.study.models import Size
+from attnc.study.models import Size, initialize_embeddings
 from attnc.study.tasks import Task
 
 
@@ -50,7 +50,9 @@ def gpt2(task: Task, size: Size, seed: int) -> nn.Module:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return WithHead(GPT2Model(config), size.width, task.classes)
+        model = GPT2Model(config)
+        initialize_embeddings(model.wte, model.wpe)
+        return WithHead(model, size.width, task.classes)
 
 
 def bert(task: Task, size: Size, seed: int) -> nn.Module:
@@ -70,4 +72,6 @@ def bert(task: Task, size: Size, seed: int) -> nn.Module:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return WithHead(BertModel(config, add_pooling_layer=False), size.width, task.classes)
+        model = BertModel(config, add_pooling_layer=False)
+        initialize_embeddings(model.embeddings.word_embeddings, model.embeddings.position_embeddings)
+        return WithHead(model, size.width, task.classes)

@@ -101,13 +101,18 @@ class Transformer(nn.Module):
         self.position = nn.Embedding(task.length, size.width)
         self.layers = layers
         self.head = nn.Linear(size.width, task.classes)
-        for table in (self.token, self.position):
-            nn.init.normal_(table.weight, std=EMBEDDING_DEVIATION)
+        initialize_embeddings(self.token, self.position)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map tokens (B, N) to logits (B, N, classes)."""
         logits: Tensor = self.head(self.layers(self.token(tokens) + self.position.weight))
         return logits
+
+
+def initialize_embeddings(token: nn.Embedding, position: nn.Embedding) -> None:
+    """Give embeddings the initial sizes that all contenders share: smaller ones are learned from more slowly."""
+    for table in (token, position):
+        nn.init.normal_(table.weight, std=EMBEDDING_DEVIATION)
 
 
 def build(task: Task, size: Size, layers: Callable[[], nn.Module], seed: int) -> Transformer:

@@ -28,8 +28,8 @@ SHORT = "*"
 """Marks figures of a training that was shorter than its budget."""
 
 METHOD = """\
-Every contender is the same transformer but for its attention (`huggingface` is a GPT-2 or a BERT of the same sizes,
-with its own initial weights but for the embeddings): initial weights, examples and their order are the same for one seed, and evaluated
+Every contender is the same transformer but for its attention; `huggingface` is a GPT-2 or a BERT of the same sizes.
+Initial weights (but most of `huggingface`'s), examples and their order are the same for one seed, and evaluated
 examples are in no training. The learning rate is constant after a warm-up, so that any budget can be read off one
 training, between two evaluations in proportion. `equal steps` is after the same number of steps, `equal FLOPs` and
 `equal time` after as many as what the first contender's steps cost pays for. `pairs` are the allowed ones of all pairs

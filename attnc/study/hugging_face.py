@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from importlib.metadata import version
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,11 @@ class WithHead(nn.Module):
 def has_transformers() -> bool:
     """Tell whether the library is there, without importing it."""
     return importlib.util.find_spec("transformers") is not None
+
+
+def transformers_version() -> str | None:
+    """Return the version of the library, for reports; None where it is not there."""
+    return version("transformers") if has_transformers() else None
 
 
 def gpt2(task: Task, size: Size, seed: int) -> nn.Module:

@@ -115,10 +115,11 @@ def as_markdown(study: Study) -> str:
     machine, settings = study.machine, study.settings
     chosen = ", ".join(f"{name.replace('_', ' ')} {_plain(value)}" for name, value in settings.items())
     threads = f"{machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
+    libraries = ", ".join(f"{name} {machine[name]}" for name in ("torch", "transformers") if machine.get(name))
     lines = [
         "# Architectures compared",
         "",
-        f"Measured by `attnc study` on {machine['device']}, {threads}, torch {machine['torch']}.",
+        f"Measured by `attnc study` on {machine['device']}, {threads}, {libraries}.",
         f"Settings: {chosen}.",
         "",
         METHOD.rstrip(),

@@ -18,6 +18,7 @@ from attnc.compiler import Compiled
 from attnc.diagnostics import CompileError, Diagnostic
 from attnc.files import STANDARD, write_bytes, write_text
 from attnc.study.contenders import Contender, contender, distinct, planned_patterns, shipped
+from attnc.study.hugging_face import transformers_version
 from attnc.study.models import Size
 from attnc.study.presets import PRESETS, Changes, configure
 from attnc.study.report import Study, TaskReport, as_json, as_markdown, lay_out
@@ -84,6 +85,7 @@ def run_study(request: StudyRequest, files: Sequence[tuple[str, Compiled]]) -> N
     machine = describe(device)
     size = planned[0][1].size
     console.print(_heading(request, machine, size))
+    machine["transformers"] = transformers_version()
     study = Study(machine, _settings(request, planned[0][1]), ())
     for task, recipe, everybody in planned:
         report = _study_task(task, recipe, everybody, request, device)

@@ -59,7 +59,7 @@ class Preset:
 PRESETS: Mapping[str, Preset] = {
     "tiny": Preset(
         Recipe(Size(64, 2, 2), 0, batch=32, learning_rate=3e-3, evaluations=10, held_out=256),
-        1,  # a second one gains little from products this small, and much is lost where another program has its core
+        1,  # products this small gain a third by a second core, and lose much where another program needs that core
         {
             "recall": Difficulty(64, 200, 8, {"pairs": 6, "keys": 12, "values": 12, "gap": 16, "power": 0.01}),
             "copying": Difficulty(64, 250, 8, {"tokens": 16, "shortest": 16}),

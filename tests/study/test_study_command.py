@@ -213,8 +213,9 @@ def test_a_mask_of_learned_tensors_is_refused():
     )
 
 
-def test_a_pattern_that_sees_the_answers_everywhere_is_refused():
-    Path("full.attn").write_text("attention full { }\n")
+@pytest.mark.parametrize("mask", ["", "mask j <= i + 1", "mask causal or (i == 3 and j == 4)"])
+def test_a_pattern_that_sees_the_answers_everywhere_is_refused(mask):
+    Path("full.attn").write_text(f"attention full {{ {mask} }}\n")
     assert study("full.attn", "--task", "recall,copying", code=1).stderr == (
         "error[not-causal]: `full` sees later positions, and so the answers of `recall`, `copying`\n"
         "help: add `mask causal`, or study it on a task that is not causal: --task listops\n"

@@ -71,6 +71,7 @@ class KernelView:
     Attributes:
         function: its name.
         table: name of the table of its tiles.
+        identity: what tuned tiles know it by: the attention's name and a digest of what it computes.
         header: comment lines: the statements of the pattern.
         normalize: `softmax`, `rows` or `sum` (weights that are not divided by their sum).
         kept: what is kept of each row, see `state_of`.
@@ -100,6 +101,7 @@ class KernelView:
 
     function: str
     table: str
+    identity: str
     header: tuple[str, ...]
     normalize: str
     kept: str
@@ -173,6 +175,7 @@ def kernel_view(plan: Plan, sweep: Sweep | None = None, *, variant: str = "") ->
     return KernelView(
         function=f"_{stem}_kernel",
         table=f"_{stem}_tiles",
+        identity="",
         header=header_of(attention),
         normalize={NormalizeKind.SOFTMAX: "softmax", NormalizeKind.ROWS: "rows"}.get(attention.normalize.kind, "sum"),
         kept=state_of(attention),

@@ -54,10 +54,11 @@ ALLOWED = {
     "show": {"ir", "algebra", "plan", "blockwise", "tile_map", "bench", "pictures", "layout_pictures"},
     "layout_pictures": {"ir", "algebra", "plan", "reference", "blockwise", "tile_map", "bench"},
     "verify": {*BASE, "ir", "algebra", "plan", "reference", "runtime", "compiler", "bench"},
+    "tuning": {"diagnostics", "plan", "runtime", "compiler", "bench", "files", "terminal"},
     # the commands
     "commands": {
         *BASE, "compiler", "bench", "comparison", "explanation", "explanation_text", "files", "machine_code",
-        "parameters", "pictures", "show", "stage_text", "terminal", "verify",
+        "parameters", "pictures", "show", "stage_text", "terminal", "tuning", "verify",
     },
     "cli": {"diagnostics", "commands", "files", "parameters", "terminal"},
     "__main__": {"cli"},
@@ -73,7 +74,7 @@ OWNERS = {
     "typer": {"cli"},
     "matplotlib": {"show", "pictures", "bench"},
     "platformdirs": {"runtime"},
-    "rich": {"terminal", "explanation_text", "explanation_plan_text", "machine_code", "bench", "verify"},
+    "rich": {"terminal", "explanation_text", "explanation_plan_text", "machine_code", "bench", "tuning", "verify"},
     "torch": {
         "runtime",
         "reference",
@@ -84,9 +85,11 @@ OWNERS = {
         "bench",
         "show",
         "layout_pictures",
+        "tuning",
         "verify",
     },
-    "triton": {"runtime"},
+    "triton": {"runtime", "tuning"},
+    "filelock": {"runtime"},
 }
 """Third-party libraries: no other stage imports them."""
 

@@ -62,18 +62,23 @@ def _all(target: str, kernel: Kernel) -> Iterator[TileConfig]:
     describes = target in ("sm_90", "sm_100") and kernel.element_size == 2 and not kernel.gradients
     queries = [size for size in QUERIES if size <= kernel.query_limit]
     keys = [size for size in KEYS if size <= kernel.key_limit]
-    small = kernel.head_size + kernel.value_size > 256 or kernel.element_size > 2
-    queries, keys = ([n for n in sizes if n > SMALL_TILES or small] or sizes for sizes in (queries, keys))
+    large = _is_large(kernel)
+    queries, keys = ([n for n in sizes if n > SMALL_TILES or large] or sizes for sizes in (queries, keys))
     stages = (1, 2) if target == "gfx942" else (2, 3, 4) if not kernel.gradients else (1, 2, 3)
     for query, key, warps, depth in product(queries, keys, WARPS, stages):
         for descriptors in (True, False) if describes else (False,):
             yield TileConfig(query, key, warps, depth, descriptors)
 
 
+def _is_large(kernel: Kernel) -> bool:
+    return kernel.head_size + kernel.value_size > 256 or kernel.element_size > 2
+
+
 def _is_possible(target: str, kernel: Kernel, config: TileConfig) -> bool:
     threads = config.warps * WARP_SIZE.get(target, 32)
     own, walked = (config.key, config.query) if kernel.gradients == 2 else (config.query, config.key)
-    if config.query * config.key < LEAST_PAIRS * threads or own * 2 < 16 * config.warps:
+    least = threads if _is_large(kernel) else LEAST_PAIRS * threads
+    if config.query * config.key < least or own * 2 < 16 * config.warps:
         return False
     sums = own * (kernel.value_size if not kernel.gradients else kernel.head_size)
     if kernel.gradients == 2:

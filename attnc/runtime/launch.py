@@ -163,8 +163,7 @@ def start_launch(
             maximum and the sum; or None.
         scale: the caller's factor on the dot product.
         precision: of float32 products: `ieee` (the default) or `tf32`.
-        tiles: the kernel's table of tiles.
-        kernel: what tuned tiles know it by.
+        tiles, kernel: the kernel's table of tiles, and what tuned ones know it by.
         base_2: whether scores are in base 2.
         dropout: of weights.
         order: of the kernel's rows.

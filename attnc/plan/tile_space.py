@@ -77,8 +77,8 @@ def _is_large(kernel: Kernel) -> bool:
 def _is_possible(target: str, kernel: Kernel, config: TileConfig) -> bool:
     threads = config.warps * WARP_SIZE.get(target, 32)
     own, walked = (config.key, config.query) if kernel.gradients == 2 else (config.query, config.key)
-    least = threads if _is_large(kernel) else LEAST_PAIRS * threads
-    if config.query * config.key < least or own * 2 < 16 * config.warps:
+    least, rows = (threads, 4) if _is_large(kernel) else (LEAST_PAIRS * threads, 8)  # rows for each warp
+    if config.query * config.key < least or own < rows * config.warps:
         return False
     sums = own * (kernel.value_size if not kernel.gradients else kernel.head_size)
     if kernel.gradients == 2:

@@ -163,7 +163,8 @@ def start_launch(
             maximum and the sum; or None.
         scale: the caller's factor on the dot product.
         precision: of float32 products: `ieee` (the default) or `tf32`.
-        tiles, kernel: the kernel's table of tiles, and what tuned ones know it by.
+        tiles: the kernel's table of tiles.
+        kernel: what tuned tiles know it by.
         base_2: whether scores are in base 2.
         dropout: of weights.
         order: of the kernel's rows.
@@ -178,11 +179,7 @@ def start_launch(
     if out.numel() == 0:
         return None
     block_d, block_v = padded(head_size), padded(value_size)
-    query, key, value = (with_contiguous_rows(tensor) for tensor in (query, key, value))
-    written = with_contiguous_rows(out)
-    if queries > FEW_ROWS and query.element_size() <= 2:
-        query, key, value = (_with_aligned_rows(tensor) for tensor in (query, key, value))
-        written = written if value.shape[3] == value_size else out.new_empty((*out.shape[:3], value.shape[3]))
+    query, key, value, written = _in_rows(query, key, value, out)
     chosen, programs, shares = _cut_grid((kernel, tiles), (query, key, value), order, most_keys)
     factor = head_size**-0.5 if scale is None else float(scale)
     written_lse = None if lse is None else lse.contiguous()
@@ -446,6 +443,16 @@ def precision_of(query: Tensor, precision: str | None) -> str:
 def with_contiguous_rows(tensor: Tensor) -> Tensor:
     """Return the tensor, or a copy where elements of a row or rows of a tile lie too far apart."""
     return tensor if tensor.stride(-1) == 1 and tensor.stride(-2) < WIDEST_ROW else tensor.contiguous()
+
+
+def _in_rows(query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the tensors, or copies and memory for the output, as kernels can read and write their rows."""
+    query, key, value = (with_contiguous_rows(tensor) for tensor in (query, key, value))
+    written = with_contiguous_rows(out)
+    if query.shape[2] > FEW_ROWS and query.element_size() <= 2:
+        query, key, value = (_with_aligned_rows(tensor) for tensor in (query, key, value))
+        written = written if value.shape[3] == out.shape[3] else out.new_empty((*out.shape[:3], value.shape[3]))
+    return query, key, value, written
 
 
 def _with_aligned_rows(tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Tuned tiles: which a launch takes, for which calls, and what the user's cache does with files that are not its own."""
+"""Tuned tiles: which a launch takes, for which calls, and what the cache does with files that are not its own."""
 
 import json
 import multiprocessing

@@ -39,10 +39,10 @@ def test_residuals_bound_the_space():
     assert max(config.key for config in found) == 64
 
 
-def report(tiles=Tiles(128, 64, 8, 3), **fields):
+def report(**fields):
     usual = {
         "kernel": "_w_kernel", "identity": "w 0", "target": "sm_90", "dtype": "bfloat16", "head_size": 128,
-        "registers": 128, "spills": 0, "tiles": tiles, "shared": 100 << 10, "shared_limit": 227 << 10,
+        "registers": 128, "spills": 0, "tiles": Tiles(128, 64, 8, 3), "shared": 100 << 10, "shared_limit": 227 << 10,
         "matrix_instructions": 16, "shares": 1, "joined": 0, "assembly": "", "binary": b"",
     }  # fmt: skip
     return KernelReport(**usual | fields)

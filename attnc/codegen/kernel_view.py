@@ -135,6 +135,15 @@ class KernelView:
         return bool(self.loops)
 
     @property
+    def scales_late(self) -> bool:
+        """Whether maxima are taken of dot products, where every pair is allowed, and scaled afterwards.
+
+        A pair takes a multiplication less: its factor and its row's maximum are one multiply-add. The factor must not
+        be negative, as `start_launch` sees to; that of the pattern itself may be.
+        """
+        return self.normalize == "softmax" and not self.scale
+
+    @property
     def of_pairs(self) -> bool:
         """Whether it is launched for a strip of rows at a time, as kernels of gradients may be."""
         return False

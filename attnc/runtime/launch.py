@@ -55,7 +55,7 @@ class Launch:
         target_out: where the caller wants `out`; differs from `out` where that is longer, or the caller's is strided.
         lse, total: what is kept of each row, contiguous; None where nothing is.
         written_lse, target_lse: memory of both, and where the caller wants it.
-        qk_scale: factor on the dot product, base 2 included; 0.0 where the pattern computes its own.
+        qk_scale: factor on the dot product, base 2 included, not negative.
         D, head_size, value_size: the caller's head size; those of the tensors above.
         block_d, block_v: head sizes padded to powers of two.
         chunk_n, chunk_v: keys, and columns of the value, that a second walk takes at once: such that it does not need
@@ -182,6 +182,8 @@ def start_launch(
     query, key, value, written = _in_rows(query, key, value, out)
     chosen, programs, shares = _cut_grid((kernel, tiles), (query, key, value), order, most_keys)
     factor = head_size**-0.5 if scale is None else float(scale)
+    if factor < 0:  # kernels take it out of the maximum of a row
+        query, factor = -query, -factor
     written_lse = None if lse is None else lse.contiguous()
     kept, total = _parts_of_state(written_lse)
     return Launch(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from attnc.bench.cases import Shape
 from attnc.tuning.measured import TunedKernel, describe
-from attnc.tuning.static import Candidate, Ranking
+from attnc.tuning.static import DOUBT, Candidate, Ranking
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,7 +19,7 @@ SHOWN = 8
 TRUST = (
     "Nothing here was measured. The order comes from registers, shared memory and the instructions of the inner loop, "
     "with the rates that the vendors publish; caches, latencies and clocks under load are left out. Candidates within "
-    "15 % of each other are not told apart, and the figures are no times to quote: `attnc tune` on the device measures."
+    f"{DOUBT * 100:.0f} % of each other are not told apart, and the figures are no times to quote: `attnc tune` on the device measures."
 )
 
 

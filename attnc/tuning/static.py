@@ -29,6 +29,9 @@ from attnc.runtime.tiles import Tiles, padded
 from attnc.tuning.disassembly import Loop, main_loop
 from attnc.tuning.model import Estimate, Work, estimate
 
+DOUBT = 0.15
+"""Share of the time by which estimates have to differ for the order of two candidates to mean something."""
+
 INTERPRETER = "TRITON_INTERPRET"
 
 FORWARD, QUERIES, KEYS = "forward", "query gradient", "key gradient"
@@ -88,9 +91,13 @@ class Ranking:
 
     @property
     def best(self) -> Candidate | None:
-        """The first that works; the default where another one is not expected to be faster."""
+        """The first that works; the default where none is expected to save more than `DOUBT` of its time."""
         working = [one for one in self.candidates if one.works]
-        return min(working, key=lambda one: (one.estimate.seconds, not one.is_default), default=None)
+        first = min(working, key=lambda one: one.estimate.seconds, default=None)
+        default = next((one for one in working if one.is_default), first)
+        if first is None or default is None or first.estimate.seconds < (1 - DOUBT) * default.estimate.seconds:
+            return first
+        return default
 
 
 def rank(

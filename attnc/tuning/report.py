@@ -19,7 +19,8 @@ SHOWN = 8
 TRUST = (
     "Nothing here was measured. The order comes from registers, shared memory and the instructions of the inner loop, "
     "with the rates that the vendors publish; caches, latencies and clocks under load are left out. Candidates within "
-    f"{DOUBT * 100:.0f} % of each other are not told apart, and the figures are no times to quote: `attnc tune` on the device measures."
+    f"{DOUBT * 100:.0f} % of each other are not told apart, and the figures are no times to quote: `attnc tune` on the "
+    "device measures."
 )
 
 

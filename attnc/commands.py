@@ -243,6 +243,37 @@ def bench(
     return run_suite(SuiteRequest(request, budget, tuple(only), redo, markdown), chosen)
 
 
+def tune(files: Sequence[Path], parameters: Parameters, *, imported: Path | None, **options: Any) -> None:
+    """Tune patterns, or add what was tuned elsewhere to the cache.
+
+    `options` are the fields of `TuneRequest`; without a type, the one that suits the device.
+    """
+    if bool(files) == (imported is not None):
+        raise MalformedParameterError(
+            "name a pattern, or say --import TUNED.json" if not files else "--import is alone"
+        )
+    if options["kv_heads"] is not None and options["heads"] % options["kv_heads"]:
+        raise MalformedParameterError(f"{options['kv_heads']} key/value heads do not divide {options['heads']} heads")
+    if options["out"] is not None and len(files) != 1:
+        raise MalformedParameterError("--out takes one pattern")
+    if options["standalone"] and options["out"] is None:
+        raise MalformedParameterError("--standalone is for --out")
+    for target in (options["json"], options["export"], options["out"]):
+        if target is not None and str(target) != STANDARD:
+            require_writable(target, *files)
+    if imported is not None:
+        from attnc.tuning.session import import_tuned
+
+        count, paths = import_tuned(imported)
+        print(f"{count} tuned configurations -> {', '.join(map(str, paths)) or 'nowhere'}")
+        return
+    patterns = [_planned(file, parameters) for file in files]
+    from attnc.tuning.session import TuneRequest, run_tuning, usual_dtype
+
+    dtype = options["dtype"] or usual_dtype(options["gpu"], options["device"])
+    run_tuning(TuneRequest(**{**options, "dtype": dtype}), patterns)
+
+
 def _suite() -> list[Path]:
     """Return the patterns that come with the package."""
     return sorted((Path(__file__).parent / "bench" / "patterns").rglob("*.attn"))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -30,6 +30,7 @@ from attnc.syntax.tree import Layer as LayerTree
 
 if TYPE_CHECKING:
     from attnc.comparison import Compared
+    from attnc.plan.configs import TunedConfig
     from attnc.plan.kernel_plan import Plan
 
 Parameters = Mapping[str, Any]
@@ -145,8 +146,10 @@ TARGETS = ("triton", "flex")
 """What a module runs: Triton kernels and their CPU program, or PyTorch's FlexAttention."""
 
 
-def render(compiled: Compiled, *, standalone: bool = False, target: str = "triton") -> str:
-    """Return the text of the module.
+def render(
+    compiled: Compiled, *, standalone: bool = False, target: str = "triton", tuned: Sequence[TunedConfig] = ()
+) -> str:
+    """Return the text of the module; `tuned` are configurations that its kernels take before others.
 
     Raises:
         CompileError: names that cannot stand together, or what FlexAttention has no form for.
@@ -161,7 +164,7 @@ def render(compiled: Compiled, *, standalone: bool = False, target: str = "trito
     from attnc.runtime.load import BUILDING
 
     with BUILDING:
-        return render_module(compiled.plans, source=compiled.source, standalone=standalone)
+        return render_module(compiled.plans, source=compiled.source, standalone=standalone, tuned=tuned)
 
 
 def check(file: str | Path, params: Parameters | None = None) -> tuple[Diagnostic, ...]:

@@ -57,10 +57,11 @@ ALLOWED = {
     "show": {"ir", "algebra", "plan", "blockwise", "tile_map", "bench", "pictures", "layout_pictures"},
     "layout_pictures": {"ir", "algebra", "plan", "reference", "blockwise", "tile_map", "bench"},
     "verify": {*BASE, "ir", "algebra", "plan", "reference", "runtime", "compiler", "bench"},
+    "tuning": {"diagnostics", "plan", "runtime", "compiler", "bench", "files", "terminal"},
     # the commands
     "commands": {
         *BASE, "compiler", "bench", "comparison", "explanation", "explanation_text", "files", "machine_code",
-        "parameters", "pictures", "show", "stage_text", "study", "terminal", "verify",
+        "parameters", "pictures", "show", "stage_text", "study", "terminal", "tuning", "verify",
     },
     "cli": {"diagnostics", "cli_study", "commands", "files", "parameters", "terminal"},
     "cli_study": {"commands", "parameters"},
@@ -77,7 +78,16 @@ OWNERS = {
     "typer": {"cli", "cli_study"},
     "matplotlib": {"show", "pictures", "bench"},
     "platformdirs": {"runtime"},
-    "rich": {"terminal", "explanation_text", "explanation_plan_text", "machine_code", "bench", "study", "verify"},
+    "rich": {
+        "terminal",
+        "explanation_text",
+        "explanation_plan_text",
+        "machine_code",
+        "bench",
+        "study",
+        "tuning",
+        "verify",
+    },
     "torch": {
         "runtime",
         "reference",
@@ -89,10 +99,12 @@ OWNERS = {
         "show",
         "layout_pictures",
         "study",
+        "tuning",
         "verify",
     },
     "transformers": {"study"},
-    "triton": {"runtime"},
+    "triton": {"runtime", "tuning"},
+    "filelock": {"runtime"},
 }
 """Third-party libraries: no other stage imports them."""
 

@@ -16,7 +16,8 @@ from typing import Annotated, Any
 
 import typer
 
-from attnc import __version__, terminal
+from attnc import __version__, cli_study, cli_tune, terminal
+from attnc.cli_options import Definitions, Dtype, File, Files, Heads, HeadSize, Length
 from attnc.diagnostics import CompileError
 from attnc.files import cannot_write
 from attnc.parameters import MalformedParameterError, parse_counts, parse_lengths, parse_parameters
@@ -52,24 +53,6 @@ class Target(StrEnum):
 
     TRITON = "triton"
     FLEX = "flex"
-
-
-class Dtype(StrEnum):
-    """Element types of query, key and value."""
-
-    FLOAT32 = "float32"
-    FLOAT16 = "float16"
-    BFLOAT16 = "bfloat16"
-
-
-File = Annotated[Path, typer.Argument(metavar="FILE", help="The pattern; `-` is standard input.", allow_dash=True)]
-Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="The patterns.", allow_dash=True)]
-Definitions = Annotated[
-    list[str], typer.Option("-D", "--define", metavar="NAME=VALUE", help="Value of a parameter; may be repeated.")
-]
-Length = Annotated[int, typer.Option("-n", "--length", metavar="LEN", min=1, max=1 << 30, help="Queries and keys.")]
-Heads = Annotated[int, typer.Option("--heads", min=1, max=4096, help="Query heads.")]
-HeadSize = Annotated[int, typer.Option("--head-size", min=1, max=256, help="Head size.")]
 
 
 def main() -> None:
@@ -414,3 +397,7 @@ def bench(
     )
     if not right:
         raise typer.Exit(USER_MISTAKE)
+
+
+app.command("study", epilog=examples(*cli_study.EXAMPLES))(guarded(cli_study.study))
+app.command("tune", epilog=examples(*cli_tune.EXAMPLES))(guarded(cli_tune.tune))

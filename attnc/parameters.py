@@ -75,6 +75,13 @@ def parse_counts(text: str, most: int, what: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(int(part) for part in parts))
 
 
+def parse_values(value: Value) -> tuple[Value, ...]:
+    """Split the values of a parameter that was given several, `"8,16"`; any other value is the only one."""
+    if not isinstance(value, str):
+        return (value,)
+    return tuple(dict.fromkeys(parse_value(part.strip()) for part in value.split(",")))
+
+
 def parse_lengths(text: str) -> tuple[int, ...]:
     """Turn `"1024,4096"` into lengths, each once.
 

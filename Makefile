@@ -1,6 +1,6 @@
 # make run    compile an example, run it and compare it with its peers
 # make test   the tests (quick ones); `make check` adds the slow ones, `make lint` the linters
-# make bench  the sparsity suite against its peers, for at most BUDGET seconds; again goes on where it stopped
+# make bench  a suite (SUITE=sparsity, standard) against its peers, for BUDGET seconds; again goes on where it stopped
 # Each sets up its own virtual environment in .venv first, and does nothing there when nothing changed.
 
 SHELL := /bin/bash
@@ -10,6 +10,7 @@ READY := $(VENV)/.ready
 WORKERS ?= auto
 
 BUDGET ?= 3600
+SUITE ?= sparsity
 
 .PHONY: run bench test check lint format wheel gpu-bundle clean setup
 .DEFAULT_GOAL := help
@@ -30,8 +31,8 @@ run: $(READY)
 
 bench: $(READY)
 	@mkdir -p build/bench
-	$(BIN)/attnc bench --suite sparsity --budget $(BUDGET) --json build/bench/sparsity.json \
-		--markdown build/bench/sparsity.md
+	$(BIN)/attnc bench --suite $(SUITE) --budget $(BUDGET) --json build/bench/$(SUITE).json \
+		--markdown build/bench/$(SUITE).md
 
 test: $(READY)
 	@$(BIN)/python -m pytest -m "not slow" -n $(WORKERS)

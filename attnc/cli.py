@@ -16,10 +16,11 @@ from typing import Annotated, Any
 
 import typer
 
-from attnc import __version__, terminal
+from attnc import __version__, cli_study, cli_tune, terminal
+from attnc.cli_options import Definitions, Dtype, File, Files, Heads, HeadSize, Length
 from attnc.diagnostics import CompileError
 from attnc.files import cannot_write
-from attnc.parameters import MalformedParameterError, parse_lengths, parse_parameters
+from attnc.parameters import MalformedParameterError, parse_counts, parse_lengths, parse_parameters
 
 USER_MISTAKE, INTERNAL, INTERRUPTED = 1, 70, 130
 """Exit codes, besides 0 and 2 (usage, which typer gives)."""
@@ -52,24 +53,6 @@ class Target(StrEnum):
 
     TRITON = "triton"
     FLEX = "flex"
-
-
-class Dtype(StrEnum):
-    """Element types of query, key and value."""
-
-    FLOAT32 = "float32"
-    FLOAT16 = "float16"
-    BFLOAT16 = "bfloat16"
-
-
-File = Annotated[Path, typer.Argument(metavar="FILE", help="The pattern; `-` is standard input.", allow_dash=True)]
-Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="The patterns.", allow_dash=True)]
-Definitions = Annotated[
-    list[str], typer.Option("-D", "--define", metavar="NAME=VALUE", help="Value of a parameter; may be repeated.")
-]
-Length = Annotated[int, typer.Option("-n", "--length", metavar="LEN", min=1, max=1 << 30, help="Queries and keys.")]
-Heads = Annotated[int, typer.Option("--heads", min=1, max=4096, help="Query heads.")]
-HeadSize = Annotated[int, typer.Option("--head-size", min=1, max=256, help="Head size.")]
 
 
 def main() -> None:
@@ -317,6 +300,12 @@ class Suite(StrEnum):
     """Patterns that `bench --suite` measures."""
 
     SPARSITY = "sparsity"
+    STANDARD = "standard"
+
+
+def _listed(metavar: str, *names: str, help: str) -> Any:
+    """Return an option that takes a list with commas; a suite has values of its own where it is not given."""
+    return typer.Option(*names, metavar=metavar, help=help)
 
 
 @app.command(
@@ -324,6 +313,8 @@ class Suite(StrEnum):
         "attnc bench streaming.attn -n 8192",
         "attnc bench streaming.attn longformer.attn -n 2048,4096,8192 --plot times.png --json times.json",
         "attnc bench gpt.attn --backward --peers sdpa --heads 16 --head-size 128",
+        "attnc bench --suite standard --budget 120 --json standard.json --markdown standard.md",
+        "attnc bench --suite standard --only causal,window -n 1024,4096 --modes forward",
         "attnc bench --suite sparsity --json sparsity.json --markdown sparsity.md --budget 3600",
     )
 )
@@ -333,50 +324,51 @@ def bench(
         list[Path] | None, typer.Argument(metavar="FILE...", help="The patterns.", allow_dash=True)
     ] = None,
     define: Definitions = [],  # noqa: B006
-    lengths: Annotated[
-        str | None,
-        typer.Option(
-            "-n", "--length", metavar="LEN,...", help="Queries and keys: 1024,4096, or 2048,8192,32768 for a suite."
-        ),
-    ] = None,
+    lengths: Annotated[str | None, _listed("LEN,...", "-n", "--length", "--lengths", help="Queries and keys.")] = None,
     peers: Annotated[
-        str, typer.Option("--peers", metavar="NAME,...", help="What to compare with: sdpa, flex, none.")
-    ] = "sdpa,flex",
+        str | None, _listed("NAME,...", "--peers", help="What to compare with: sdpa, flex, ..., all, or none.")
+    ] = None,
     backward: Annotated[bool, typer.Option("--backward", help="Time forward and backward together.")] = False,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Batch size.")] = 1,
+    modes: Annotated[
+        str | None, _listed("MODE,...", "--modes", help="Of the standard suite: forward, backward, both.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option("--batch", min=1, help="Batch size.")] = None,
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", min=1, help="Batch size times length in the standard suite.")
+    ] = None,
     heads: Heads = 8,
-    kv_heads: Annotated[int | None, typer.Option("--kv-heads", min=1, help="Key and value heads.")] = None,
-    head_size: HeadSize = 64,
-    dtype: Annotated[Dtype, typer.Option("--dtype", help="Element type.")] = Dtype.FLOAT32,
+    kv_heads: Annotated[str | None, _listed("COUNT,...", "--kv-heads", help="Key and value heads.")] = None,
+    head_size: Annotated[str | None, _listed("SIZE,...", "--head-size", help="Head size.")] = None,
+    dtype: Annotated[list[Dtype], typer.Option("--dtype", help="Element type; the standard suite takes several.")] = [],  # noqa: B006
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, or auto.")] = "auto",
     seconds: Annotated[
-        float, typer.Option("--seconds", min=0.0, max=3600.0, help="Time to spend on each measurement.")
-    ] = 2.0,
+        float | None, typer.Option("--seconds", min=0.0, max=3600.0, help="Time to spend on each measurement.")
+    ] = None,
     suite: Annotated[
         Suite | None, typer.Option("--suite", help="Measure patterns that come with attnc, one by one, and sum up.")
     ] = None,
     only: Annotated[
-        list[str], typer.Option("--only", metavar="NAME", help="Of the suite, this pattern; may be repeated.")
+        list[str], typer.Option("--only", metavar="NAME,...", help="Of the suite, these patterns; may be repeated.")
     ] = [],  # noqa: B006
     budget: Annotated[
         float | None,
         typer.Option("--budget", metavar="SECONDS", min=0.0, help="Begin no case of the suite after so long."),
     ] = None,
-    redo: Annotated[
-        bool, typer.Option("--redo", help="Measure cases of the suite again that the JSON file has.")
-    ] = False,
+    redo: Annotated[bool, typer.Option("--redo", help="Measure cases again that the JSON file has.")] = False,
     markdown: Annotated[
         Path | None, typer.Option("--markdown", metavar="OUT", help="Write the suite's report, case by case.")
     ] = None,
     json: Annotated[
         Path | None, typer.Option("--json", metavar="OUT", allow_dash=True, help="Write JSON; `-` is standard output.")
     ] = None,
-    plot: Annotated[Path | None, typer.Option("--plot", metavar="PIC.png", help="Draw time against length.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="PIC.png", help="Draw time against length; a suite adds endings.")
+    ] = None,
 ) -> None:
-    """Measure patterns against PyTorch's attention.
+    """Measure patterns against PyTorch's attention and other libraries.
 
     Every contender is first checked against a float64 reference; one that is wrong gets no time. A suite writes its
-    files after each case, and goes on where those of `--json` end.
+    files after each case, and goes on where those of `--json` end. docs/benchmarks.md has the rules.
     """
     from attnc import commands
 
@@ -384,22 +376,28 @@ def bench(
         tuple(files or ()),
         parse_parameters(define),
         suite=None if suite is None else suite.value,
-        only=only,
+        lengths=None if lengths is None else parse_lengths(lengths),
+        peers=None if peers is None else commands.parse_peers(peers),
+        backward=backward,
+        modes=None if modes is None else commands.parse_modes(modes),
+        batch=batch,
+        tokens=tokens,
+        heads=heads,
+        kv_heads=None if kv_heads is None else parse_counts(kv_heads, 4096, "a number of heads"),
+        head_sizes=None if head_size is None else parse_counts(head_size, 256, "a head size"),
+        dtypes=tuple(dict.fromkeys(one.value for one in dtype)) or None,
+        device=device,
+        seconds=seconds,
+        only=tuple(name.strip() for one in only for name in one.split(",") if name.strip()),
         budget=budget,
         redo=redo,
         markdown=markdown,
-        lengths=None if lengths is None else parse_lengths(lengths),
-        peers=commands.parse_peers(peers),
-        backward=backward,
-        batch=batch,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_size=head_size,
-        dtype=dtype.value,
-        device=device,
-        seconds=seconds,
         json=json,
         plot=plot,
     )
     if not right:
         raise typer.Exit(USER_MISTAKE)
+
+
+app.command("study", epilog=examples(*cli_study.EXAMPLES))(guarded(cli_study.study))
+app.command("tune", epilog=examples(*cli_tune.EXAMPLES))(guarded(cli_tune.tune))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json as json_text
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -12,17 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from attnc import terminal
+from attnc.bench.names import PEERS, Mode
+from attnc.bench.requests import LENGTHS, BenchOptions, single_request, standard_request, suite_files
 from attnc.compiler import (
     Compiled,
     check_source,
     compare_sources,
+    declared_parameters,
     default_output,
     plan_source,
     render,
 )
 from attnc.diagnostics import CompileError, Diagnostic, Label, Severity
 from attnc.files import STANDARD, read_pattern, require_writable, write_bytes, write_text
-from attnc.parameters import MalformedParameterError, Value
+from attnc.parameters import MalformedParameterError, Value, parse_names, parse_values
 from attnc.source import SourceFile, Span
 
 Parameters = dict[str, Value]
@@ -177,72 +182,95 @@ def verify(files: Sequence[Path], parameters: Parameters, *, json: bool) -> bool
     return not wrong
 
 
-PEERS = ("sdpa", "flex")
-
-
 def parse_peers(text: str) -> tuple[str, ...]:
-    """Turn `"sdpa,flex"` into names; `none` is nobody.
+    """Turn `"sdpa,flex"` into names; `all` is everybody, `none` is nobody.
 
     Raises:
         MalformedParameterError: a name is not known.
     """
-    names = [part.strip() for part in text.split(",") if part.strip()]
-    if names == ["none"]:
-        return ()
-    for name in names:
-        if name not in PEERS:
-            raise MalformedParameterError(f"{name!r} is not a peer: sdpa, flex, none")
-    return tuple(dict.fromkeys(names))
+    match text.strip():
+        case "all":
+            return PEERS
+        case "none":
+            return ()
+        case _:
+            return parse_names(text, (*PEERS, "all", "none"), "a peer")
 
 
-def bench(
-    files: Sequence[Path],
-    parameters: Parameters,
-    *,
-    suite: str | None,
-    budget: float | None,
-    only: Sequence[str],
-    redo: bool,
-    markdown: Path | None,
-    **options: Any,
-) -> bool:
+def parse_modes(text: str) -> tuple[Mode, ...]:
+    """Turn `"forward,both"` into modes.
+
+    Raises:
+        MalformedParameterError: one is not known.
+    """
+    return tuple(Mode(name) for name in parse_names(text, Mode, "a mode"))
+
+
+def bench(files: Sequence[Path], parameters: Parameters, **given: Any) -> bool:
     """Measure, print tables, write JSON and pictures; tell whether every attnc module computed the right thing.
 
-    `options` are the fields of `BenchRequest`; without lengths, those that suit.
+    `given` are the fields of `BenchOptions`.
     """
-    shipped = _suite() if suite is not None else []
+    options = BenchOptions(**given)
+    shipped = suite_files(options.suite)
     if not files and not shipped:
-        raise MalformedParameterError("name a pattern, or say --suite sparsity")
-    if options["kv_heads"] is not None and options["heads"] % options["kv_heads"]:
-        raise MalformedParameterError(f"{options['kv_heads']} key/value heads do not divide {options['heads']} heads")
-    for_suites = {"--budget": budget is not None, "--only": only, "--redo": redo, "--markdown": markdown is not None}
-    wrong = [name for name, given in (for_suites if suite is None else {"--plot": options["plot"]}).items() if given]
-    if wrong:
-        raise MalformedParameterError(f"{wrong[0]} is {'for' if suite is None else 'not for'} suites")
-    for target in (options["json"], options["plot"], markdown):
+        raise MalformedParameterError("name a pattern, or say --suite standard")
+    options.require_place()
+    for target in (options.json, options.plot, options.markdown):
         if target is not None and str(target) != STANDARD:
             require_writable(target, *files, *shipped)
-    if options["plot"] is not None:
+    if options.plot is not None:
         from attnc.pictures import figure_class
 
         figure_class()  # fail before the measuring rather than after it
-    from attnc.bench.session import BenchRequest, run_bench
+    if options.suite is None:
+        from attnc.bench.session import run_bench
 
-    if suite is None:
-        patterns = [_planned(file, parameters) for file in files]
-        return run_bench(BenchRequest(**{**options, "lengths": options["lengths"] or (1024, 4096)}), patterns)
-    from attnc.bench.suite import LENGTHS, Pattern, SuiteRequest, run_suite
+        return run_bench(single_request(options, LENGTHS), [_planned(file, parameters) for file in files])
+    from attnc.bench.suite_run import Course, Pattern
 
-    request = BenchRequest(**{**options, "lengths": options["lengths"] or LENGTHS})
     chosen = [
         Pattern(file.stem, _first_comment(file), partial(_planned, file, parameters)) for file in (*shipped, *files)
     ]
-    return run_suite(SuiteRequest(request, budget, tuple(only), redo, markdown), chosen)
+    course = Course(options.budget, options.only, options.redo, options.json, options.markdown)
+    if options.suite == "sparsity":
+        from attnc.bench import suite
+
+        return suite.run_suite(single_request(options, suite.LENGTHS), course, chosen)
+    from attnc.bench.standard import run_standard
+
+    return run_standard(standard_request(options), course, chosen)
 
 
-def _suite() -> list[Path]:
-    """Return the patterns that come with the package."""
-    return sorted((Path(__file__).parent / "bench" / "patterns").rglob("*.attn"))
+def tune(files: Sequence[Path], parameters: Parameters, *, imported: Path | None, **options: Any) -> None:
+    """Tune patterns, or add what was tuned elsewhere to the cache.
+
+    `options` are the fields of `TuneRequest`; without a type, the one that suits the device.
+    """
+    if bool(files) == (imported is not None):
+        raise MalformedParameterError(
+            "name a pattern, or say --import TUNED.json" if not files else "--import is alone"
+        )
+    if options["kv_heads"] is not None and options["heads"] % options["kv_heads"]:
+        raise MalformedParameterError(f"{options['kv_heads']} key/value heads do not divide {options['heads']} heads")
+    if options["out"] is not None and len(files) != 1:
+        raise MalformedParameterError("--out takes one pattern")
+    if options["standalone"] and options["out"] is None:
+        raise MalformedParameterError("--standalone is for --out")
+    for target in (options["json"], options["export"], options["out"]):
+        if target is not None and str(target) != STANDARD:
+            require_writable(target, *files)
+    if imported is not None:
+        from attnc.tuning.session import import_tuned
+
+        count, paths = import_tuned(imported)
+        print(f"{count} tuned configurations -> {', '.join(map(str, paths)) or 'nowhere'}")
+        return
+    patterns = [_planned(file, parameters) for file in files]
+    from attnc.tuning.session import TuneRequest, run_tuning, usual_dtype
+
+    dtype = options["dtype"] or usual_dtype(options["gpu"], options["device"])
+    run_tuning(TuneRequest(**{**options, "dtype": dtype}), patterns)
 
 
 def _first_comment(file: Path) -> str:
@@ -250,6 +278,81 @@ def _first_comment(file: Path) -> str:
     with _located(file):
         first = read_pattern(file).text.partition("\n")[0]
     return first.removeprefix("#").strip() if first.startswith("#") else ""
+
+
+def study(
+    files: Sequence[Path],
+    parameters: Parameters,
+    *,
+    tasks: str | None,
+    contenders: str | None,
+    changes: dict[str, Any],
+    budgets: dict[str, float | None],
+    seeds: tuple[int, int],
+    **options: Any,
+) -> None:
+    """Train small transformers with several attentions, print tables, write JSON, Markdown and pictures.
+
+    `changes` are the fields of `Changes`, `budgets` those of `Wanted`, `seeds` the first and how many, and `options`
+    the other fields of `StudyRequest`.
+    """
+    targets = [options[name] for name in ("json", "markdown", "plot")]
+    for target in targets:
+        if target is not None and str(target) != STANDARD:
+            require_writable(target, *files)
+    for name, value in budgets.items():
+        if value is not None and math.isnan(value):
+            raise MalformedParameterError(f"--{name} is no number")
+    if options["plot"] is not None:
+        from attnc.pictures import figure_class
+
+        figure_class()  # fail before the training rather than after it
+    from attnc.study.contenders import SHIPPED
+    from attnc.study.presets import DEFAULT_TASKS, TASKS, Changes, parse_names
+    from attnc.study.session import StudyRequest, run_study
+    from attnc.study.trial import Wanted
+
+    chosen = DEFAULT_TASKS if tasks is None else parse_names(tasks, tuple(TASKS), "task")
+    beside: tuple[str, ...] = ("torch", "huggingface", "dense") if files else SHIPPED
+    if contenders is not None:
+        beside = () if contenders == "none" else parse_names(contenders, SHIPPED, "contender")
+    first, count = seeds
+    request = StudyRequest(
+        tasks=chosen,
+        contenders=beside,
+        changes=Changes(**changes),
+        wanted=Wanted(**budgets),
+        seeds=tuple(range(first, first + count)),
+        **options,
+    )
+    run_study(request, _planned_each(files, parameters))
+
+
+def _planned_each(files: Sequence[Path], parameters: Parameters) -> list[tuple[str, Compiled]]:
+    """Take files as far as their plans, each with the values of parameters that it declares, and print warnings.
+
+    Values with commas are values for one plan each. What stands before a plan tells those of a file apart.
+    """
+    sources = []
+    for file in files:
+        with _located(file):
+            source = read_pattern(file)
+            sources.append((file, source, declared_parameters(source)))
+    unknown = {name for name in parameters if all(name not in declared for _, _, declared in sources)}
+    if unknown and not files:
+        raise MalformedParameterError(f"-D {next(iter(unknown))} is for patterns, and no FILE is given")
+    found = []
+    for file, source, declared in sources:
+        # the first file tells of a parameter that is in none
+        mine = {name: parse_values(value) for name, value in parameters.items() if name in declared or name in unknown}
+        for values in itertools.product(*mine.values()):
+            given = dict(zip(mine, values, strict=True))
+            with _located(file):
+                compiled = plan_source(source, given)
+            terminal.report(compiled.warnings)
+            varied = ", ".join(f"{name}={given[name]}" for name, several in mine.items() if len(several) > 1)
+            found.append((varied, compiled))
+    return found
 
 
 def _planned(file: Path, parameters: Parameters) -> Compiled:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -25,9 +25,12 @@ from attnc.ir.walk import walk
 from attnc.sema.check import check_program
 from attnc.source import SourceFile
 from attnc.syntax.parse import parse_source
+from attnc.syntax.tree import Attention as AttentionTree
+from attnc.syntax.tree import Layer as LayerTree
 
 if TYPE_CHECKING:
     from attnc.comparison import Compared
+    from attnc.plan.configs import TunedConfig
     from attnc.plan.kernel_plan import Plan
 
 Parameters = Mapping[str, Any]
@@ -129,12 +132,24 @@ def _plan(source: SourceFile, checked: Checked) -> Compiled:
     return Compiled(source, tuple(plans), checked.warnings)
 
 
+def declared_parameters(source: SourceFile) -> tuple[str, ...]:
+    """Return the names of the parameters of all attentions and layers of a file.
+
+    Raises:
+        CompileError: it cannot be parsed.
+    """
+    declarations = (one for one in parse_source(source).declarations if isinstance(one, AttentionTree | LayerTree))
+    return tuple(dict.fromkeys(param.name.text for one in declarations for param in one.params))
+
+
 TARGETS = ("triton", "flex")
 """What a module runs: Triton kernels and their CPU program, or PyTorch's FlexAttention."""
 
 
-def render(compiled: Compiled, *, standalone: bool = False, target: str = "triton") -> str:
-    """Return the text of the module.
+def render(
+    compiled: Compiled, *, standalone: bool = False, target: str = "triton", tuned: Sequence[TunedConfig] = ()
+) -> str:
+    """Return the text of the module; `tuned` are configurations that its kernels take before others.
 
     Raises:
         CompileError: names that cannot stand together, or what FlexAttention has no form for.
@@ -149,7 +164,7 @@ def render(compiled: Compiled, *, standalone: bool = False, target: str = "trito
     from attnc.runtime.load import BUILDING
 
     with BUILDING:
-        return render_module(compiled.plans, source=compiled.source, standalone=standalone)
+        return render_module(compiled.plans, source=compiled.source, standalone=standalone, tuned=tuned)
 
 
 def check(file: str | Path, params: Parameters | None = None) -> tuple[Diagnostic, ...]:

@@ -48,6 +48,40 @@ def parse_value(text: str) -> Value:
     return float(text) if _REAL.fullmatch(text) else text
 
 
+def parse_names(text: str, known: Iterable[str], what: str) -> tuple[str, ...]:
+    """Turn `"sdpa,flex"` into names, each once; `what` is one of them, in words.
+
+    Raises:
+        MalformedParameterError: one is not known.
+    """
+    known = tuple(known)
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    for name in names:
+        if name not in known:
+            raise MalformedParameterError(f"{name!r} is not {what}: {', '.join(known)}")
+    return tuple(dict.fromkeys(names))
+
+
+def parse_counts(text: str, most: int, what: str) -> tuple[int, ...]:
+    """Turn `"64,128"` into numbers from 1 to `most`, each once; `what` is one of them, in words.
+
+    Raises:
+        MalformedParameterError: one is none of those.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    for part in parts:
+        if not part.isascii() or not part.isdigit() or len(part) > 10 or not 1 <= int(part) <= most:
+            raise MalformedParameterError(f"{part!r} is not {what}, a number from 1 to {most}")
+    return tuple(dict.fromkeys(int(part) for part in parts))
+
+
+def parse_values(value: Value) -> tuple[Value, ...]:
+    """Split the values of a parameter that was given several, `"8,16"`; any other value is the only one."""
+    if not isinstance(value, str):
+        return (value,)
+    return tuple(dict.fromkeys(parse_value(part.strip()) for part in value.split(",")))
+
+
 def parse_lengths(text: str) -> tuple[int, ...]:
     """Turn `"1024,4096"` into lengths, each once.
 

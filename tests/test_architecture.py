@@ -48,18 +48,25 @@ ALLOWED = {
     "parameters": set(),
     "terminal": {"diagnostics"},
     "bench": {
-        "diagnostics", "ir", "algebra", "plan", "reference", "blockwise", "tile_map", "compiler", "files", "pictures",
-        "terminal",
+        *BASE, "ir", "algebra", "plan", "reference", "blockwise", "tile_map", "compiler", "files", "parameters",
+        "pictures", "terminal",
+    },
+    "study": {
+        "diagnostics", "ir", "algebra", "blockwise", "compiler", "files", "pictures", "terminal", "bench",
     },
     "show": {"ir", "algebra", "plan", "blockwise", "tile_map", "bench", "pictures", "layout_pictures"},
     "layout_pictures": {"ir", "algebra", "plan", "reference", "blockwise", "tile_map", "bench"},
     "verify": {*BASE, "ir", "algebra", "plan", "reference", "runtime", "compiler", "bench"},
+    "tuning": {"diagnostics", "plan", "runtime", "compiler", "bench", "files", "terminal"},
     # the commands
     "commands": {
         *BASE, "compiler", "bench", "comparison", "explanation", "explanation_text", "files", "machine_code",
-        "parameters", "pictures", "show", "stage_text", "terminal", "verify",
+        "parameters", "pictures", "show", "stage_text", "study", "terminal", "tuning", "verify",
     },
-    "cli": {"diagnostics", "commands", "files", "parameters", "terminal"},
+    "cli": {"diagnostics", "cli_options", "cli_study", "cli_tune", "commands", "files", "parameters", "terminal"},
+    "cli_options": set(),
+    "cli_study": {"commands", "parameters"},
+    "cli_tune": {"cli_options", "commands", "parameters"},
     "__main__": {"cli"},
     "__init__": {"compiler", "diagnostics", "flex"},
 }  # fmt: skip
@@ -70,10 +77,19 @@ OWNERS = {
     "islpy": {"algebra"},
     "sympy": {"algebra"},
     "jinja2": {"codegen"},
-    "typer": {"cli"},
+    "typer": {"cli", "cli_options", "cli_study", "cli_tune"},
     "matplotlib": {"show", "pictures", "bench"},
     "platformdirs": {"runtime"},
-    "rich": {"terminal", "explanation_text", "explanation_plan_text", "machine_code", "bench", "verify"},
+    "rich": {
+        "terminal",
+        "explanation_text",
+        "explanation_plan_text",
+        "machine_code",
+        "bench",
+        "study",
+        "tuning",
+        "verify",
+    },
     "torch": {
         "runtime",
         "reference",
@@ -84,9 +100,14 @@ OWNERS = {
         "bench",
         "show",
         "layout_pictures",
+        "study",
+        "tuning",
         "verify",
     },
-    "triton": {"runtime"},
+    "transformers": {"study"},
+    "triton": {"runtime", "tuning"},
+    "filelock": {"runtime"},
+    **{name: {"bench"} for name in ("xformers", "flash_attn", "natten", "flashinfer", "fla")},
 }
 """Third-party libraries: no other stage imports them."""
 

@@ -6,6 +6,7 @@ makes in the same precision, both against float64.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,8 +23,8 @@ SAMPLED_ROWS = 256
 BLOCK = 1 << 24
 """Pairs of the reference that are held at once."""
 
-SMALL_LENGTH = 256
-"""Length at which gradients are checked."""
+SMALL_LENGTH, SMALL_BATCH = 1024, 2
+"""Length and batch entries at which gradients are checked: where the reference fits, and windows do not hold all."""
 
 FORWARD_FACTOR, BACKWARD_FACTOR = 2.0, 3.0
 
@@ -75,16 +76,24 @@ def true_rows(case: Case) -> Truth:
 
 def check_output(contender: Contender, case: Case, truth: Truth) -> Verdict:
     """Compare a contender's output with the truth."""
-    with torch.no_grad():
-        out = contender.run(case.query, case.key, case.value)
+    with torch.no_grad(), contender.around():
+        out = contender.run(*(contender.arranged(tensor) for tensor in (case.query, case.key, case.value)))
     if out.shape != (*case.query.shape[:3], case.shape.value_size):
         return Verdict(float("nan"), 0.0, 0, f"shape {tuple(out.shape)}")
     error = _distance(out[:, :, truth.rows], truth.exact)
     return Verdict(error, allowance(truth.error, truth.exact, case.dtype, FORWARD_FACTOR), len(truth.rows))
 
 
-def check_gradients(contender: Contender, case: Case) -> Verdict:
-    """Compare a contender's gradients of query, key and value with those of the dense reference."""
+@dataclass(frozen=True, slots=True)
+class TrueGradients:
+    """The right gradients of query, key and value, and what PyTorch makes of them in the case's own precision."""
+
+    exact: tuple[torch.Tensor, ...]
+    same: tuple[torch.Tensor, ...]
+
+
+def true_gradients(case: Case) -> TrueGradients:
+    """Compute the gradients that others are compared with, in float64 and in the case's precision."""
 
     def exactly(dtype: torch.dtype) -> Run:
         def run(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -95,11 +104,16 @@ def check_gradients(contender: Contender, case: Case) -> Verdict:
         return run
 
     double = replace(case, query=case.query.double(), key=case.key.double(), value=case.value.double())
-    exact = gradients(exactly(torch.float64), double)
-    same = gradients(exactly(case.dtype), case)
-    found = gradients(contender.run, case)
+    return TrueGradients(gradients(exactly(torch.float64), double), gradients(exactly(case.dtype), case))
+
+
+def check_gradients(contender: Contender, case: Case, truth: TrueGradients | None = None) -> Verdict:
+    """Compare a contender's gradients of query, key and value with the truth, which is computed unless it is given."""
+    truth = true_gradients(case) if truth is None else truth
+    with contender.around():
+        found = gradients(contender.run, case, contender.arranged)
     worst = Verdict(0.0, 0.0, case.shape.queries)
-    for name, one, right, plain in zip(("query", "key", "value"), found, exact, same, strict=True):
+    for name, one, right, plain in zip(("query", "key", "value"), found, truth.exact, truth.same, strict=True):
         allowed = allowance(_distance(plain, right), right, case.dtype, BACKWARD_FACTOR, GRADIENT_UNITS)
         verdict = Verdict(_distance(one, right), allowed, case.shape.queries, f"gradient of {name}")
         if not verdict.right:
@@ -108,9 +122,12 @@ def check_gradients(contender: Contender, case: Case) -> Verdict:
     return worst
 
 
-def gradients(run: Run, case: Case) -> tuple[torch.Tensor, ...]:
+def gradients(
+    run: Run, case: Case, arranged: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor
+) -> tuple[torch.Tensor, ...]:
     """Return the gradients of query, key and value for the same gradient of the output every time."""
-    leaves = tuple(tensor.detach().clone().requires_grad_() for tensor in (case.query, case.key, case.value))
+    given = (arranged(tensor) for tensor in (case.query, case.key, case.value))
+    leaves = tuple(tensor.detach().clone().requires_grad_() for tensor in given)
     out = run(*leaves)
     generator = torch.Generator().manual_seed(0)
     upstream = torch.randn(out.shape, generator=generator).to(device=out.device, dtype=out.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,7 @@ class Case:
     Attributes:
         query, key, value: in the precision that is measured.
         data: inputs and learned tensors on the same device.
+        backward: whether gradients are needed.
     """
 
     attention: Attention
@@ -56,6 +58,9 @@ class Contender:
             there is none.
         held: bytes of that mask or of those tables, which live as long as they are used.
         note: what a reader must know to judge the time.
+        around: entered around each sample, and not timed.
+        audit: given what is to be timed, says why its time would not be one of this contender; empty if it would.
+        heads_last: whether it wants tensors laid out as (batch, position, head, size) in memory.
     """
 
     name: str
@@ -63,6 +68,16 @@ class Contender:
     build_seconds: float | None = None
     held: int = 0
     note: str = ""
+    around: Callable[[], AbstractContextManager[object]] = nullcontext
+    audit: Callable[[Callable[[], object]], str] = lambda work: ""
+    heads_last: bool = False
+
+    def arranged(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a tensor of (batch, head, position, size) whose memory is as this contender wants it."""
+        return tensor.transpose(1, 2).contiguous().transpose(1, 2) if self.heads_last else tensor
+
+
+Make = Callable[[Case], Contender]
 
 
 def first_line(error: Exception) -> str:

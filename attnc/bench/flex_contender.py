@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -43,7 +44,26 @@ def flex_contender(case: Case, block_size: int) -> Contender:
     _synchronize(case.device)
     built = None if mask is None else time.perf_counter() - begin
     held = 0 if mask is None else sum(part.nbytes for part in mask.as_tuple() if isinstance(part, torch.Tensor))
-    return Contender(f"flex {block_size}", _compiled(case, functions, mask), built, held)
+    return Contender(f"flex {block_size}", _compiled(case, functions, mask), built, held, audit=eager_fallback)
+
+
+EAGER = ("aten::mm", "aten::bmm", "aten::baddbmm", "aten::matmul", "aten::_softmax", "aten::_safe_softmax")
+"""Operators of FlexAttention's eager form. Its compiled form computes scores inside of one kernel."""
+
+
+def eager_fallback(work: Callable[[], object]) -> str:
+    """Tell whether a call runs FlexAttention's eager form, by the operators that a profiler sees; empty if it does not.
+
+    Nothing else shows it for sure: a graph that was compiled once may be left for eager code at a later call, for other
+    tensors or in the backward pass.
+    """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler reports its start and end on standard error
+    work()  # what it compiles now is no part of it
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        work()
+    ran = {event.name for event in profile.events() or ()}
+    found = [name for name in EAGER if name in ran]
+    return f"it fell back to eager operators ({', '.join(found)}): a time would say nothing" if found else ""
 
 
 def _score(case: Case) -> Expr:
@@ -81,6 +101,8 @@ def _compiled(case: Case, functions: FlexFunctions, mask: BlockMask | None) -> C
     from torch._dynamo.utils import counters
 
     torch._dynamo.reset()
+    # a backward pass that is timed alone runs again and again on what one forward pass has kept
+    torch._functorch.config.donated_buffer = not case.backward
     counters.clear()
     attend: Callable[..., Any] = torch.compile(flex_attention, fullgraph=True, dynamic=False)
     options: dict[str, Any] = {
@@ -104,13 +126,20 @@ def _compiled(case: Case, functions: FlexFunctions, mask: BlockMask | None) -> C
         return kept
 
     try:
-        with torch.no_grad():
-            run(case.query, case.key, case.value)
+        with torch.set_grad_enabled(case.backward):
+            run(*(tensor.detach().requires_grad_(case.backward) for tensor in (case.query, case.key, case.value)))
     except Exception as error:
         raise Unavailable(f"it does not compile: {first_line(error)}") from None
-    if not counters["stats"].get("unique_graphs") or not counters["inductor"]:
+    if not _compiled_anything():
         raise Unavailable("it was not compiled: a time of its eager form would say nothing")
     return run
+
+
+def _compiled_anything() -> bool:
+    """Tell whether a graph was made and lowered since the counters were cleared."""
+    from torch._dynamo.utils import counters
+
+    return bool(counters["stats"].get("unique_graphs")) and bool(counters["inductor"])
 
 
 def _row_factors(case: Case) -> tuple[float | torch.Tensor, torch.Tensor | None]:

@@ -47,6 +47,15 @@ def describe(device: torch.device) -> dict[str, object]:
     return facts
 
 
+PEER_DISTRIBUTIONS = ("xformers", "flash-attn", "flash-linear-attention", "natten", "flashinfer-python")
+
+
+def libraries() -> dict[str, object]:
+    """Return the versions of attention libraries that are installed, for reports."""
+    found = {name: _version(name) for name in PEER_DISTRIBUTIONS}
+    return {name: version for name, version in found.items() if version is not None}
+
+
 def _version(distribution: str) -> str | None:
     from importlib.metadata import PackageNotFoundError, version
 

@@ -7,11 +7,15 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 
 Work = Callable[[], object]
+
+Around = Callable[[], AbstractContextManager[object]]
+"""Makes what is entered around a sample, outside of its time."""
 
 SHORTEST_SAMPLE = 2e-3
 """Seconds that one sample lasts at least; shorter work is repeated within it."""
@@ -46,6 +50,7 @@ def measure(
     seconds: float = 2.0,
     least: int = 5,
     most: int = 100,
+    around: Mapping[str, Around] | None = None,
     progress: Callable[[], None] = lambda: None,
 ) -> dict[str, Timing]:
     """Time functions against each other.
@@ -59,19 +64,25 @@ def measure(
         least: samples of each, at least, unless they last longer than `PATIENCE`.
         most: samples of each, at most.
         seconds: time that one function's samples may take together, once there are `least` of them.
+        around: what is entered around the samples of some functions.
         progress: called after every round.
     """
-    first = {name: _sample(one, 1, device) for name, one in work.items()}  # the first call is the warm-up
+
+    def sample(name: str, count: int) -> float:
+        with (around or {}).get(name, nullcontext)():
+            return _sample(work[name], count, device)
+
+    first = {name: sample(name, 1) for name in work}  # the first call is the warm-up
     repeats = {name: _repeats(taken) for name, taken in first.items()}
-    quick = {name: one for name, one in work.items() if first[name] < LONG}
-    repeats |= {name: _repeats(_sample(one, repeats[name], device)) for name, one in quick.items()}
+    quick = [name for name in work if first[name] < LONG]
+    repeats |= {name: _repeats(sample(name, repeats[name])) for name in quick}
     samples: dict[str, list[float]] = {name: [] for name in work}
     for order in _orders(list(work)):
         unfinished = [name for name in order if not _enough(samples[name], repeats[name], seconds, least, most)]
         if not unfinished:
             break
         for name in unfinished:
-            samples[name].append(_sample(work[name], repeats[name], device))
+            samples[name].append(sample(name, repeats[name]))
         progress()
     return {
         name: Timing(statistics.median(taken), min(taken), max(taken), len(taken)) for name, taken in samples.items()

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from attnc.bench.names import Mode
 from attnc.bench.run import Comparison, Result
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def table(comparison: Comparison) -> Table:
     """Lay one comparison out as a table."""
     from rich.table import Table
 
-    what = "forward and backward" if comparison.backward else "forward"
+    what = comparison.mode.words
     title = f"{comparison.attention}  {comparison.shape}  {what}"
     made = Table(title=title, title_justify="left", caption=_caption(comparison), caption_justify="left")
     made.add_column("", no_wrap=True)
@@ -61,7 +62,7 @@ def _caption(comparison: Comparison) -> str:
         f"{comparison.pairs:,.0f} allowed pairs a head, density {comparison.density:.4g}; dense SDPA without a mask"
         f" {duration(comparison.dense_seconds)}, times the density {duration(comparison.floor_seconds)}: the floor.",
         f"Every time is of a contender whose output agreed with float64 on {checked} rows"
-        + (", and its gradients at a small length." if comparison.backward else "."),
+        + (", and its gradients at a small length." if comparison.mode is not Mode.FORWARD else "."),
     ]
     return "\n".join(lines)
 

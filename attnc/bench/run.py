@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from types import ModuleType
+from typing import Any
 
 import torch
 
 from attnc.algebra.counting import count_pairs as count_pairs_by_sets
 from attnc.bench.cases import Data, Shape, make_data, make_tensors
-from attnc.bench.checking import SMALL_LENGTH, Truth, Verdict, check_gradients, check_output, true_rows
-from attnc.bench.contender import Case, Contender, Unavailable, first_line
+from attnc.bench.checking import (
+    SMALL_BATCH,
+    SMALL_LENGTH,
+    TrueGradients,
+    Truth,
+    Verdict,
+    check_gradients,
+    check_output,
+    true_gradients,
+    true_rows,
+)
+from attnc.bench.contender import Case, Contender, Make, Unavailable, first_line
 from attnc.bench.measure import Timing, measure, peak_memory
-from attnc.bench.sdpa import dense_contender, sdpa_contender
+from attnc.bench.names import USUAL_PEERS, Mode
+from attnc.bench.peers import contenders
+from attnc.bench.sdpa import dense_contender
+from attnc.bench.work import least_bytes, useful_flops
 from attnc.blockwise import count_pairs
 from attnc.ir.program import Attention
 from attnc.plan.kernel_plan import Plan
-
-BACKWARD_WORK = 3.5
-"""Work of forward and backward together, in forwards: the backward pass has five products where the forward has two."""
-
-PEERS = ("sdpa", "flex")
-"""What attnc is compared with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,19 +39,24 @@ class Settings:
 
     Attributes:
         seconds: time to spend on each contender's samples.
-        peers: of `PEERS`.
-        backward: time forward and backward together.
+        peers: of `names.PEERS`.
+        mode: what is timed.
         least: samples of each contender, at least.
         memory: whether memory is measured as well.
     """
 
     device: torch.device
     dtype: torch.dtype
-    peers: tuple[str, ...] = PEERS
-    backward: bool = False
+    peers: tuple[str, ...] = USUAL_PEERS
+    mode: Mode = Mode.FORWARD
     seconds: float = 2.0
     least: int = 5
     memory: bool = True
+
+    @property
+    def backward(self) -> bool:
+        """Whether gradients are computed."""
+        return self.mode is not Mode.FORWARD
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +92,8 @@ class Comparison:
 
     Attributes:
         pairs: allowed pairs of one head, the mean over batch and heads.
+        flops: operations on those, in all heads and batch entries.
+        bytes: what is read and written if every tensor is once.
         dense_seconds: time of SDPA on all pairs without a mask.
         floor_seconds: `density * dense_seconds`: what the arithmetic of the allowed pairs alone would take.
     """
@@ -88,10 +103,25 @@ class Comparison:
     pairs: float
     density: float
     flops: float
+    bytes: int
     dense_seconds: float
     floor_seconds: float
-    backward: bool
+    mode: Mode
     results: tuple[Result, ...]
+
+    @classmethod
+    def from_json(cls, made: Mapping[str, Any]) -> Comparison:
+        """Read what `dataclasses.asdict` made.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is something else.
+        """
+        values = {one.name: made[one.name] for one in fields(cls)}
+        results = [
+            Result(**{**result, "timing": Timing(**result["timing"]) if result.get("timing") else None})
+            for result in made["results"]
+        ]
+        return cls(**{**values, "shape": Shape(**made["shape"]), "mode": Mode(made["mode"]), "results": tuple(results)})
 
 
 def compare(
@@ -115,14 +145,14 @@ def compare(
     progress("counting pairs")
     pairs = _count(case)
     progress("computing the reference")
-    truth = true_rows(case)
+    gate = _gate(case, settings)
     accepted: dict[str, tuple[Contender, Verdict]] = {}
     refused: list[Result] = []
-    for name, make in _makers(plan, module, settings):
+    for name, make in contenders(plan, module, settings.peers):
         progress(f"checking {name}")
         try:
             contender = make(case)
-            verdict = _check(make, contender, case, truth, settings)
+            verdict = _check(make, contender, case, gate)
         except Unavailable as reason:
             refused.append(Result(name, problem=str(reason)))
             continue
@@ -131,14 +161,19 @@ def compare(
         else:
             refused.append(_wrong(contender, verdict))
     dense = dense_contender(case)
-    work = {name: _work(contender, case) for name, (contender, _) in accepted.items()}
-    progress("measuring")
     with torch.set_grad_enabled(settings.backward):
-        every = {**work, dense.name: _work(dense, case)}
-        timings = measure(every, settings.device, seconds=settings.seconds, least=settings.least)
+        work = {name: _work(contender, case, settings.mode) for name, (contender, _) in accepted.items()}
+        for name, problem in _impostors({name: accepted[name][0] for name in work}, work).items():
+            contender, verdict = accepted.pop(name)
+            refused.append(replace(_wrong(contender, verdict), problem=problem))
+            del work[name]
+        progress("measuring")
+        every = {**work, dense.name: _work(dense, case, settings.mode)}
+        around = {name: contender.around for name, (contender, _) in accepted.items()}
+        timings = measure(every, settings.device, seconds=settings.seconds, least=settings.least, around=around)
         memory = {name: peak_memory(one, settings.device) if settings.memory else None for name, one in work.items()}
     density = pairs / (shape.queries * shape.keys)
-    flops = useful_flops(shape, pairs) * (BACKWARD_WORK if settings.backward else 1.0)
+    flops = useful_flops(shape, pairs, settings.mode)
     floor = density * timings[dense.name].median
     results = tuple(
         _result(contender, verdict, timings[name], memory[name], flops, floor)
@@ -150,9 +185,10 @@ def compare(
         pairs,
         density,
         flops,
+        least_bytes(case, settings.mode),
         timings[dense.name].median,
         floor,
-        settings.backward,
+        settings.mode,
         (*results, *refused),
     )
 
@@ -175,40 +211,43 @@ def make_case(attention: Attention, shape: Shape, settings: Settings) -> Case:
     return Case(attention, shape, query, key, value, data, settings.backward)
 
 
-def useful_flops(shape: Shape, pairs: float) -> float:
-    """Return the floating-point operations of a forward pass over the allowed pairs: two products."""
-    return 2.0 * pairs * (shape.head_size + shape.value_size) * shape.heads * shape.batch
+@dataclass(frozen=True, slots=True)
+class _Gate:
+    """What contenders must pass.
+
+    Attributes:
+        truth: rows of the output.
+        small: a shorter case, where the reference's gradients fit into memory; None where none are needed.
+        gradients: of that.
+    """
+
+    truth: Truth
+    small: Case | None = None
+    gradients: TrueGradients | None = None
 
 
-Make = Callable[[Case], Contender]
+def _gate(case: Case, settings: Settings) -> _Gate:
+    truth = true_rows(case)
+    if not settings.backward:
+        return _Gate(truth)
+    shape = case.shape
+    small = replace(
+        shape,
+        batch=min(shape.batch, SMALL_BATCH),
+        queries=min(shape.queries, SMALL_LENGTH),
+        keys=min(shape.keys, SMALL_LENGTH),
+    )
+    small_case = make_case(case.attention, small, settings)
+    return _Gate(truth, small_case, true_gradients(small_case))
 
 
-def _makers(plan: Plan, module: ModuleType, settings: Settings) -> Iterator[tuple[str, Make]]:
-    def ours(case: Case) -> Contender:
-        function = getattr(module, case.attention.name)
-        return Contender("attnc", lambda query, key, value: function(query, key, value, **case.data))
-
-    yield "attnc", ours
-    if "sdpa" in settings.peers:
-        facts = plan.facts
-        yield "sdpa", lambda case: sdpa_contender(case, causal=facts.exactly_causal, full=facts.everything)
-    if "flex" in settings.peers:
-        from attnc.bench.flex_contender import flex_contender
-
-        for size in (128, 64):
-            yield f"flex {size}", lambda case, size=size: flex_contender(case, size)  # type: ignore[misc]
-
-
-def _check(make: Make, contender: Contender, case: Case, truth: Truth, settings: Settings) -> Verdict:
-    """Check the output at the full length, and gradients at a small one, where the reference fits into memory."""
+def _check(make: Make, contender: Contender, case: Case, gate: _Gate) -> Verdict:
+    """Compare the output, and gradients where they are needed."""
     try:
-        verdict = check_output(contender, case, truth)
-        if not verdict.right or not settings.backward:
+        verdict = check_output(contender, case, gate.truth)
+        if not verdict.right or gate.small is None or gate.gradients is None:
             return verdict
-        shape = case.shape
-        small = replace(shape, queries=min(shape.queries, SMALL_LENGTH), keys=min(shape.keys, SMALL_LENGTH))
-        small_case = make_case(case.attention, small, settings)
-        gradient = check_gradients(make(small_case), small_case)
+        gradient = check_gradients(make(gate.small), gate.small, gate.gradients)
         return verdict if gradient.right else gradient
     except Unavailable:
         raise
@@ -216,16 +255,26 @@ def _check(make: Make, contender: Contender, case: Case, truth: Truth, settings:
         raise Unavailable(f"it fails: {first_line(error)}") from error
 
 
-def _work(contender: Contender, case: Case) -> Callable[[], object]:
-    if not case.backward:
-        return lambda: contender.run(case.query, case.key, case.value)
-    leaves = tuple(tensor.detach().clone().requires_grad_() for tensor in (case.query, case.key, case.value))
-    upstream = torch.randn_like(contender.run(*leaves))
+def _work(contender: Contender, case: Case, mode: Mode) -> Callable[[], object]:
+    given = tuple(contender.arranged(tensor) for tensor in (case.query, case.key, case.value))
+    if mode is Mode.FORWARD:
+        return lambda: contender.run(*given)
+    leaves = tuple(tensor.detach().clone().requires_grad_() for tensor in given)
+    with contender.around():
+        out = contender.run(*leaves)
+    upstream = torch.randn_like(out)
+    if mode is Mode.BACKWARD:
+        return lambda: torch.autograd.grad(out, leaves, upstream, retain_graph=True)
+    return lambda: torch.autograd.grad(contender.run(*leaves), leaves, upstream)
 
-    def run() -> object:
-        return torch.autograd.grad(contender.run(*leaves), leaves, upstream)
 
-    return run
+def _impostors(entered: Mapping[str, Contender], work: Mapping[str, Callable[[], object]]) -> dict[str, str]:
+    """Return who would not be measured as what it is called, and why."""
+    said = {}
+    for name, contender in entered.items():
+        with contender.around():
+            said[name] = contender.audit(work[name])
+    return {name: problem for name, problem in said.items() if problem}
 
 
 def _wrong(contender: Contender, verdict: Verdict) -> Result:

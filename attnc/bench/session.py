@@ -12,6 +12,7 @@ import torch
 from attnc import terminal
 from attnc.bench.cases import Shape, square
 from attnc.bench.machine import describe, pick_device
+from attnc.bench.names import Mode
 from attnc.bench.report import as_json, table
 from attnc.bench.run import Comparison, Settings, compare
 from attnc.compiler import Compiled, import_compiled
@@ -24,7 +25,7 @@ class BenchRequest:
     """What to measure, and where the results go.
 
     Attributes:
-        peers: of `run.PEERS`.
+        peers: of `names.PEERS`.
         device: a torch device, or `auto`.
         seconds: time to spend on each measurement.
         json, plot: files to write; None for none.
@@ -55,7 +56,8 @@ def run_bench(request: BenchRequest, patterns: Sequence[Compiled]) -> bool:
         CompileError: the device is not there, or a result cannot be written.
     """
     device = pick(request.device)
-    settings = Settings(device, getattr(torch, request.dtype), request.peers, request.backward, request.seconds)
+    mode = Mode.BOTH if request.backward else Mode.FORWARD
+    settings = Settings(device, getattr(torch, request.dtype), request.peers, mode, request.seconds)
     machine = describe(device)
     quiet = request.json is not None and str(request.json) == STANDARD
     console = terminal.messages() if quiet else terminal.output()

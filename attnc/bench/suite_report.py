@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from attnc.bench.report import duration, size
+from attnc.bench import cells
+from attnc.bench.report import duration
 from attnc.bench.suite_row import SuiteRow
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-NOTHING = "-"
-"""A cell without a figure."""
 
 METHOD = """\
 Times are medians of interleaved samples, and only of contenders whose output agreed with float64 first. `pairs` are the
@@ -36,11 +34,11 @@ def one_line(row: SuiteRow) -> str:
         return f"{what} {row.problems.get('attnc', 'not measured')}"
     parts = [
         duration(row.seconds["attnc"]),
-        f"{_number(row.times_floor)} times the floor",
-        f"waste {_number(row.waste_in_tiles)} in tiles of 64 x 64, {_number(row.waste)} in all",
+        f"{cells.number(row.times_floor)} times the floor",
+        f"waste {cells.number(row.waste_in_tiles)} in tiles of 64 x 64, {cells.number(row.waste)} in all",
     ]
     if row.times_flex is not None:
-        parts.append(f"flex {_number(row.times_flex)} times as long")
+        parts.append(f"flex {cells.number(row.times_flex)} times as long")
     return f"{what} {', '.join(parts)}"
 
 
@@ -68,15 +66,15 @@ def summary(rows: Sequence[SuiteRow]) -> Table:
         made.add_row(
             row.pattern,
             str(row.length),
-            _number(row.waste_in_tiles),
-            _number(row.waste),
-            _time(row.seconds.get("attnc")),
-            _time(row.seconds.get("flex 128")),
-            _time(row.build_seconds.get("flex 128")),
-            _time(row.sdpa),
-            _time(row.floor_seconds),
-            _number(row.times_floor),
-            _number(row.times_flex),
+            cells.number(row.waste_in_tiles),
+            cells.number(row.waste),
+            cells.time(row.seconds.get("attnc")),
+            cells.time(row.seconds.get("flex 128")),
+            cells.time(row.build_seconds.get("flex 128")),
+            cells.time(row.sdpa),
+            cells.time(row.floor_seconds),
+            cells.number(row.times_floor),
+            cells.number(row.times_flex),
         )
     return made
 
@@ -91,7 +89,7 @@ def as_markdown(rows: Sequence[SuiteRow], machine: Mapping[str, object], setting
     ]
     place = f"{machine['device']}, {threads}, torch {machine['torch']}"
     lines += [f"Measured by `attnc bench --suite sparsity{' --backward' if backward else ''}` on {place}."]
-    chosen = ", ".join(f"{name} {_plain(value)}" for name, value in settings.items() if value is not None)
+    chosen = ", ".join(f"{name} {cells.plain(value)}" for name, value in settings.items() if value is not None)
     tiles = ", ".join(dict.fromkeys(row.tile for row in rows if row.tile)) or "none"
     lines += [f"Settings: {chosen}.", "", METHOD.format(tile=tiles).rstrip()]
     lines += ["", TRAINING.rstrip()] if backward else []
@@ -100,11 +98,11 @@ def as_markdown(rows: Sequence[SuiteRow], machine: Mapping[str, object], setting
     problems = [(row, name, why) for row in _ordered(rows) for name, why in row.problems.items()]
     if problems:
         lines += ["", "## Without a time", ""]
-        lines += [f"- {row.pattern} at {row.length}, {name}: {_escaped(why)}" for row, name, why in problems]
+        lines += [f"- {row.pattern} at {row.length}, {name}: {cells.escaped(why)}" for row, name, why in problems]
     ideas = {row.pattern: row for row in _ordered(rows)}
     lines += ["", "## Patterns", ""]
     lines += [
-        f"- **{name}**: {_escaped(row.idea)} Passes at N = {row.length}: {'; '.join(row.layouts)}."
+        f"- **{name}**: {cells.escaped(row.idea)} Passes at N = {row.length}: {'; '.join(row.layouts)}."
         for name, row in ideas.items()
     ]
     return "\n".join(lines) + "\n"
@@ -113,64 +111,34 @@ def as_markdown(rows: Sequence[SuiteRow], machine: Mapping[str, object], setting
 def _table(rows: Sequence[SuiteRow]) -> list[str]:
     """Lay rows out, without the columns in which none of them has a figure."""
     every = [_cells(row) for row in rows]
-    headings = [heading for heading in every[0] if any(cells[heading] != NOTHING for cells in every)]
-    lines = [_line(("pattern", *headings)), _line(("---", *("---:",) * len(headings)))]
-    return lines + [
-        _line((row.pattern, *(cells[heading] for heading in headings))) for row, cells in zip(rows, every, strict=True)
-    ]
+    return cells.table(
+        ("pattern",), list(every[0]), [(row.pattern, *own.values()) for row, own in zip(rows, every, strict=True)]
+    )
 
 
 def _cells(row: SuiteRow) -> dict[str, str]:
     return {
-        "pairs": _whole(row.pairs),
-        "density": NOTHING if row.density is None else f"{row.density:.4f}",
-        "in 64 x 64": _whole(row.in_tiles),
-        "waste 64": _number(row.waste_in_tiles),
-        "computed": _whole(row.computed),
-        "waste": _number(row.waste),
-        "attnc": _time(row.seconds.get("attnc")),
-        "flex": _time(row.seconds.get("flex 128")),
-        "flex 64": _time(row.seconds.get("flex 64")),
-        "mask build": _time(row.build_seconds.get("flex 128")),
-        "sdpa": _time(row.sdpa),
-        "floor": _time(row.floor_seconds),
-        "x floor": _number(row.times_floor),
-        "flex / attnc": _number(row.times_flex),
-        "best flex / attnc": _number(row.times_best_flex),
-        "with build": _number(row.times_flex_with_build),
-        "memory": _bytes(row.memory("attnc")),
-        "memory of sdpa": _bytes(row.memory("sdpa")),
-        "of flex": _bytes(row.memory("flex 128")),
+        "pairs": cells.whole(row.pairs),
+        "density": cells.NOTHING if row.density is None else f"{row.density:.4f}",
+        "in 64 x 64": cells.whole(row.in_tiles),
+        "waste 64": cells.number(row.waste_in_tiles),
+        "computed": cells.whole(row.computed),
+        "waste": cells.number(row.waste),
+        "attnc": cells.time(row.seconds.get("attnc")),
+        "flex": cells.time(row.seconds.get("flex 128")),
+        "flex 64": cells.time(row.seconds.get("flex 64")),
+        "mask build": cells.time(row.build_seconds.get("flex 128")),
+        "sdpa": cells.time(row.sdpa),
+        "floor": cells.time(row.floor_seconds),
+        "x floor": cells.number(row.times_floor),
+        "flex / attnc": cells.number(row.times_flex),
+        "best flex / attnc": cells.number(row.times_best_flex),
+        "with build": cells.number(row.times_flex_with_build),
+        "memory": cells.volume(row.memory("attnc")),
+        "memory of sdpa": cells.volume(row.memory("sdpa")),
+        "of flex": cells.volume(row.memory("flex 128")),
     }
 
 
 def _ordered(rows: Sequence[SuiteRow]) -> list[SuiteRow]:
     return sorted(rows, key=lambda row: (row.length, row.pattern))
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("|", "\\|")
-
-
-def _plain(value: object) -> str:
-    return "+".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
-
-
-def _number(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:.2f}"
-
-
-def _whole(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:,.0f}"
-
-
-def _time(seconds: float | None) -> str:
-    return NOTHING if seconds is None else duration(seconds)
-
-
-def _bytes(count: int | None) -> str:
-    return NOTHING if count is None else size(count)

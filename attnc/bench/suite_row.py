@@ -62,6 +62,11 @@ class SuiteRow:
         return {**values, "layouts": list(self.layouts), **ratios, **last}
 
     @property
+    def key(self) -> tuple[str, int]:
+        """Which case it is of."""
+        return self.pattern, self.length
+
+    @property
     def right(self) -> bool:
         """Whether attnc's module computed the right thing."""
         return "attnc" in self.seconds

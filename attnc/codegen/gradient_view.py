@@ -28,6 +28,7 @@ from attnc.codegen.kernel_pieces import (
     InputView,
     dropout_arguments,
     header_of,
+    identity_of,
     input_view,
     is_unshifted,
     state_tensors,
@@ -113,6 +114,7 @@ class GradientKernel:
 
     function: str
     table: str
+    identity: str
     header: tuple[str, ...]
     of_keys: bool
     of_pairs: bool
@@ -211,6 +213,7 @@ def _kernel(
     return GradientKernel(
         function=f"_{stem}_gradient_kernel",
         table=f"_{stem}_gradient_tiles",
+        identity="",
         header=header_of(plan.attention),
         of_keys=of_keys,
         of_pairs=kind is Kind.PAIRS,
@@ -470,6 +473,7 @@ def _gradients_view(
         for view in _kernels(kind, own, plan, summaries, variant)
         if view.reads or kind is not Kind.PAIRS
     )
+    views = tuple(replace(view, identity=identity_of(view, plan.attention.name)) for view in views)
     nameless = [replace(view, function="", table="") for view in views]
     written = tuple(view for view, same in zip(views, nameless, strict=True) if same not in known)
     known |= {same: view for view, same in zip(views, nameless, strict=True) if same not in known}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
+from typing import Any
 
 from attnc.codegen.expr_triton import UNROLLED, Writer
 from attnc.codegen.functions_triton import fold
@@ -16,6 +19,9 @@ from attnc.ir.walk import children, indices, walk
 from attnc.plan.configs import TileConfig, TileRow
 
 LOG2_E = math.log2(math.e)
+
+_COMMENT = re.compile(r"  # [^'\"]*")
+"""A comment behind a line, in the representation of a view."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +120,26 @@ def input_view(table: Table) -> InputView:
 def tile_lines(row: TileRow) -> list[str]:
     """Return the lines of one entry of a table of tiles."""
     key = f'("{row.target}", {row.element_size}, {row.head_size})'
-    tiles = [_tiles_text(config) for config in row.configs]
+    tiles = [tiles_text(config) for config in row.configs]
     return [f"{key}: ({tiles[0]},),"] if len(tiles) == 1 else [f"{key}: (", *(f"{INDENT}{one}," for one in tiles), "),"]
 
 
-def _tiles_text(config: TileConfig) -> str:
+def tiles_text(config: TileConfig) -> str:
+    """Return a configuration as a module says it."""
     more = (", descriptors=True" if config.descriptors else "") + (f", chunk={config.chunk}" if config.chunk else "")
     return f"Tiles({config.query}, {config.key}, warps={config.warps}, stages={config.stages}{more})"
+
+
+def identity_of(view: Any, attention: str) -> str:
+    """Return what tuned tiles know a kernel by: the attention's name and a digest of what the kernel computes.
+
+    Args:
+        view: of the kernel. Its names, its comments and its default tiles do not count.
+        attention: name of the attention.
+    """
+    bare = replace(view, function="", table="", identity="", header=(), tiles=())
+    text = _COMMENT.sub("", repr(bare))
+    return f"{attention} {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def state_tensors(state: str) -> tuple[str, ...]:

@@ -71,6 +71,7 @@ class KernelView:
     Attributes:
         function: its name.
         table: name of the table of its tiles.
+        identity: what tuned tiles know it by: the attention's name and a digest of what it computes.
         header: comment lines: the statements of the pattern.
         normalize: `softmax`, `rows` or `sum` (weights that are not divided by their sum).
         kept: what is kept of each row, see `state_of`.
@@ -100,6 +101,7 @@ class KernelView:
 
     function: str
     table: str
+    identity: str
     header: tuple[str, ...]
     normalize: str
     kept: str
@@ -131,6 +133,15 @@ class KernelView:
     def shared(self) -> bool:
         """Whether programs may take turns at the keys of the same rows."""
         return bool(self.loops)
+
+    @property
+    def scales_late(self) -> bool:
+        """Whether maxima are taken of dot products, where every pair is allowed, and scaled afterwards.
+
+        A pair takes a multiplication less: its factor and its row's maximum are one multiply-add. The factor must not
+        be negative, as `start_launch` sees to; that of the pattern itself may be.
+        """
+        return self.normalize == "softmax" and not self.scale
 
     @property
     def of_pairs(self) -> bool:
@@ -173,6 +184,7 @@ def kernel_view(plan: Plan, sweep: Sweep | None = None, *, variant: str = "") ->
     return KernelView(
         function=f"_{stem}_kernel",
         table=f"_{stem}_tiles",
+        identity="",
         header=header_of(attention),
         normalize={NormalizeKind.SOFTMAX: "softmax", NormalizeKind.ROWS: "rows"}.get(attention.normalize.kind, "sum"),
         kept=state_of(attention),

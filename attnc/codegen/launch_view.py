@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from attnc.algebra.summaries import summary_source
-from attnc.codegen.kernel_pieces import InputView
+from attnc.codegen.kernel_pieces import InputView, identity_of
 from attnc.codegen.kernel_view import KernelView, kept_sums, kernel_view
 from attnc.codegen.sweeps import sweeps_of
 from attnc.plan.kernel_plan import Plan
@@ -76,7 +76,9 @@ def _launch_view(
         known_tables: names of the tables of tiles of earlier variants; learns those of this one.
     """
     variant = variant_name(limit)
+    name = plan.attention.name
     views = [kernel_view(plan, sweep, variant=variant) for sweep in sweeps_of(plan)]
+    views = [replace(view, identity=identity_of(view, name)) for view in views]
     nameless = [replace(view, function="", table="") for view in views]
     written = tuple(view for view, same in zip(views, nameless, strict=True) if same not in known)
     known |= {same: view for view, same in zip(views, nameless, strict=True) if same not in known}
@@ -89,7 +91,7 @@ def _launch_view(
     known_tables |= tables
     kernels = tuple(replace(kernel, table=known_tables[kernel.tiles]) for kernel in kernels)
     return LaunchView(
-        name="_".join(part for part in (plan.attention.name, variant) if part),
+        name="_".join(part for part in (name, variant) if part),
         limit=limit,
         normalize=kernels[-1].normalize,
         kernels=kernels,

@@ -57,6 +57,11 @@ class Body:
         """Everything that is written here."""
         return "\n".join((*self.lines, self.mask, self.factor))
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether every pair is allowed, and its score a multiple of the dot product."""
+        return self.uses_dot and not self.text.strip()
+
 
 class AnyBody(Protocol):
     """What a loop does with a tile, whatever that is."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import metadata
 
@@ -15,8 +16,10 @@ from attnc.codegen.gradient_view import GradientsView, gradient_views
 from attnc.codegen.launch_view import LaunchView, launch_views
 from attnc.codegen.names import check_builtins, check_names, public_names
 from attnc.codegen.runtime_source import RuntimeSource, import_line, read_runtime
+from attnc.codegen.tuned_text import tuned_lines
 from attnc.codegen.view import AttentionView, attention_view
 from attnc.diagnostics import InternalError
+from attnc.plan.configs import TunedConfig
 from attnc.plan.kernel_plan import Plan
 from attnc.resources import templates_directory
 from attnc.source import SourceFile
@@ -34,7 +37,10 @@ _FOREIGN = {
 }
 """Names of other packages that generated code may use, and where they come from."""
 
-_STANDARD = ("collections", "contextlib", "contextvars", "dataclasses", "math", "os", "types", "typing")
+_NOT_STANDALONE = {"use_remembered_tiles": "attnc.runtime.tuned_store"}
+"""Functions of the runtime that modules which stand alone have no use for, and their modules."""
+
+_STANDARD = sys.stdlib_module_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +50,7 @@ class ModuleView:
     Attributes:
         comments: the pattern's text, as comment lines.
         runtime: source of the runtime where the module stands alone; empty where it is imported.
+        tuned: lines of the tuned tiles that the module is written with.
     """
 
     comments: tuple[str, ...]
@@ -51,10 +58,17 @@ class ModuleView:
     imports: tuple[str, ...]
     exports: tuple[str, ...]
     runtime: str
+    tuned: tuple[str, ...]
     attentions: tuple[tuple[AttentionView, tuple[LaunchView, ...], tuple[GradientsView, ...]], ...]
 
 
-def render_module(plans: Sequence[Plan], *, source: SourceFile | None = None, standalone: bool = False) -> str:
+def render_module(
+    plans: Sequence[Plan],
+    *,
+    source: SourceFile | None = None,
+    standalone: bool = False,
+    tuned: Sequence[TunedConfig] = (),
+) -> str:
     """Write the Python module of one pattern file.
 
     The text depends on the arguments and the version of attnc alone.
@@ -62,7 +76,9 @@ def render_module(plans: Sequence[Plan], *, source: SourceFile | None = None, st
     Args:
         plans: at least one; each becomes a function with its companions and a class.
         source: the pattern, shown at the top; by default the file that the first attention comes from.
-        standalone: put the runtime's source into the module, which then imports torch (and triton) alone.
+        standalone: put the runtime's source into the module, which then imports torch (and triton) alone, and does not
+            ask the user's cache for tuned tiles.
+        tuned: configurations that its kernels take before others.
 
     Raises:
         CompileError: names that cannot stand together in one Python module.
@@ -75,13 +91,15 @@ def render_module(plans: Sequence[Plan], *, source: SourceFile | None = None, st
     seed = f"{metadata.version('attnc')} {'standalone' if standalone else 'module'}\n{shown.text}"
     views = tuple((attention_view(plan, seed), launch_views(plan), gradient_views(plan)) for plan in plans)
     exports = tuple(name for attention in attentions for name in public_names(attention.name))
-    draft = ModuleView(_pattern_comments(shown), _title(shown), (), exports, "", views)
+    statements = ("use_remembered_tiles()",) if not standalone else ()
+    lines = (*statements, *tuned_lines(tuned))
+    draft = ModuleView(_pattern_comments(shown), _title(shown), (), exports, "", lines, views)
     body = _environment().get_template("module.py.jinja").render(module=draft)
     text = runtime.text if standalone else ""
     used, defined = _names(body)
     check_builtins(attentions, used | _names(text)[0])
     imports = _imports(used - defined, runtime, standalone)
-    view = ModuleView(draft.comments, draft.title, imports, exports, text, views)
+    view = replace(draft, imports=imports, runtime=text)
     return _environment().get_template("module.py.jinja").render(module=view)
 
 
@@ -148,7 +166,7 @@ def _imports(used: frozenset[str], runtime: RuntimeSource, standalone: bool) -> 
     if standalone:
         wanted |= set(runtime.imports)
     else:
-        groups[2].extend(_runtime_imports(used, runtime.owners))
+        groups[2].extend(_runtime_imports(used, {**runtime.owners, **_NOT_STANDALONE}))
     group = groups[0]
     for line in _merge_imports(wanted):
         if line.startswith(("import ", "from ")):  # otherwise it goes on with the import before

@@ -21,6 +21,7 @@ ROOTS = (
     "pairs",
     "program",
     "summaries",
+    "tuned",
 )
 """Modules that generated code imports; it needs what these need, and nothing else."""
 

@@ -126,7 +126,8 @@ def attention_view(plan: Plan, seed: str) -> AttentionView:
     written = tuple(formulas.written)
     text = "\n".join(formula.body for formula in written)
     key = hashlib.sha256("\0".join([seed, repr(plan), repr(fields), text]).encode()).hexdigest()[:32]
-    program = call("Program", ("name", quoted(attention.name)), ("key", quoted(key)), *fields)
+    names = [("name", attention.name), ("key", key), ("identity", _identity(attention.name, fields, written))]
+    program = call("Program", *((field, quoted(value)) for field, value in names), *fields)
     learned_sizes = {
         node.name for tensor in attention.learned for dim in tensor.dims if dim is not None for node in walk(dim)
         if isinstance(node, Size)
@@ -145,6 +146,12 @@ def attention_view(plan: Plan, seed: str) -> AttentionView:
         helpers=tuple(name for name in HELPERS if re.search(rf"\b{name}\(", text)),
         uses_math="math." in text,
     )
+
+
+def _identity(name: str, fields: list[Field], written: tuple[FormulaView, ...]) -> str:
+    """Return what tuned slabs know a program by; comments do not count."""
+    lines = [line for formula in written for line in formula.body.split("\n") if not line.lstrip().startswith("#")]
+    return f"{name} {hashlib.sha256(repr((fields, lines)).encode()).hexdigest()[:16]}"
 
 
 def sizes_of_mask(attention: Attention) -> tuple[str, ...]:

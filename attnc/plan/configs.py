@@ -35,6 +35,46 @@ class TileConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class SlabConfig:
+    """How the CPU program cuts rows.
+
+    Attributes:
+        rows: of a slab; 0 for what is estimated to be best.
+        alone: whether long stretches of keys that every row sees get calls of their own; None for what is estimated.
+    """
+
+    rows: int
+    alone: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class TunedConfig:
+    """A configuration that a generated module is written with: for one kernel, on one device, for calls of one size.
+
+    Attributes:
+        kernel: what the module knows it by.
+        device: its name, or a target of `TARGETS` where nothing was measured.
+        versions: of what compiles or runs the kernel.
+        dtype: of query, key and value.
+        head_size, value_size: padded.
+        queries, keys: powers of two.
+        config: of a kernel, or of the CPU program.
+        note: how it was found.
+    """
+
+    kernel: str
+    device: str
+    versions: str
+    dtype: str
+    head_size: int
+    value_size: int
+    queries: int
+    keys: int
+    config: TileConfig | SlabConfig
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
 class TileRow:
     """The defaults for one target, element size in bytes, and padded head sizes up to `head_size`.
 

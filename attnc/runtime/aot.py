@@ -25,6 +25,7 @@ from attnc.runtime.launch import compile_options
 from attnc.runtime.pairs import Pairs, Sizes
 from attnc.runtime.program import Program, TableRead, TensorArgument
 from attnc.runtime.tiles import Tiles, assume_target
+from attnc.runtime.tuned import watch_kernels
 
 ARCHITECTURES = {
     "sm_80": ("cuda", 80, 32),
@@ -53,6 +54,7 @@ class KernelReport:
 
     Attributes:
         kernel: name of its function.
+        identity: what tuned tiles know it by.
         registers: per thread.
         spills: bytes of registers kept in memory, per thread.
         tiles: what it was compiled with.
@@ -66,6 +68,7 @@ class KernelReport:
     """
 
     kernel: str
+    identity: str
     target: str
     dtype: str
     head_size: int
@@ -112,6 +115,7 @@ def compile_kernels(
     tiles: Tiles | None = None,
     shares: int = 0,
     gradients: bool = False,
+    wanted: Callable[[str], bool] = lambda kernel: True,
 ) -> tuple[KernelReport, ...]:
     """Compile the kernels of one attention of a generated module, in the order in which a call runs them.
 
@@ -127,6 +131,7 @@ def compile_kernels(
         shares: programs that share the keys of the same rows, which are then followed by a launch that joins what they
             leave; 0 for what suits a call with many rows.
         gradients: compile the kernels of gradients instead.
+        wanted: tells by the name of a kernel's function whether to compile it.
 
     Raises:
         ValueError: an unknown target, or a module with several attentions and no `name`.
@@ -137,7 +142,8 @@ def compile_kernels(
     program = find_program(module, name)
     record = record_gradients if gradients else record_launches
     launches = record(module, program, target, dtype, head_size, value_size, precision, tiles, shares)
-    return tuple(_report(kernel, arguments, target, dtype, head_size) for kernel, arguments in launches)
+    chosen = (launch for launch in launches if wanted(launch.kernel.__name__))
+    return tuple(_report(launch, target, dtype, head_size) for launch in chosen)
 
 
 def compile_kernel(
@@ -156,7 +162,8 @@ def compile_kernel(
     return compile_kernels(module, target, dtype, head_size, name=name, **sizes)[0]  # type: ignore[arg-type]
 
 
-def _report(kernel: Any, arguments: dict[str, Any], target: str, dtype: torch.dtype, head_size: int) -> KernelReport:
+def _report(launch: Recorded, target: str, dtype: torch.dtype, head_size: int) -> KernelReport:
+    kernel, arguments = launch.kernel, launch.arguments
     compiled = _compile(kernel, arguments, target)
     backend = ARCHITECTURES[target][0]
     if backend == "cuda":
@@ -170,6 +177,7 @@ def _report(kernel: Any, arguments: dict[str, Any], target: str, dtype: torch.dt
         )
     return KernelReport(
         kernel=kernel.__name__,
+        identity=launch.identity,
         target=target,
         dtype=str(dtype).removeprefix("torch."),
         head_size=head_size,
@@ -215,7 +223,7 @@ def record_launches(
     precision: str | None = None,
     tiles: Tiles | None = None,
     shares: int = 0,
-) -> list[tuple[Any, dict[str, Any]]]:
+) -> list[Recorded]:
     """Call launchers on tensors without data; return the kernels that they would have launched, and their arguments.
 
     Those for sequences of any length come first, then those of the launchers for short ones that are not among them.
@@ -240,7 +248,7 @@ def record_gradients(
     precision: str | None = None,
     tiles: Tiles | None = None,
     shares: int = 0,
-) -> list[tuple[Any, dict[str, Any]]]:
+) -> list[Recorded]:
     """Return the kernels of gradients in the same way; all gradients of tables are wanted."""
     meta = _MetaCall.of(program, dtype, head_size, value_size)
     state, delta = (meta.state, torch.empty(2, 4, LENGTH, device="meta")) if program.kept else (None, None)
@@ -252,7 +260,7 @@ def record_gradients(
     every = (program.gradients, *(short.gradients for short in program.short))
     found = _recorded(module, program, every, call, target, tiles, shares)
     # what pairs contribute is left by the same kernel for each strip of rows
-    return list({kernel.__name__: (kernel, arguments) for kernel, arguments in found}.values())
+    return list({launch.kernel.__name__: launch for launch in found}.values())
 
 
 def _sum_of(read: TableRead) -> Tensor | PairSum:
@@ -298,19 +306,19 @@ def _recorded(
     target: str,
     tiles: Tiles | None,
     shares: int,
-) -> list[tuple[Any, dict[str, Any]]]:
+) -> list[Recorded]:
     """Call launchers and return what they would have launched, kernels of later ones only where they are others."""
-    launches: list[tuple[Any, dict[str, Any]]] = []
+    launches: list[Recorded] = []
     seen: set[str] = set()
     with assume_target(target, tiles, shares=shares):
         for launch in launchers:
             if launch is None:
                 raise RuntimeError(f"{program.name} has no Triton kernel here: is triton installed?")
-            own: list[tuple[Any, dict[str, Any]]] = []
+            own: list[Recorded] = []
             with _recording(module, own):
                 call(launch)
-            launches.extend(one for one in own if one[0].__name__ not in seen)
-            seen |= {kernel.__name__ for kernel, _ in own}
+            launches.extend(one for one in own if one.kernel.__name__ not in seen)
+            seen |= {one.kernel.__name__ for one in own}
     return launches
 
 
@@ -323,26 +331,37 @@ def _stand_in(tensor: TensorArgument, sizes: Sizes) -> Tensor | float | int:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A launch that did not happen: the kernel, what tuned tiles know it by, and its arguments by name."""
+
+    kernel: Any
+    identity: str
+    arguments: dict[str, Any]
+
+
 class _Recorder:
     """Stands in for a kernel and keeps what it is called with."""
 
-    def __init__(self, kernel: Any, launches: list[tuple[Any, dict[str, Any]]]) -> None:
+    def __init__(self, kernel: Any, identity: str, launches: list[Recorded]) -> None:
         self._kernel = kernel
+        self._identity = identity
         self._launches = launches
 
     def __getitem__(self, grid: object) -> _Recorder:
         return self
 
     def __call__(self, **arguments: Any) -> None:
-        self._launches.append((self._kernel, arguments))
+        self._launches.append(Recorded(self._kernel, self._identity, arguments))
 
 
 @contextmanager
-def _recording(module: ModuleType, launches: list[tuple[Any, dict[str, Any]]]) -> Iterator[None]:
+def _recording(module: ModuleType, launches: list[Recorded]) -> Iterator[None]:
     original = vars(module)["launchable"]
-    vars(module)["launchable"] = lambda kernel, call: _Recorder(kernel.jitted, launches)
     try:
-        yield
+        with watch_kernels() as asked:
+            vars(module)["launchable"] = lambda kernel, call: _Recorder(kernel.jitted, asked[-1], launches)
+            yield
     finally:
         vars(module)["launchable"] = original
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from attnc.runtime.bands import FULL, Band, is_shared, is_shared_by_classes, mask_period
 from attnc.runtime.sections import Frame
+from attnc.runtime.tuned import Slabs
 
 RESULT_ELEMENTS = 1 << 20
 """Most elements of what one call gives: 4 MiB stay in the cache until merged, and more would be new pages each time."""
@@ -63,6 +64,7 @@ class Cost:
         remembers: masks are kept for later calls.
         backward: gradients are computed: five products where there were two, and gradients of the keys of each block.
         masks: entries and heads that have masks of their own.
+        slabs: how rows are cut, as far as that was tuned.
     """
 
     heads: int
@@ -75,6 +77,7 @@ class Cost:
     masks_everything: bool
     remembers: bool
     backward: bool
+    slabs: Slabs
     masks: int = 1
 
     @property

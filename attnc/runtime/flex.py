@@ -144,7 +144,7 @@ class FlexOperation:
         names = {argument.name for argument in tensors}
         bounds = tuple(name for name in self.bound_tables if name in names)
         # a program without passes: what the checks of a call read
-        return Program(self.name, "", tensors, "softmax", self.sets.shift, (), bound_tables=bounds)
+        return Program(self.name, "", "", tensors, "softmax", self.sets.shift, (), bound_tables=bounds)
 
     def _on_device(self, tables: dict[str, Tensor], device: torch.device) -> Tables:
         """Return the tables with scalars beside the others."""

@@ -23,7 +23,8 @@ from attnc.runtime.launch import (
     with_contiguous_rows,
 )
 from attnc.runtime.row_orders import PLAIN_ROWS, GridRows, RowOrder
-from attnc.runtime.tiles import FEW_ROWS, Tiles, TileTable, are_tiles_assumed, choose_tiles, padded
+from attnc.runtime.tiles import FEW_ROWS, Tiles, TileTable, are_tiles_assumed, padded
+from attnc.runtime.tuned import tiles_of_launch
 
 
 @dataclass(slots=True)
@@ -174,13 +175,14 @@ def _new_gradient(like: Tensor, starts_at_0: bool, dtype: torch.dtype) -> Tensor
 
 
 def cut_gradients(
-    call: GradientLaunch, *, tiles: TileTable, of_keys: bool, order: RowOrder | GridRows = PLAIN_ROWS
+    call: GradientLaunch, *, tiles: TileTable, kernel: str, of_keys: bool, order: RowOrder | GridRows = PLAIN_ROWS
 ) -> GradientLaunch:
     """Prepare the launch of one kernel.
 
     Args:
         call: of all kernels.
         tiles: the kernel's table of tiles.
+        kernel: what tuned tiles know it by.
         of_keys: whether its rows are keys.
         order: of its rows.
 
@@ -189,8 +191,7 @@ def cut_gradients(
     """
     count, heads = (call.M, call.H // call.g) if of_keys else (call.N, call.H)
     rows = order.most(count)
-    width = max(call.block_d, call.block_v)
-    chosen = choose_tiles(tiles, call.query, width, LONGEST)
+    chosen = tiles_of_launch(kernel, tiles, (call.query, call.key, call.value), LONGEST)
     own = chosen.key if of_keys else chosen.query
     if not are_tiles_assumed():
         own = next((size for size in (FEW_ROWS, 32) if rows <= size < own), own)

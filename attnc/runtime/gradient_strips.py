@@ -85,6 +85,7 @@ def pair_strips(
     *,
     reads: tuple[int, ...],
     tiles: TileTable,
+    kernel: str,
     passes: int,
     apart: int,
     extra: int = 0,
@@ -97,6 +98,7 @@ def pair_strips(
         sums: see `Sums`.
         reads: numbers of those that the kernel contributes to.
         tiles: the kernel's table of tiles.
+        kernel: what tuned tiles know it by.
         passes: how often it walks the keys.
         apart: how far apart positions are that follow each other; 0 if they vary.
         extra: keys more than there are that it may walk, those of boxes that reach past the last one.
@@ -105,7 +107,7 @@ def pair_strips(
     wanted = [number for number in reads if sums[number] is not None]
     if not wanted:
         return
-    whole = cut_gradients(call, tiles=tiles, of_keys=False, order=order)
+    whole = cut_gradients(call, tiles=tiles, kernel=kernel, of_keys=False, order=order)
     rows, keys = whole.tiles.query, whole.tiles.key
     slots = passes * (-(-call.M // keys) + 1) + -(-extra // keys)
     count = max(1, STRIP_BYTES // (4 * slots * rows * keys * len(wanted)))

@@ -18,8 +18,9 @@ from torch import Tensor
 from attnc.runtime.deferred import DeferredKernel
 from attnc.runtime.dropout import Dropout
 from attnc.runtime.row_orders import PLAIN_ROWS, GridRows, RowOrder
-from attnc.runtime.tiles import FEW_ROWS, Tiles, TileTable, are_tiles_assumed, choose_tiles, count_shares, padded
+from attnc.runtime.tiles import FEW_ROWS, Tiles, TileTable, are_tiles_assumed, count_shares, padded
 from attnc.runtime.transforms import PLAIN_TENSORS, is_watched
+from attnc.runtime.tuned import tiles_of_launch
 
 LOG2_E = math.log2(math.e)
 
@@ -56,7 +57,7 @@ class Launch:
         target_out: where the caller wants `out`; differs from `out` where that is longer, or the caller's is strided.
         lse, total: what is kept of each row, contiguous; None where nothing is.
         written_lse, target_lse: memory of both, and where the caller wants it.
-        qk_scale: factor on the dot product, base 2 included; 0.0 where the pattern computes its own.
+        qk_scale: factor on the dot product, base 2 included, not negative.
         D, head_size, value_size: the caller's head size; those of the tensors above.
         block_d, block_v: head sizes padded to powers of two.
         chunk_n, chunk_v: keys, and columns of the value, that a second walk takes at once: such that it does not need
@@ -147,6 +148,7 @@ def start_launch(
     scale: float | None,
     precision: str | None,
     tiles: TileTable,
+    kernel: str,
     base_2: bool,
     dropout: Dropout | None = None,
     order: RowOrder | GridRows = PLAIN_ROWS,
@@ -164,6 +166,7 @@ def start_launch(
         scale: the caller's factor on the dot product.
         precision: of float32 products: `ieee` (the default) or `tf32`.
         tiles: the kernel's table of tiles.
+        kernel: what tuned tiles know it by.
         base_2: whether scores are in base 2.
         dropout: of weights.
         order: of the kernel's rows.
@@ -178,13 +181,11 @@ def start_launch(
     if out.numel() == 0:
         return None
     block_d, block_v = padded(head_size), padded(value_size)
-    query, key, value = (with_contiguous_rows(tensor) for tensor in (query, key, value))
-    written = with_contiguous_rows(out)
-    if queries > FEW_ROWS and query.element_size() <= 2:
-        query, key, value = (_with_aligned_rows(tensor) for tensor in (query, key, value))
-        written = written if value.shape[3] == value_size else out.new_empty((*out.shape[:3], value.shape[3]))
-    chosen, programs, shares = _cut_grid(tiles, (query, key, value), order, most_keys)
+    query, key, value, written = _in_rows(query, key, value, out)
+    chosen, programs, shares = _cut_grid((kernel, tiles), (query, key, value), order, most_keys)
     factor = head_size**-0.5 if scale is None else float(scale)
+    if factor < 0:  # kernels take it out of the maximum of a row
+        query, factor = -query, -factor
     written_lse = None if lse is None else lse.contiguous()
     kept, total = _parts_of_state(written_lse)
     return Launch(
@@ -240,14 +241,14 @@ def dropout_numbers(dropout: Dropout | None) -> dict[str, Any]:
 
 
 def next_launch(
-    call: Launch, *, tiles: TileTable, order: RowOrder | GridRows = PLAIN_ROWS, most_keys: int = LONGEST
+    call: Launch, *, tiles: TileTable, kernel: str, order: RowOrder | GridRows = PLAIN_ROWS, most_keys: int = LONGEST
 ) -> Launch:
     """Prepare the launch of the next kernel of the same call, with tiles and an order of rows of its own.
 
     Raises:
         ValueError: it needs more programs than a launch may have.
     """
-    chosen, programs, shares = _cut_grid(tiles, (call.query, call.key, call.value), order, most_keys)
+    chosen, programs, shares = _cut_grid((kernel, tiles), (call.query, call.key, call.value), order, most_keys)
     chunk = _chunk(max(call.block_d, call.block_v), chosen)
     return replace(call, tiles=chosen, grid=(programs,), chunk_n=chunk, shares=shares)
 
@@ -304,7 +305,7 @@ def _new_sums(call: Launch, shape: tuple[int, ...], rows: int) -> tuple[Tensor, 
 
 
 def _cut_grid(
-    table: TileTable, tensors: tuple[Tensor, Tensor, Tensor], order: RowOrder | GridRows, most_keys: int
+    kernel: tuple[str, TileTable], tensors: tuple[Tensor, Tensor, Tensor], order: RowOrder | GridRows, most_keys: int
 ) -> tuple[Tiles, int, int]:
     """Choose tiles, count the programs that have rows of their own, and choose how many share the keys of each."""
     query, key, value = tensors
@@ -312,7 +313,7 @@ def _cut_grid(
     rows = order.most(queries)
     describable = -(-queries // 64) * heads * batch <= MOST_DESCRIBING and is_describable(key) and is_describable(value)
     width = max(padded(head_size), padded(value.shape[3]))
-    chosen = choose_tiles(table, query, width, rows, descriptors=describable)
+    chosen = tiles_of_launch(*kernel, tensors, rows, descriptors=describable)
     if order != PLAIN_ROWS and not are_tiles_assumed() and width <= 128:
         # A class or a few runs may have far fewer rows than a tile. Of large heads, kernels with fewer rows spill.
         few = next((size for size in (16, 32, 64) if rows <= size < chosen.query), chosen.query)
@@ -448,6 +449,16 @@ def precision_of(query: Tensor, precision: str | None) -> str:
 def with_contiguous_rows(tensor: Tensor) -> Tensor:
     """Return the tensor, or a copy where elements of a row or rows of a tile lie too far apart."""
     return tensor if tensor.stride(-1) == 1 and tensor.stride(-2) < WIDEST_ROW else tensor.contiguous()
+
+
+def _in_rows(query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the tensors, or copies and memory for the output, as kernels can read and write their rows."""
+    query, key, value = (with_contiguous_rows(tensor) for tensor in (query, key, value))
+    written = with_contiguous_rows(out)
+    if query.shape[2] > FEW_ROWS and query.element_size() <= 2:
+        query, key, value = (_with_aligned_rows(tensor) for tensor in (query, key, value))
+        written = written if value.shape[3] == out.shape[3] else out.new_empty((*out.shape[:3], value.shape[3]))
+    return query, key, value, written
 
 
 def _with_aligned_rows(tensor: Tensor) -> Tensor:

@@ -163,7 +163,8 @@ def outside_level() -> int:
     return level
 
 
-def _warn(message: str) -> None:
+def warn_of_cache(message: str) -> None:
+    """Give a `CacheWarning` that points at the caller's own line."""
     warnings.warn(message, CacheWarning, stacklevel=outside_level())
 
 
@@ -174,12 +175,12 @@ def _is_whole(path: Path) -> bool:
     except FileNotFoundError:
         return False
     except OSError as error:
-        _warn(f"the compiled pattern {path} cannot be read ({error}), and is built again")
+        warn_of_cache(f"the compiled pattern {path} cannot be read ({error}), and is built again")
         return False
     body, _, seal = text.rpartition(_SEAL.encode())
     if seal.decode("utf-8", "replace").strip() == hashlib.sha256(body).hexdigest():
         return True
-    _warn(f"the compiled pattern {path} is damaged, and is built again")
+    warn_of_cache(f"the compiled pattern {path} is damaged, and is built again")
     return False
 
 
@@ -188,13 +189,14 @@ def _write(path: Path, text: str) -> Path:
     body = text.encode()
     sealed = body + f"{_SEAL}{hashlib.sha256(body).hexdigest()}\n".encode()
     try:
-        return _replace(path, sealed)
+        return replace_file(path, sealed)
     except OSError as error:
-        _warn(f"the cache folder {path.parent} cannot be written ({error})")
-        return _replace(Path(tempfile.mkdtemp(prefix="attnc-")) / path.name, sealed)
+        warn_of_cache(f"the cache folder {path.parent} cannot be written ({error})")
+        return replace_file(Path(tempfile.mkdtemp(prefix="attnc-")) / path.name, sealed)
 
 
-def _replace(path: Path, content: bytes) -> Path:
+def replace_file(path: Path, content: bytes) -> Path:
+    """Write a file in one step, so that no reader ever sees half of it; its folder is made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp")
     try:

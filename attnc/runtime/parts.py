@@ -20,13 +20,15 @@ from attnc.runtime.bands import (
     mask_period,
 )
 from attnc.runtime.blocks import block_pairs, common_shape
-from attnc.runtime.calls import Store, contents
+from attnc.runtime.calls import Call, Store, contents
 from attnc.runtime.costs import Cost
 from attnc.runtime.pairs import Pairs
-from attnc.runtime.program import Formula
+from attnc.runtime.program import Formula, Program
 from attnc.runtime.schedule import BASE, MASK_ELEMENTS, Schedule
 from attnc.runtime.sections import Frame, Section, cut_of
 from attnc.runtime.skipping import choose_schedules
+from attnc.runtime.tiles import padded
+from attnc.runtime.tuned import Slabs, find_tuned
 from attnc.runtime.views import are_joined, band_keys, band_rows
 
 _SCHEDULES: Store[tuple[Schedule, ...]] = Store(64)
@@ -128,6 +130,7 @@ def _schedules(section: Section, by_tiles: bool, backward: bool) -> tuple[Schedu
         masks_everything=additive,
         remembers=program.bias is None or not program.tensors,
         backward=backward,
+        slabs=_tuned_slabs(section.call, backward),
     )
     data = contents(section.call, program.bound_tables)
     if data is None:
@@ -138,6 +141,19 @@ def _schedules(section: Section, by_tiles: bool, backward: bool) -> tuple[Schedu
         found = choose_schedules(section, cost)
         _SCHEDULES.put(name, found, 1)
     return found
+
+
+def _tuned_slabs(call: Call, backward: bool) -> Slabs:
+    """Return how rows are cut, as far as that was tuned for such calls."""
+    name = slabs_name(call.program, backward)
+    sizes, lengths = (padded(call.query.shape[-1]), padded(call.value.shape[-1])), (call.sizes.N, call.sizes.M)
+    found = find_tuned(name, call.query, sizes, lengths, program=True)
+    return found if isinstance(found, Slabs) else Slabs()
+
+
+def slabs_name(program: Program, backward: bool) -> str:
+    """Return what tuned slabs know the forward or the backward pass of a program by."""
+    return f"{program.identity}{', backward' if backward else ''}"
 
 
 def band_pairs(part: Part, band: Band, *, blocks: bool = True, classes: bool = True, keys: bool = True) -> Pairs:

@@ -208,6 +208,7 @@ class Program:
 
     Attributes:
         key: identifies the text that the program was generated from.
+        identity: what tuned slabs know it by: the name and a digest of what is computed.
         normalize: `softmax`, `sigmoid`, `relu`, `rows` or `none`.
         shift: `i - r`.
         mask: None if every pair is allowed.
@@ -229,6 +230,7 @@ class Program:
 
     name: str
     key: str
+    identity: str
     tensors: tuple[TensorArgument, ...]
     normalize: str
     shift: Formula

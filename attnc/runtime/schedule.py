@@ -68,7 +68,8 @@ def _make_bands(
     finder: RangeFinder, tiles: list[Tile], cost: Cost, place: tuple[Run, Run]
 ) -> tuple[tuple[Band, ...], bool]:
     keys = finder.frame.keys.count
-    ways = cost, replace(cost, splits=tuple((kind, keys + 1) for kind, _ in cost.splits))
+    together = replace(cost, splits=tuple((kind, keys + 1) for kind, _ in cost.splits))
+    ways = {True: (cost,), False: (together,), None: (cost, together)}[cost.slabs.alone]
     best = _Choice((), False, float("inf"))
     chosen: tuple[list[Tile], Cost] = tiles, cost
     for slabs in _slabs(finder, tiles, cost, place):
@@ -143,9 +144,8 @@ def _slabs(finder: RangeFinder, tiles: list[Tile], cost: Cost, place: tuple[Run,
             tiles = _of_place(finder.tiles(lows, [*lows[1:], queries]), place)
         longest = max(stop - start for start, stop in pairwise([*origins, queries]))
         isolated = _isolate_long_rows(finder, tiles, place, cost)
-        for rows in SLABS:
-            if rows > BASE and rows >= 2 * longest:
-                break
+        possible = [rows for rows in SLABS if rows == BASE or rows < 2 * longest]
+        for rows in [cost.slabs.rows] if cost.slabs.rows in possible else possible:
             if origins is not jumps or any(origin % rows for origin in origins):
                 yield _merge_tiles(finder, isolated, (rows, origins), place, cost)
 

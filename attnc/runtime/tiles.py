@@ -119,6 +119,11 @@ def are_tiles_assumed() -> bool:
     return _TILES.get() is not None
 
 
+def is_target_assumed() -> bool:
+    """Tell whether kernels are made for another device than that of the tensors."""
+    return _TARGET.get() is not None
+
+
 def padded(head_size: int) -> int:
     """Return the power of two, at least 16, that a head size is padded to."""
     return max(16, 1 << (head_size - 1).bit_length())

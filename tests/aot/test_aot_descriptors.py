@@ -47,7 +47,7 @@ from triton.runtime import _allocation
 half = torch.empty(1, 1, 256, 64, dtype=torch.float16, device="meta")
 tables = vars(module)["_streaming_tiles"]
 with assume_target("sm_90"):
-    call = start_launch(half, half, half, half, None, scale=None, precision=None, tiles=tables, base_2=True)
+    call = start_launch(half, half, half, half, None, scale=None, precision=None, tiles=table, kernel=""s, base_2=True)
 assert call.tiles.descriptors
 deferred = vars(module)["_streaming_kernel"]
 kernel = deferred.jitted

@@ -1,6 +1,7 @@
 """Example data and measuring."""
 
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +10,12 @@ import torch
 
 from attnc.bench import cases
 from attnc.bench.cases import Shape, Style, make_data, make_tensors, square
+from attnc.bench.contender import Case
 from attnc.bench.measure import Timing, measure, peak_memory
+from attnc.bench.names import Mode
 from attnc.bench.report import table
-from attnc.bench.run import Comparison, Result, useful_flops
+from attnc.bench.run import Comparison, Result
+from attnc.bench.work import least_bytes, useful_flops
 from attnc.compiler import check_source, plan_source
 from attnc.explanation import explain_plan
 from attnc.files import read_pattern
@@ -92,6 +96,22 @@ def test_measure_tells_slow_from_fast_and_takes_enough_samples():
     assert found["fast"].best <= found["fast"].median <= found["fast"].worst
 
 
+def test_what_is_entered_around_samples_is_not_timed():
+    entered = []
+
+    @contextmanager
+    def around():
+        time.sleep(0.02)
+        entered.append(1)
+        yield
+        time.sleep(0.02)
+
+    work = {"wrapped": lambda: time.sleep(0.003), "bare": lambda: time.sleep(0.003)}
+    found = measure(work, CPU, seconds=0.0, least=3, around={"wrapped": around})
+    assert len(entered) >= 3 + 1
+    assert found["wrapped"].median < 0.015
+
+
 def test_measure_does_not_repeat_what_exceeds_its_patience(monkeypatch):
     monkeypatch.setattr("attnc.bench.measure.PATIENCE", 0.05)
     calls = []
@@ -131,11 +151,26 @@ def test_peak_memory_says_nothing_on_standard_error(capfd):
 
 def test_a_table_has_a_column_of_notes_only_where_there_are_any():
     timed = Result("fast", Timing(1.0, 1.0, 1.0, 5))
-    plain = Comparison("a", Shape(1, 1, 1, 8, 8, 16, 16), 36.0, 36 / 64, 2304.0, 1.0, 0.5, False, (timed,))
+    plain = Comparison("a", Shape(1, 1, 1, 8, 8, 16, 16), 36.0, 36 / 64, 2304.0, 99, 1.0, 0.5, Mode.FORWARD, (timed,))
     assert table(plain).columns[-1].header == "error"
     refused = replace(plain, results=(timed, Result("slow", problem="wrong")))
     assert table(refused).columns[-1].header == "note"
 
 
 def test_useful_flops_count_both_products():
-    assert useful_flops(Shape(2, 4, 2, 10, 10, 8, 16), 55.0) == 2 * 55 * (8 + 16) * 4 * 2
+    shape = Shape(2, 4, 2, 10, 10, 8, 16)
+    assert useful_flops(shape, 55.0) == 2 * 55 * (8 + 16) * 4 * 2
+    assert useful_flops(shape, 55.0, Mode.BOTH) == 3.5 * useful_flops(shape, 55.0)
+    assert useful_flops(shape, 55.0, Mode.BACKWARD) == 2.5 * useful_flops(shape, 55.0)
+
+
+def test_least_bytes_count_every_tensor_once():
+    one = attention("attention a { input ids: int[B, M] sorted\n mask same(ids) }")
+    shape = Shape(2, 4, 2, 10, 12, 8, 16)
+    three = make_tensors(shape, seed=1, dtype=torch.float16)
+    case = Case(one, shape, *three, make_data(one, shape, seed=0))
+    given = 2 * 2 * (4 * 10 * 8 + 2 * 12 * 8 + 2 * 12 * 16)
+    out, ids = 2 * 2 * 4 * 10 * 16, 8 * 2 * 12
+    assert least_bytes(case, Mode.FORWARD) == given + out + ids
+    assert least_bytes(case, Mode.BACKWARD) == 2 * given + 2 * out + ids
+    assert least_bytes(case, Mode.BOTH) == least_bytes(case, Mode.FORWARD) + least_bytes(case, Mode.BACKWARD)

@@ -2,20 +2,27 @@
 
 import io
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional
+from torch.nn.attention.flex_attention import flex_attention
 
 from attnc.bench.additive import affine_score
 from attnc.bench.cases import Shape, Style, make_data, make_tensors, square
-from attnc.bench.checking import check_gradients, check_output, true_rows
+from attnc.bench.checking import check_gradients, check_output, true_gradients, true_rows
 from attnc.bench.contender import Case, Contender, Unavailable
 from attnc.bench.flex import NotExpressible, flex_functions
+from attnc.bench.flex_contender import eager_fallback
+from attnc.bench.names import Mode
 from attnc.bench.report import as_json, duration, size, speed, table
-from attnc.bench.run import Settings, compare
+from attnc.bench.run import Comparison, Settings, _work, compare
 from attnc.bench.sdpa import sdpa_contender
+from attnc.bench.sdpa_backends import _reason, forced
+from attnc.bench.standard_row import provider
 from attnc.compiler import check_source, import_compiled, plan_source
 from attnc.files import read_pattern
 from attnc.ir.evaluate import Environment, evaluate
@@ -142,12 +149,12 @@ def right_contender(case):
 def test_checks_accept_the_right_and_refuse_the_wrong():
     case = case_of(attention_of("attention a { mask causal and i - j < 9 }"))
     truth = true_rows(case)
-    right = right_contender(case)
+    right, gradients = right_contender(case), true_gradients(case)
     assert check_output(right, case, truth).right
-    assert check_gradients(right, case).right
+    assert check_gradients(right, case, gradients).right
     other = case_of(attention_of("attention a { mask causal and i - j < 8 }"))
     assert not check_output(right_contender(other), case, truth).right
-    assert not check_gradients(right_contender(other), case).right
+    assert not check_gradients(right_contender(other), case, gradients).right
     nan = Contender("nan", lambda *tensors: right.run(*tensors) * float("nan"))
     assert not check_output(nan, case, truth).right
     assert not check_output(Contender("shape", lambda *tensors: right.run(*tensors)[..., :3]), case, truth).right
@@ -176,9 +183,109 @@ def test_compare_gives_no_time_to_who_is_wrong(monkeypatch):
     assert wrong.timing is None
     assert wrong.problem.startswith("wrong output: error ")
     with_backward = compare(
-        compiled.plans[0], module, square(64, heads=2, head_size=16), replace(settings, backward=True)
+        compiled.plans[0], module, square(64, heads=2, head_size=16), replace(settings, mode=Mode.BOTH)
     )
     assert with_backward.flops == pytest.approx(3.5 * fair.flops)
+    alone = compare(compiled.plans[0], module, square(64, heads=2, head_size=16), replace(settings, mode=Mode.BACKWARD))
+    assert alone.flops == pytest.approx(2.5 * fair.flops)
+    assert Comparison.from_json(json.loads(json.dumps(asdict(alone)))) == alone
+
+
+def test_a_backward_pass_is_timed_without_the_forward_pass():
+    case = case_of(attention_of("attention a { mask causal }"), square(32, heads=2, head_size=8))
+    calls = []
+
+    def attend(*tensors):
+        calls.append(1)
+        return functional.scaled_dot_product_attention(*tensors, is_causal=True)
+
+    work = _work(Contender("counted", attend), case, Mode.BACKWARD)
+    assert len(calls) == 1
+    first, second = work(), work()
+    assert len(calls) == 1
+    assert [tensor.shape for tensor in first] == [case.query.shape] * 3
+    assert all(torch.equal(*pair) for pair in zip(first, second, strict=True))
+    both = _work(Contender("counted", attend), case, Mode.BOTH)
+    both()
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize(
+    "text", ["attention a { }", "attention a { mask causal }", "attention a { mask i // 8 == j // 8 }"]
+)
+def test_backends_of_sdpa_are_forced(text):
+    case = case_of(attention_of(text), square(64, heads=4, kv_heads=2, head_size=16))
+    free = sdpa_contender(case, causal="causal" in text, full="mask" not in text)
+    truth = true_rows(case)
+    products = {"sdpa-flash": False, "sdpa-math": True}
+    for name, multiplies in products.items():
+        contender = forced(name, free, case)
+        assert provider(contender.name) == name
+        assert check_output(contender, case, truth).right
+        with contender.around(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            contender.run(case.query, case.key, case.value)
+        ran = {event.name for event in profile.events()}
+        assert ("aten::bmm" in ran) is multiplies
+        assert ("aten::_scaled_dot_product_flash_attention_for_cpu" in ran) is not multiplies
+    for name in ("sdpa-efficient", "sdpa-cudnn"):
+        with pytest.raises(Unavailable, match="no such backend on a CPU"):
+            forced(name, free, case)
+
+
+def test_a_backend_says_why_it_cannot():
+    case = case_of(attention_of("attention a { }"), square(16, heads=1, head_size=8))
+    bias = torch.zeros(1, 1, 16, 16, requires_grad=True)  # whose gradient the flash backend does not give
+    refused = Contender("sdpa, dense mask", partial(functional.scaled_dot_product_attention, attn_mask=bias))
+    with pytest.raises(Unavailable, match="No available kernel"):
+        forced("sdpa-flash", refused, replace(case, backward=True))
+    said = [
+        "Memory efficient kernel not used because: (Triggered internally at x)", "It was disabled.",
+        "Flash attention kernel not used because: (Triggered internally at x)", "Head size 300. (Triggered internally)",
+    ]  # fmt: skip
+    error = RuntimeError("No available kernel.")
+    assert _reason("sdpa-flash", error, said) == "Head size 300."
+    assert _reason("sdpa-efficient", error, said) == "It was disabled."
+    assert _reason("sdpa-cudnn", error, said) == "RuntimeError: No available kernel."
+
+
+def test_the_math_backend_is_not_tried_where_its_scores_do_not_fit(monkeypatch):
+    case = case_of(attention_of("attention a { }"), square(64, heads=2, head_size=8))
+    monkeypatch.setattr("attnc.bench.sdpa_backends.free_memory", lambda device: 64 * 64 * 2 * 4 * 4)
+    free = sdpa_contender(case, causal=False, full=True)
+    with pytest.raises(Unavailable, match="all of its scores take"):
+        forced("sdpa-math", free, case)
+    assert forced("sdpa-flash", free, case).name == "sdpa-flash"
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+def test_eager_flex_attention_is_found_out():
+    query, key, value = (torch.randn(1, 2, 64, 16) for _ in range(3))
+    assert "it fell back to eager operators (aten::" in eager_fallback(lambda: flex_attention(query, key, value))
+    flash = functional.scaled_dot_product_attention
+    assert eager_fallback(lambda: flash(query, key, value, is_causal=True)) == ""
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+def test_who_falls_back_to_eager_gets_no_time(monkeypatch):
+    """The whole way: FlexAttention's compiler is broken so that it runs eagerly, as torch would silently do."""
+    from attnc.bench import flex_contender
+
+    def silent(function, **options):
+        assert options["fullgraph"]
+        return lambda *tensors, **more: function(*tensors, **more)
+
+    monkeypatch.setattr(torch, "compile", silent)
+    monkeypatch.setattr(flex_contender, "_compiled_anything", lambda: True)
+    compiled = plan_source(SourceFile("p.attn", "attention a { mask causal and i - j < 9 }"))
+    shape = square(128, heads=2, head_size=16)
+    found = compare(
+        compiled.plans[0], import_compiled(compiled), shape, Settings(CPU, torch.float32, ("flex",), seconds=0.0)
+    )
+    results = {result.name: result for result in found.results}
+    for name in ("flex 128", "flex 64"):
+        assert results[name].timing is None
+        assert "it fell back to eager operators" in results[name].problem
+    assert results["attnc"].timing is not None
 
 
 def test_reports():
@@ -211,5 +318,7 @@ def test_compiled_flex_is_right(name):
     case = case_of(attention, square(256, heads=2, head_size=16))
     contender = flex_contender(case, 64)
     assert check_output(contender, case, true_rows(case)).right
+    with torch.no_grad():
+        assert contender.audit(lambda: contender.run(case.query, case.key, case.value)) == ""
     with pytest.raises(Unavailable):
         flex_contender(replace(case, backward=True), 64)

@@ -31,7 +31,7 @@ PATTERNS = {
 def described(query, key, value):
     """Return whether a launch on these tensors reads keys and values through descriptors."""
     out = query.new_empty(*query.shape[:3], value.shape[3])
-    call = start_launch(query, key, value, out, None, scale=None, precision=None, tiles={}, base_2=True)
+    call = start_launch(query, key, value, out, None, scale=None, precision=None, tiles={}, kernel="", base_2=True)
     return call.tiles.descriptors
 
 

@@ -18,7 +18,7 @@ def start(order, queries=4096, head_size=64, heads=4, table=TABLE):
     half = torch.empty(2, heads, queries, head_size, dtype=torch.float16, device="meta")
     options = {"scale": None, "precision": None, "base_2": True, "order": order}
     with assume_target("sm_90"):
-        return start_launch(half, half, half, half, None, tiles=table, **options)
+        return start_launch(half, half, half, half, None, tiles=table, kernel="", **options)
 
 
 @pytest.mark.parametrize("period", [2, 5, 8, 100])
@@ -52,7 +52,7 @@ def test_classes_have_tiles_that_they_fill():
 def test_kernels_of_one_call_share_what_they_keep():
     call = start(RowOrder(128))
     keep_sums(call, rows=2)
-    following = next_launch(call, tiles=TABLE)
+    following = next_launch(call, tiles=TABLE, kernel="")
     assert following.kept_out is call.kept_out
     assert call.kept_out.dtype == call.kept_m.dtype == call.kept_l.dtype == torch.float32
     assert call.kept_out.shape == (2, 4, 4096, 64)

@@ -101,7 +101,7 @@ def test_int_inputs_of_any_width(dtype):
 def test_lengths_beyond_the_positions_of_a_kernel_are_refused():
     query = torch.empty(1, 1, 1, 16, device="meta").expand(1, 1, LONGEST + 1, 16)
     with pytest.raises(ValueError, match="up to 1073740800 queries and keys"):
-        start_launch(query, query, query, query, None, scale=None, precision=None, tiles={}, base_2=True)
+        start_launch(query, query, query, query, None, scale=None, precision=None, tiles={}, kernel="", base_2=True)
 
 
 def test_tiles_follow_target_element_and_head_size():

@@ -1,0 +1,201 @@
+"""Who takes part: PyTorch's transformer, Hugging Face's, and the same model with the attention of a pattern."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+from torch import nn
+
+from attnc.algebra.counting import count_pairs as count_pairs_by_sets
+from attnc.blockwise import count_pairs, mask_blocks, reads_data
+from attnc.compiler import Compiled, check_source, import_compiled, load
+from attnc.diagnostics import CompileError, Diagnostic, Label
+from attnc.files import read_pattern
+from attnc.ir.nodes import SizeName
+from attnc.ir.program import Attention, TensorKind
+from attnc.study.flops import dense_pairs
+from attnc.study.hugging_face import bert, gpt2, has_transformers
+from attnc.study.models import Attend, Layers, Size, build
+from attnc.study.tasks import Task
+
+TORCH, HUGGING_FACE = "torch", "huggingface"
+
+PATTERNS = ("dense", "window", "streaming", "dilated_window", "strided")
+"""The patterns that come with the package, by their files."""
+
+SHIPPED = (TORCH, HUGGING_FACE, *PATTERNS)
+"""Names of contenders that come with the package; the first that takes part is what budgets are taken from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A model of a study.
+
+    Attributes:
+        name: in tables.
+        what: in a few words.
+        pairs: allowed pairs of one head, the mean over heads where they differ; 0 where it does not take part.
+        make: the model, from a seed.
+        missing: why it takes no part; empty if it does.
+    """
+
+    name: str
+    what: str
+    pairs: Fraction
+    make: Callable[[int], nn.Module]
+    missing: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """An attention of a file, compiled.
+
+    Attributes:
+        name: of the attention.
+        layer: its `nn.Module` in the generated module.
+    """
+
+    name: str
+    attention: Attention
+    layer: type[nn.Module]
+
+
+def shipped(name: str, task: Task, size: Size, width: int) -> Contender:
+    """Return a contender that comes with the package, fit for a task.
+
+    Args:
+        name: of `SHIPPED`.
+        task: what it is for.
+        size: of the model.
+        width: of windows.
+    """
+    pairs = dense_pairs(task.length, causal=task.causal)
+    if name == TORCH:
+        what = "nn.TransformerEncoderLayer"
+        return Contender(name, what, pairs, lambda seed: build(task, size, _standard(task, size), seed))
+    if name == HUGGING_FACE:
+        what, make = ("GPT2Model", gpt2) if task.causal else ("BertModel", bert)
+        missing = "" if has_transformers() else "`transformers` is not installed"
+        return Contender(name, what, pairs, lambda seed: make(task, size, seed), missing)
+    (pattern,) = _shipped_patterns(name, width, two_sided=not task.causal)
+    return contender(pattern, task, size, name)
+
+
+@cache
+def _shipped_patterns(name: str, width: int, *, two_sided: bool) -> list[Pattern]:
+    """Return the attention of a file that comes with the package; once cached, it needs no stage behind the checker."""
+    params = {"two_sided": two_sided} | ({} if name == "dense" else {"width": width})
+    file = Path(__file__).parent / "patterns" / f"{name}.attn"
+    return patterns(check_source(read_pattern(file), params, complete=True).program.attentions, load(file, **params))
+
+
+def contender(pattern: Pattern, task: Task, size: Size, name: str) -> Contender:
+    """Return the contender of a pattern; one that takes no part where it sees what a causal task asks for."""
+    attention = pattern.attention
+    shown = ", ".join(f"{param}={_plain(value.value)}" for param, value in attention.params)
+    what = f"{attention.name}({shown})" if shown else attention.name
+    if task.causal and _sees_later(attention, task.length, size):
+        return Contender(name, what, Fraction(0), lambda seed: nn.Identity(), "it sees later positions")
+    pairs = _count(attention, task.length, size)
+    return Contender(name, what, pairs, lambda seed: build(task, size, _patterned(pattern, task, size), seed))
+
+
+def planned_patterns(compiled: Compiled) -> list[Pattern]:
+    """Return the attentions of a file of the user's.
+
+    Raises:
+        CompileError: one has inputs, or a mask that reads what is learned.
+    """
+    attentions = [plan.attention for plan in compiled.plans]
+    _require_no_data(attentions)
+    return patterns(attentions, import_compiled(compiled))
+
+
+def patterns(attentions: Sequence[Attention], module: ModuleType) -> list[Pattern]:
+    """Return the attentions of a generated module."""
+    layers = [value for value in (getattr(module, name) for name in module.__all__) if isinstance(value, type)]
+    return [Pattern(one.name, one, layer) for one, layer in zip(attentions, layers, strict=True)]
+
+
+def _require_no_data(attentions: Sequence[Attention]) -> None:
+    """Refuse patterns that need to be given something, or whose pairs change while they learn."""
+    mistakes = [
+        Diagnostic(
+            "input-without-data",
+            f"a study has no data for the input `{tensor.name}` of `{attention.name}`",
+            () if tensor.span is None else (Label(tensor.span),),
+            help="study a pattern without inputs: `learned` tensors are trained, numbers can be parameters (-D)",
+        )
+        for attention in attentions
+        for tensor in attention.tensors
+        if tensor.kind is TensorKind.INPUT
+    ]
+    mistakes = mistakes or [
+        Diagnostic(
+            "mask-of-learned-tensors",
+            f"which pairs `{attention.name}` allows depends on what it learns, so that they cannot be counted",
+            help="study a pattern whose mask reads no tensor",
+        )
+        for attention in attentions
+        if reads_data(attention)
+    ]
+    if mistakes:
+        raise CompileError(*mistakes)
+
+
+def _standard(task: Task, size: Size) -> Callable[[], nn.Module]:
+    return lambda: Layers(size, task.length, causal=task.causal)
+
+
+def _patterned(pattern: Pattern, task: Task, size: Size) -> Callable[[], nn.Module]:
+    sizes = {"H": size.heads, "D": size.head_size}
+    wanted = {name: value for name, value in sizes.items() if name in inspect.signature(pattern.layer).parameters}
+
+    def attend() -> Attend:
+        return pattern.layer(**wanted)
+
+    return lambda: Layers(size, task.length, causal=False, attend=attend)
+
+
+def _count(attention: Attention, length: int, size: Size) -> Fraction:
+    """Count allowed pairs of one head: by sets where they can, else by looking at each."""
+    counted = count_pairs_by_sets(attention, length, length, size.heads, head_size=size.head_size)
+    return count_pairs(attention, _sizes(length, size)) if counted is None else counted
+
+
+def _sees_later(attention: Attention, length: int, size: Size) -> bool:
+    blocks = mask_blocks(attention, _sizes(length, size))
+    return any(bool(block.allowed.triu(block.rows.start + 1).any()) for block in blocks)
+
+
+def _sizes(length: int, size: Size) -> dict[SizeName, int]:
+    return {
+        SizeName.BATCH: 1,
+        SizeName.HEADS: size.heads,
+        SizeName.QUERIES: length,
+        SizeName.KEYS: length,
+        SizeName.HEAD_SIZE: size.head_size,
+        SizeName.GROUP: 1,
+    }
+
+
+def distinct(names: Sequence[str], taken: Sequence[str]) -> list[str]:
+    """Number names that are taken already: `streaming`, `streaming 2`."""
+    found = list(taken)
+    for name in names:
+        number, tried = 1, name
+        while tried in found:
+            number += 1
+            tried = f"{name} {number}"
+        found.append(tried)
+    return found[len(taken) :]
+
+
+def _plain(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

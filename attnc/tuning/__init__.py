@@ -1,0 +1,1 @@
+"""Finding fast configurations: by what compilers make of them, and by measuring."""

@@ -1,0 +1,312 @@
+"""Ranking a kernel's configurations without a device: each is compiled, and an estimate made of its code."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+from attnc.bench.cases import Shape, make_data
+from attnc.bench.waste import pairs_in_tiles
+from attnc.compiler import Compiled, render
+from attnc.plan.configs import TileConfig
+from attnc.plan.kernel_plan import Plan
+from attnc.plan.tile_space import Kernel, tile_space
+from attnc.runtime.aot import KernelReport, compile_kernels
+from attnc.runtime.load import load_module
+from attnc.runtime.tiles import Tiles, padded
+from attnc.tuning.disassembly import Loop, main_loop
+from attnc.tuning.model import Estimate, Work, estimate
+
+DOUBT = 0.15
+"""Share of the time by which estimates have to differ for the order of two candidates to mean something."""
+
+INTERPRETER = "TRITON_INTERPRET"
+
+FORWARD, QUERIES, KEYS = "forward", "query gradient", "key gradient"
+
+PRODUCTS = {FORWARD: 2, QUERIES: 3, KEYS: 4}
+"""Products of matrices for each tile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What kernels are compiled for.
+
+    Attributes:
+        gpu: one of `runtime.aot.ARCHITECTURES`.
+        dtype: name of a torch type.
+        shape: the sizes of the call whose time is estimated.
+    """
+
+    gpu: str
+    dtype: str
+    shape: Shape
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A configuration of one kernel, compiled.
+
+    Attributes:
+        kernel: name of its function, without underscores around.
+        identity: what tuned tiles know the kernel by.
+        is_default: whether it is what the kernel would have anyway.
+    """
+
+    kernel: str
+    identity: str
+    tiles: Tiles
+    registers: int
+    spills: int
+    shared: int
+    estimate: Estimate
+    is_default: bool = False
+
+    @property
+    def works(self) -> bool:
+        """Whether it is not out of the question."""
+        return not self.estimate.problem
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """All candidates of one kernel that were compiled, the best first; and how many the budget left out."""
+
+    kernel: str
+    identity: str
+    candidates: tuple[Candidate, ...]
+    left_out: int
+
+    @property
+    def best(self) -> Candidate | None:
+        """The first that works; the default where none is expected to save more than `DOUBT` of its time."""
+        working = [one for one in self.candidates if one.works]
+        first = min(working, key=lambda one: one.estimate.seconds, default=None)
+        default = next((one for one in working if one.is_default), first)
+        if first is None or default is None or first.estimate.seconds < (1 - DOUBT) * default.estimate.seconds:
+            return first
+        return default
+
+
+def rank(
+    compiled: Compiled,
+    plan: Plan,
+    target: Target,
+    *,
+    gradients: bool,
+    budget: float,
+    advance: Callable[[str, int, int], None] = lambda label, done, total: None,
+) -> tuple[Ranking, ...]:
+    """Compile and rank the configurations of all kernels of one attention.
+
+    Args:
+        compiled: the pattern.
+        plan: of the attention, one of `compiled.plans`.
+        target: what to compile for.
+        gradients: rank kernels of gradients as well.
+        budget: seconds after which nothing more is begun; the default configurations are always compiled.
+        advance: called with what is compiled, how many are done, and how many there are.
+
+    Raises:
+        RuntimeError: triton is missing.
+        OSError: the tools that come with it cannot be run.
+    """
+    jobs = list(_jobs(plan, target, gradients))
+    count = TileCounter(plan, target.shape)
+    found: dict[str, list[Candidate]] = defaultdict(list)
+    left: Counter[str] = Counter()
+    end = time.monotonic() + budget
+    with _workers(compiled) as pool:
+        waiting = {pool.submit(_compile, job): job for job in jobs}
+        for number, future in enumerate(as_completed(waiting), start=1):
+            job = waiting[future]
+            advance(job.label, number, len(jobs))
+            if future.cancelled():
+                left[job.part] += 1
+                continue
+            for report, loop in future.result():
+                found[report.identity].append(_candidate(job, report, loop, count))
+            if time.monotonic() > end:
+                _cancel(waiting)
+    return tuple(_ranking(candidates, left[part_of(candidates[0].kernel, plan)]) for candidates in found.values())
+
+
+def _cancel(waiting: dict[Future[list[_Found]], _Job]) -> None:
+    for future, job in waiting.items():
+        if job.tiles is not None:
+            future.cancel()
+
+
+def _candidate(job: _Job, report: KernelReport, loop: Loop | None, count: TileCounter) -> Candidate:
+    tiles = report.tiles
+    return Candidate(
+        report.kernel.strip("_").removesuffix("_kernel"),
+        report.identity,
+        tiles,
+        report.registers,
+        report.spills,
+        report.shared,
+        estimate(report, loop, count.work(job.part, tiles)),
+        job.tiles is None,
+    )
+
+
+def _ranking(candidates: list[Candidate], left: int) -> Ranking:
+    default = next(one for one in candidates if one.is_default)
+    others = [one for one in candidates if not one.is_default and not _alike(one.tiles, default.tiles)]
+    ordered = sorted((default, *others), key=lambda one: (one.estimate.seconds, not one.is_default))
+    return Ranking(default.kernel, default.identity, tuple(ordered), left)
+
+
+def _alike(one: Tiles, other: Tiles) -> bool:
+    return replace(one, chunk=0) == replace(other, chunk=0)
+
+
+# -- what is compiled
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One compilation of the kernels of a part of an attention; `tiles` is None for the default ones."""
+
+    attention: str
+    part: str
+    target: Target
+    tiles: Tiles | None
+
+    @property
+    def label(self) -> str:
+        """What is compiled, in a few words."""
+        return f"{self.part}, {'default tiles' if self.tiles is None else show_tiles(self.tiles)}"
+
+
+def _jobs(plan: Plan, target: Target, gradients: bool) -> Iterator[_Job]:
+    """Yield the default configurations first, and then all others, those with the largest tiles first."""
+    parts = (FORWARD, QUERIES, KEYS) if gradients else (FORWARD,)
+    for part in parts:
+        yield _Job(plan.attention.name, part, target, None)
+    every = [(part, config) for part in parts for config in configs_of(plan, target, part)]
+    for part, config in sorted(every, key=lambda one: -one[1].query * one[1].key):
+        tiles = Tiles(config.query, config.key, config.warps, config.stages, config.descriptors, config.chunk)
+        yield _Job(plan.attention.name, part, target, tiles)
+
+
+def configs_of(plan: Plan, target: Target, part: str) -> tuple[TileConfig, ...]:
+    """Return the space of a part's kernels, as `plan.tile_space` has it."""
+    kernel = Kernel(
+        element_size=getattr(torch, target.dtype).itemsize,
+        head_size=padded(target.shape.head_size),
+        value_size=padded(target.shape.value_size),
+        query_limit=min(one.tiles.query_tile for one in plan.passes),
+        key_limit=min(one.tiles.key_tile for one in plan.passes),
+        gradients=(FORWARD, QUERIES, KEYS).index(part),
+    )
+    return tile_space(target.gpu, kernel)
+
+
+def part_of(kernel: str, plan: Plan) -> str:
+    """Return what a kernel computes, by the name of its function."""
+    rest = kernel.strip("_").removeprefix(plan.attention.name)
+    return KEYS if "key_gradient" in rest else QUERIES if "gradient" in rest else FORWARD
+
+
+def show_tiles(tiles: Tiles) -> str:
+    """Return tiles as `128 x 64, 8 warps, 3 stages`."""
+    more = ", descriptors" if tiles.descriptors else ""
+    return f"{tiles.query} x {tiles.key}, {tiles.warps} warps, {tiles.stages} stages{more}"
+
+
+class TileCounter:
+    """Counts the pairs in tiles of a size, each size once."""
+
+    def __init__(self, plan: Plan, shape: Shape) -> None:
+        self._plan, self._shape = plan, shape
+        self._data = make_data(plan.attention, shape, seed=0)
+        self._known: dict[tuple[int, int], float] = {}
+
+    def work(self, part: str, tiles: Tiles) -> Work:
+        """Return what the kernels of a part do with such tiles, all passes together."""
+        sizes, shape = (tiles.query, tiles.key), self._shape
+        if sizes not in self._known:
+            self._known[sizes] = pairs_in_tiles(self._plan, shape, self._data, *sizes)
+        heads = shape.heads * shape.batch
+        rows, size = (shape.keys, tiles.key) if part == KEYS else (shape.queries, tiles.query)
+        own = heads // shape.group if part == KEYS else heads
+        return Work(self._known[sizes] * heads / (tiles.query * tiles.key), -(-rows // size) * own, PRODUCTS[part])
+
+
+# -- the processes that compile
+
+
+_Found = tuple[KernelReport, Loop | None]
+
+_MODULE: list[ModuleType] = []
+"""The generated module, in a process that compiles its kernels."""
+
+
+@contextmanager
+def _workers(compiled: Compiled) -> Iterator[ProcessPoolExecutor]:
+    """Yield processes that have the pattern's module, one for each processor; Triton does not interpret there."""
+    if find_spec("triton") is None:
+        raise RuntimeError("triton is not installed")
+    with tempfile.TemporaryDirectory(prefix="attnc-") as folder:
+        path = Path(folder) / "pattern.py"
+        path.write_text(render(compiled), encoding="utf-8")
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(os.cpu_count(), context, initializer=_begin, initargs=(str(path),))
+        try:
+            with _without_interpreter():
+                yield pool
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _without_interpreter() -> Iterator[None]:
+    """Let processes that are started here find no `TRITON_INTERPRET` in their environment."""
+    before = os.environ.pop(INTERPRETER, None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[INTERPRETER] = before
+
+
+def _begin(path: str) -> None:
+    torch.set_num_threads(1)
+    _MODULE[:] = [load_module(path)]
+
+
+def _compile(job: _Job) -> list[_Found]:
+    target = job.target
+    shape = target.shape
+    reports = compile_kernels(
+        _MODULE[0],
+        target.gpu,
+        getattr(torch, target.dtype),
+        shape.head_size,
+        name=job.attention,
+        value_size=shape.value_size,
+        tiles=job.tiles,
+        shares=1,
+        gradients=job.part != FORWARD,
+        wanted=lambda kernel: _is_of(kernel, job),
+    )
+    return [(replace(report, assembly="", binary=b""), main_loop(report)) for report in reports]
+
+
+def _is_of(kernel: str, job: _Job) -> bool:
+    rest = kernel.strip("_").removeprefix(job.attention)
+    return ("key_gradient" in rest) == (job.part == KEYS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from attnc.codegen.expr_triton import UNROLLED, Writer
@@ -138,7 +138,10 @@ def identity_of(view: Any, attention: str) -> str:
         attention: name of the attention.
     """
     bare = replace(view, function="", table="", identity="", header=(), tiles=())
-    text = _COMMENT.sub("", repr(bare))
+    parts = [(field.name, getattr(bare, field.name)) for field in fields(bare)]
+    # sets of text have another order in every process
+    ordered = [(name, sorted(part) if isinstance(part, frozenset) else part) for name, part in parts]
+    text = _COMMENT.sub("", repr(ordered))
     return f"{attention} {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 

@@ -360,7 +360,7 @@ def _recording(module: ModuleType, launches: list[Recorded]) -> Iterator[None]:
     original = vars(module)["launchable"]
     try:
         with watch_kernels() as asked:
-            vars(module)["launchable"] = lambda kernel, call: _Recorder(kernel.jitted, asked[-1], launches)
+            vars(module)["launchable"] = lambda kernel, call: _Recorder(kernel, asked[-1], launches)
             yield
     finally:
         vars(module)["launchable"] = original

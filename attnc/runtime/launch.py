@@ -15,7 +15,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from attnc.runtime.deferred import DeferredKernel
 from attnc.runtime.dropout import Dropout
 from attnc.runtime.row_orders import PLAIN_ROWS, GridRows, RowOrder
 from attnc.runtime.tiles import FEW_ROWS, Tiles, TileTable, are_tiles_assumed, count_shares, padded
@@ -371,18 +370,17 @@ def read_tables(
     return tuple(found)
 
 
-def launchable(kernel: DeferredKernel, call: Launchable) -> Any:
+def launchable(kernel: Any, call: Launchable) -> Any:
     """Return the kernel in the form that `torch.compile` can see; Triton's interpreter runs it as it is."""
-    jitted = kernel.jitted
     if call.query.device.type == "cpu":
-        return jitted
-    if call.tiles.descriptors and _provide_scratch not in jitted.pre_run_hooks:
-        jitted.add_pre_run_hook(_provide_scratch)
+        return kernel
+    if call.tiles.descriptors and _provide_scratch not in kernel.pre_run_hooks:
+        kernel.add_pre_run_hook(_provide_scratch)
     if is_watched() or type(call.query) not in PLAIN_TENSORS:
-        traceable = torch.library.wrap_triton(jitted)
-        if traceable is not jitted:
+        traceable = torch.library.wrap_triton(kernel)
+        if traceable is not kernel:
             return traceable
-    return _WithOptions(jitted, compile_options(call.all_registers, nvidia=torch.version.hip is None))
+    return _WithOptions(kernel, compile_options(call.all_registers, nvidia=torch.version.hip is None))
 
 
 def compile_options(all_registers: bool, *, nvidia: bool) -> dict[str, bool | int]:

@@ -47,12 +47,11 @@ from triton.runtime import _allocation
 half = torch.empty(1, 1, 256, 64, dtype=torch.float16, device="meta")
 tables = vars(module)["_streaming_tiles"]
 with assume_target("sm_90"):
-    call = start_launch(half, half, half, half, None, scale=None, precision=None, tiles=table, kernel=""s, base_2=True)
+    call = start_launch(half, half, half, half, None, scale=None, precision=None, tiles=tables, kernel="", base_2=True)
 assert call.tiles.descriptors
-deferred = vars(module)["_streaming_kernel"]
-kernel = deferred.jitted
-launchable(deferred, call)
-launchable(deferred, call)
+kernel = vars(module)["_streaming_kernel"]
+launchable(kernel, call)
+launchable(kernel, call)
 assert len(kernel.pre_run_hooks) == 1
 found = []
 

@@ -52,7 +52,7 @@ def head(count):
 
 compiled = plan_source(read_pattern(Path(sys.argv[1])))
 module = import_compiled(compiled)
-vars(module)["launchable"] = lambda kernel, call: torch.library.wrap_triton(kernel.jitted)
+vars(module)["launchable"] = lambda kernel, call: torch.library.wrap_triton(kernel)
 found = {}
 for plan in compiled.plans:
     name = plan.attention.name

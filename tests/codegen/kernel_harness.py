@@ -22,8 +22,7 @@ from attnc.sema.check import check_program
 from attnc.source import SourceFile
 from attnc.syntax.parse import parse_source
 
-HEADER = """from attnc.runtime.deferred import *
-from attnc.runtime.kernel_loads import *
+HEADER = """from attnc.runtime.kernel_loads import *
 from attnc.runtime.kernel_math import *
 from attnc.runtime.launch import *
 from attnc.runtime.tiles import Tiles

@@ -61,19 +61,6 @@ def test_first_calls_bring_no_compiler(tmp_path, name):
         assert not [one for one in in_all if one.startswith(("sympy", "torch.fx.experimental"))]
 
 
-def test_kernels_are_given_to_triton_when_they_are_launched(tmp_path):
-    from attnc.runtime.deferred import jit_when_launched
-
-    @jit_when_launched(do_not_specialize=["N"])
-    def kernel(N):
-        """Say nothing."""
-
-    assert kernel.__name__ == "kernel"
-    assert kernel._jitted is None
-    assert kernel.jitted is kernel.jitted
-    assert kernel.jitted.fn is not None
-
-
 @pytest.mark.parametrize("arguments", [["--help"], ["check"], ["compile"], ["explain"]], ids=lambda given: given[0])
 def test_commands_start_without_torch(tmp_path, arguments):
     file = str(ROOT / "examples" / "streaming.attn")

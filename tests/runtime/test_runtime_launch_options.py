@@ -18,7 +18,7 @@ class Kernel:
     """Stands in for a jitted kernel: keeps what it is launched with."""
 
     def __init__(self):
-        self.launches, self.jitted = [], self
+        self.launches = []
 
     def __getitem__(self, grid):
         return lambda **options: self.launches.append((grid, options))

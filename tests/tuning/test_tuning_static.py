@@ -151,7 +151,7 @@ def test_kernels_are_compiled_and_ranked(gpu):
         plan,
         target,
         gradients=False,
-        budget=12.0,
+        budget=4.0,
         advance=lambda what, done, total: seen.append((done, total)),
     )
     (ranking,) = found

@@ -67,9 +67,17 @@ def of_reference(attention, leaves):
     )
 
 
-@pytest.mark.parametrize("target", ["cpu", "triton"])
 @pytest.mark.parametrize("term", TERMS)
-def test_gradients(term, target, monkeypatch):
+def test_gradients_of_the_cpu_program(term, monkeypatch):
+    check_gradients(term, "cpu", monkeypatch)
+
+
+@pytest.mark.parametrize("term", [*ROUNDED, *SMOOTH])
+def test_gradients_of_kernels(term, monkeypatch):
+    check_gradients(term, "triton", monkeypatch)
+
+
+def check_gradients(term, target, monkeypatch):
     monkeypatch.setenv("ATTNC_TARGET", target)
     attention, function, leaves = case(term, torch.float32)
     query, key, value, w = leaves

@@ -5,6 +5,9 @@ import os
 os.environ.setdefault("TRITON_INTERPRET", "1")
 """Before anything imports triton: kernels run on CPU tensors. Ahead-of-time compiles run in processes without it."""
 
+os.environ.setdefault("ATTNC_PINNED", "1")
+"""What the user has tuned on this machine is no test's business."""
+
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 

@@ -30,6 +30,7 @@ from attnc.runtime.tuned_store import (
 def own_cache(tmp_path, monkeypatch):
     """Use a cache of the test's own, and forget what earlier ones said."""
     monkeypatch.setenv("ATTNC_CACHE", str(tmp_path))
+    monkeypatch.delenv("ATTNC_PINNED", raising=False)
     monkeypatch.setattr(tuned, "_KNOWN", tuned._Known())
     use_remembered_tiles()
 

@@ -28,6 +28,7 @@ SHAPE = square(300, heads=2, head_size=16)
 def own_cache(tmp_path, monkeypatch):
     """Use a cache of the test's own."""
     monkeypatch.setenv("ATTNC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("ATTNC_PINNED", raising=False)
     monkeypatch.setattr(tuned, "_KNOWN", tuned._Known())
     use_remembered_tiles()
 

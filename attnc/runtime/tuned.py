@@ -20,7 +20,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from attnc.runtime.tiles import FEW_ROWS, Tiles, TileTable, are_tiles_assumed, choose_tiles, is_target_assumed, padded
+from attnc.runtime.tiles import (
+    FEW_ROWS,
+    Tiles,
+    TileTable,
+    are_tiles_assumed,
+    choose_tiles,
+    is_target_assumed,
+    padded,
+    target_of,
+)
 
 PINNED = "ATTNC_PINNED"
 """Environment variable: if it is 1, the user's cache is not asked, so that results do not change when it does."""
@@ -45,7 +54,7 @@ class TunedTiles:
 
     Attributes:
         kernel: name of the attention and a digest of what the kernel computes.
-        device: as `device_name` gives it.
+        device: as `device_name` gives it, or a target of `runtime.tiles` where nothing was measured.
         versions: of what compiles or runs the kernel, as `versions_of` gives them.
         dtype: of query, key and value, without `torch.`.
         head_size: of query and key, padded.
@@ -174,11 +183,14 @@ def find_tuned(
         return known.tried[kernel]
     if not (known.written or known.sources) or is_target_assumed():
         return None
-    device = device_name(query.device, program)
-    name = (kernel, device, versions_of(program), str(query.dtype).removeprefix("torch."), *sizes)
-    for entries in (known.written, {} if is_pinned() else _remembered(device)):
-        if name in entries:
-            return _closest(entries[name], *lengths)
+    dtype, versions = str(query.dtype).removeprefix("torch."), versions_of(program)
+    devices = [device_name(query.device, program)]
+    # what was measured on the device comes before what was ranked for all of its kind
+    for device in devices if program else (*devices, target_of(query.device)):
+        name = (kernel, device, versions, dtype, *sizes)
+        for entries in (known.written, {} if is_pinned() else _remembered(device)):
+            if name in entries:
+                return _closest(entries[name], *lengths)
     return None
 
 

@@ -84,6 +84,16 @@ def test_an_older_version_s_entries_are_left_alone():
     assert look_up(kernel="k 0") is None
 
 
+def test_what_was_ranked_for_a_target_serves_its_devices_until_they_are_measured():
+    remember_tuned([Measured(entry(SMALL, device="cpu"))])
+    tuned.use_tuned([entry(SMALL, device="sm_90", kernel="other 0")])
+    assert look_up() == SMALL  # `cpu` is the interpreter's target
+    assert look_up(program=True) is None
+    assert look_up(kernel="other 0") is None
+    remember_tuned([Measured(entry(LARGE))])
+    assert look_up() == LARGE
+
+
 def test_pinned_modules_take_what_they_were_written_with(monkeypatch):
     remember_tuned([Measured(entry(SMALL)), Measured(entry(SMALL, kernel="other 0"))])
     tuned.use_tuned([entry(LARGE)])

@@ -10,23 +10,19 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
-import subprocess
-import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 os.environ.pop("TRITON_INTERPRET", None)
 
 import torch
-import triton
 
 from attnc.compiler import import_compiled, plan_source
 from attnc.files import read_pattern
 from attnc.runtime.aot import KernelReport, compile_kernel
 from attnc.runtime.tiles import Tiles
+from attnc.tuning.disassembly import COPIES, matrix_loops
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ("gpt", "streaming", "longformer", "gemma")
@@ -39,15 +35,6 @@ TILES = {
     ("sm_100", 256): (Tiles(64, 32, 8, 2), Tiles(64, 64, 8, 2)),
 }
 """What is compared: the tiles of pointers, and larger ones."""
-
-
-@dataclass(frozen=True)
-class Loop:
-    """An innermost loop of a binary that copies tiles ahead of their use, by how many instructions of a kind it has."""
-
-    instructions: int
-    copies: int
-    descriptor_copies: int
 
 
 def main() -> None:
@@ -77,47 +64,10 @@ def main() -> None:
 
 def figures(report: KernelReport) -> tuple[str, ...]:
     """Return the cells of one kernel: registers, spills, instructions a key, copies a tile."""
-    loop = min(loops(report.binary), key=lambda one: one.instructions)
-    copies = loop.copies + loop.descriptor_copies
-    return str(report.registers), str(report.spills), f"{loop.instructions / report.tiles.key:.1f}", str(copies)
-
-
-def loops(binary: bytes) -> Iterator[Loop]:
-    """Yield the innermost loops of a binary for NVIDIA devices that use matrix units and copy tiles ahead."""
-    names, jumps = disassemble(binary)
-    found = [(start, end) for start, end in jumps if any(_is_matrix(name) for name in names[start : end + 1])]
-    for start, end in found:
-        if any((start, end) != inner and start <= inner[0] and inner[1] <= end for inner in found):
-            continue
-        body = names[start : end + 1]
-        copies = sum(name.startswith("LDGSTS") for name in body)
-        described = sum(name.startswith("UTMALDG") for name in body)
-        if copies or described:
-            yield Loop(len(body), copies, described)
-
-
-def disassemble(binary: bytes) -> tuple[list[str], list[tuple[int, int]]]:
-    """Return the names of all instructions, and from where to where jumps go backward."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.cubin"
-        path.write_bytes(binary)
-        text = subprocess.run([str(tool), "-c", str(path)], capture_output=True, text=True, check=True).stdout
-    names: list[str] = []
-    labels: dict[str, int] = {}
-    jumps: list[tuple[str, int]] = []
-    for line in text.splitlines():
-        if label := re.match(r"\s*(\.L_\w+):", line):
-            labels[label[1]] = len(names)
-        elif code := re.search(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)(.*);", line):
-            if code[1].startswith("BRA") and (target := re.search(r"`\((\.L_\w+)\)", code[2])):
-                jumps.append((target[1], len(names)))
-            names.append(code[1])
-    return names, [(labels[label], at) for label, at in jumps if labels[label] <= at]
-
-
-def _is_matrix(name: str) -> bool:
-    return name.split(".")[0] in ("HMMA", "HGMMA", "UTCHMMA", "UTCQMMA")
+    loops = [loop for loop in matrix_loops(report) if loop.count(*COPIES)]
+    loop = min(loops, key=lambda one: one.instructions)
+    per_key = f"{loop.instructions / report.tiles.key:.1f}"
+    return str(report.registers), str(report.spills), per_key, str(loop.count(*COPIES))
 
 
 if __name__ == "__main__":

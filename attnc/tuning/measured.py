@@ -23,6 +23,7 @@ from attnc.bench.contender import Case, Contender, first_line
 from attnc.bench.measure import Timing, Work, measure
 from attnc.bench.run import Settings, make_case
 from attnc.plan.kernel_plan import Plan
+from attnc.runtime.blocks import compute_dtype
 from attnc.runtime.tiles import Tiles, padded
 from attnc.runtime.tuned import Slabs, TunedTiles, device_name, round_length, try_tiles, versions_of, watch_kernels
 
@@ -272,17 +273,21 @@ def entry_of(kernel: TunedKernel, case_shape: Shape, settings: Settings) -> Tune
     if tiles is None:
         return None
     program = isinstance(tiles, Slabs)
-    dtype = (
-        torch.float64 if program and settings.dtype == torch.float64 else torch.float32 if program else settings.dtype
-    )
+    dtype = compute_dtype(settings.dtype) if program else settings.dtype
+    device = device_name(settings.device, program)
+    return new_entry(kernel.identity, device, str(dtype).removeprefix("torch."), case_shape, tiles)
+
+
+def new_entry(identity: str, device: str, dtype: str, shape: Shape, tiles: Tiles | Slabs) -> TunedTiles:
+    """Return an entry for calls of about a shape, under the versions that are installed."""
     return TunedTiles(
-        kernel.identity,
-        device_name(settings.device, program),
-        versions_of(program),
-        str(dtype).removeprefix("torch."),
-        padded(case_shape.head_size),
-        padded(case_shape.value_size),
-        round_length(case_shape.queries),
-        round_length(case_shape.keys),
+        identity,
+        device,
+        versions_of(isinstance(tiles, Slabs)),
+        dtype,
+        padded(shape.head_size),
+        padded(shape.value_size),
+        round_length(shape.queries),
+        round_length(shape.keys),
         tiles,
     )

@@ -25,14 +25,15 @@ from attnc.files import STANDARD, cannot_write, write_text
 from attnc.plan.configs import SlabConfig, TileConfig, TunedConfig
 from attnc.plan.kernel_plan import Plan
 from attnc.runtime.aot import ARCHITECTURES
-from attnc.runtime.tiles import Tiles, padded, target_of
-from attnc.runtime.tuned import Slabs, TunedTiles, round_length, versions_of
+from attnc.runtime.tiles import Tiles, target_of
+from attnc.runtime.tuned import Slabs
 from attnc.runtime.tuned_store import MalformedTilesError, Measured, parse_tuned, remember_tuned, tuned_text
 from attnc.tuning.measured import (
     Candidates,
     TunedKernel,
     WrongResultError,
     entry_of,
+    new_entry,
     slab_candidates,
     tune,
 )
@@ -145,17 +146,7 @@ def _static(request: TuneRequest, compiled: Compiled, plan: Plan, length: int, c
         if best is None or best.is_default:
             yield None, row
             continue
-        entry = TunedTiles(
-            ranking.identity,
-            request.gpu,
-            versions_of(False),
-            request.dtype,
-            padded(shape.head_size),
-            padded(shape.value_size),
-            round_length(shape.queries),
-            round_length(shape.keys),
-            best.tiles,
-        )
+        entry = new_entry(ranking.identity, request.gpu, request.dtype, shape, best.tiles)
         yield Measured(entry, when=date.today().isoformat()), row
 
 

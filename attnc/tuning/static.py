@@ -27,6 +27,7 @@ from attnc.runtime.aot import KernelReport, compile_kernels
 from attnc.runtime.load import load_module
 from attnc.runtime.tiles import Tiles, padded
 from attnc.tuning.disassembly import Loop, main_loop
+from attnc.tuning.measured import describe
 from attnc.tuning.model import Estimate, Work, estimate
 
 DOUBT = 0.15
@@ -140,7 +141,9 @@ def rank(
                 found[report.identity].append(_candidate(job, report, loop, count))
             if time.monotonic() > end:
                 _cancel(waiting)
-    return tuple(_ranking(candidates, left[part_of(candidates[0].kernel, plan)]) for candidates in found.values())
+    return tuple(
+        _ranking(candidates, left[part_of(candidates[0].kernel, plan.attention.name)]) for candidates in found.values()
+    )
 
 
 def _cancel(waiting: dict[Future[list[_Found]], _Job]) -> None:
@@ -189,7 +192,7 @@ class _Job:
     @property
     def label(self) -> str:
         """What is compiled, in a few words."""
-        return f"{self.part}, {'default tiles' if self.tiles is None else show_tiles(self.tiles)}"
+        return f"{self.part}, {describe(self.tiles)}"
 
 
 def _jobs(plan: Plan, target: Target, gradients: bool) -> Iterator[_Job]:
@@ -216,16 +219,10 @@ def configs_of(plan: Plan, target: Target, part: str) -> tuple[TileConfig, ...]:
     return tile_space(target.gpu, kernel)
 
 
-def part_of(kernel: str, plan: Plan) -> str:
-    """Return what a kernel computes, by the name of its function."""
-    rest = kernel.strip("_").removeprefix(plan.attention.name)
+def part_of(kernel: str, attention: str) -> str:
+    """Return what a kernel of an attention computes, by the name of its function."""
+    rest = kernel.strip("_").removeprefix(attention)
     return KEYS if "key_gradient" in rest else QUERIES if "gradient" in rest else FORWARD
-
-
-def show_tiles(tiles: Tiles) -> str:
-    """Return tiles as `128 x 64, 8 warps, 3 stages`."""
-    more = ", descriptors" if tiles.descriptors else ""
-    return f"{tiles.query} x {tiles.key}, {tiles.warps} warps, {tiles.stages} stages{more}"
 
 
 class TileCounter:
@@ -308,5 +305,4 @@ def _compile(job: _Job) -> list[_Found]:
 
 
 def _is_of(kernel: str, job: _Job) -> bool:
-    rest = kernel.strip("_").removeprefix(job.attention)
-    return ("key_gradient" in rest) == (job.part == KEYS)
+    return (part_of(kernel, job.attention) == KEYS) == (job.part == KEYS)

@@ -1,4 +1,4 @@
-"""Which of the default tiles suit a kernel: by what it keeps in registers."""
+"""What decides which of the default tiles a kernel gets: what it keeps in registers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from attnc.codegen.gradient_loops import GradientBody
 from attnc.codegen.kernel_pieces import is_long_test, pair_work
 from attnc.codegen.loops import Body, Loop, Weighing
 from attnc.codegen.sweeps import Sweep
-from attnc.plan.configs import TileRow, gradient_tile_rows, tile_rows
+from attnc.plan.configs import Traits
 
 HEAVY_WORK = 6
 """Operations on pairs beyond which a kernel gets smaller tiles: kernels of the examples spill from there on."""
@@ -16,22 +16,19 @@ MOST_KEY_LOOPS = 3
 """The same of kernels of gradients whose rows are keys: they have two sums of rows."""
 
 
-def forward_tiles(sweep: Sweep, weighing: Weighing, loops: tuple[Loop[Body], ...]) -> tuple[TileRow, ...]:
-    """Return the default tiles of a kernel of outputs."""
+def forward_traits(sweep: Sweep, weighing: Weighing, loops: tuple[Loop[Body], ...]) -> Traits:
+    """Tell what a kernel of outputs is."""
     # sums of earlier kernels take registers as much arithmetic does, and so do many loops
     heavy = _is_heavy(sweep, weighing) or bool(sweep.before) or len(loops) > MOST_LOOPS
-    gathered = any(loop.order is not None for loop in loops)
-    return tile_rows(sweep.query_tile, sweep.key_tile, heavy=heavy, gathered=gathered, tested=_is_tested(sweep))
+    return Traits(heavy, any(loop.order is not None for loop in loops), _is_tested(sweep))
 
 
-def gradient_tiles(
+def gradient_traits(
     sweep: Sweep, weighing: Weighing, loops: tuple[Loop[GradientBody], ...], *, of_keys: bool
-) -> tuple[TileRow, ...]:
-    """Return those of a kernel of gradients."""
+) -> Traits:
+    """Tell the same of a kernel of gradients."""
     heavy = _is_heavy(sweep, weighing) or len(loops) > (MOST_KEY_LOOPS if of_keys else MOST_LOOPS)
-    gathered = any(loop.order is not None for loop in loops)
-    own, walked, tested = sweep.query_tile, sweep.key_tile, _is_tested(sweep)
-    return gradient_tile_rows(own, walked, of_keys=of_keys, heavy=heavy, gathered=gathered, tested=tested)
+    return Traits(heavy, any(loop.order is not None for loop in loops), _is_tested(sweep))
 
 
 def _is_heavy(sweep: Sweep, weighing: Weighing) -> bool:

@@ -20,7 +20,7 @@ from attnc.algebra.coordinates import IDENTITY, KEY_REACH, CoordinateMap, MapKin
 from attnc.algebra.gradients import Axes
 from attnc.algebra.int_exprs import ZERO
 from attnc.algebra.summaries import summary_tensor
-from attnc.codegen.default_tiles import gradient_tiles
+from attnc.codegen.default_tiles import gradient_traits
 from attnc.codegen.expr_triton import Writer
 from attnc.codegen.functions_triton import fold
 from attnc.codegen.gradient_loops import GradientBody, Slopes, slopes_of, write_gradient_body
@@ -46,6 +46,7 @@ from attnc.codegen.sweeps import Sweep, positions_apart, sweeps_of
 from attnc.ir.nodes import TRUE, And, Binary, BinaryOp, Expr, Index, IndexName, SizeName
 from attnc.ir.program import Attention, NormalizeKind
 from attnc.ir.types import Type
+from attnc.plan.configs import Traits, gradient_tile_rows
 from attnc.plan.kernel_plan import Plan
 from attnc.plan.row_state import state_of
 from attnc.plan.transposed import transposed_plan
@@ -141,6 +142,7 @@ class GradientKernel:
     unspecialized: tuple[str, ...]
     call: tuple[tuple[str, str], ...]
     inputs: tuple[InputView, ...]
+    traits: Traits
     tiles: tuple[str, ...]
 
     @property
@@ -206,7 +208,8 @@ def _kernel(
         careful = None if careful is None else replace(careful, scale_lines=walked)
     prologue = tuple(writer.blocks[0].lines)
     used = _close(writer, loops, rows, of_keys=of_keys, careful=careful is not None)
-    tiles = gradient_tiles(sweep, weighing, loops, of_keys=of_keys)
+    traits = gradient_traits(sweep, weighing, loops, of_keys=of_keys)
+    tiles = gradient_tile_rows(sweep.query_tile, sweep.key_tile, traits, of_keys=of_keys)
     stem = "_".join(part for part in (attention.name, variant, kind.value, sweep.label) if part)
     state = state_of(attention)
     values = _parameters(kind, attention, used, tables, reads, state, careful=careful is not None)
@@ -240,6 +243,7 @@ def _kernel(
         unspecialized=tuple(value.name for value in values if not value.specialize),
         call=tuple((value.name, value.value) for value in values),
         inputs=tuple(input_view(table) for table in tables.all),
+        traits=traits,
         tiles=tuple(line for row in tiles for line in tile_lines(row)),
     )
 
@@ -351,6 +355,8 @@ def _close(
     used = {*writer.used, "N", "M", "H", "g", "value", "load_tile", "draw_rows", "keeps_pair", "shift"}
     if any(loop.order is not None for loop in loops) or rows is not None:
         used.add("gather_tile")
+    if all(loop.order is None for loop in loops):
+        used |= {"tile_source", "read_tile"}
     if careful:
         used |= {"dot_rows", "is_spoiled", "finite_part", "nonfinite_code", "nonfinite_sum", "shift"}
     if any(loop.body.uses_dot for loop in loops):
@@ -375,11 +381,7 @@ def _parameters(
 ) -> tuple[Argument, ...]:
     """Return the kernel's parameters and what the launcher passes for them, in order."""
     tensors = {"query": "q", "key": "k", "value": "v", "grad_out": "do"}
-    results = {
-        Kind.QUERIES: {"grad_query": "dq"},
-        Kind.KEYS: {"grad_key": "dk", "grad_value": "dv"},
-        Kind.PAIRS: {},
-    }[kind]
+    results = {Kind.QUERIES: {"grad_query": "dq"}, Kind.KEYS: {"grad_key": "dk", "grad_value": "dv"}}.get(kind, {})
     values = [Argument(f"{tensor}_ptr", f"call.{tensor}") for tensor in (*tensors, *results)]
     values.extend(Argument(f"{one}_ptr", f"call.{one}") for one in state_tensors(state))
     if state:
@@ -398,21 +400,16 @@ def _parameters(
     if kind is not Kind.PAIRS:
         grad_scale = "call.key_scale" if kind is Kind.KEYS else "call.query_scale"
         values.append(Argument("grad_scale", grad_scale, specialize=False))
-    constants = [
-        ("HEAD_SIZE", "head_size"),
-        ("VALUE_SIZE", "value_size"),
-        ("BLOCK_M", "tiles.query"),
-        ("BLOCK_N", "tiles.key"),
-        ("BLOCK_D", "block_d"),
-        ("BLOCK_V", "block_v"),
-        ("PRECISION", "precision"),
-    ]
+    constants = [("HEAD_SIZE", "head_size"), ("VALUE_SIZE", "value_size"), ("PRECISION", "precision")]
+    constants += [("BLOCK_M", "tiles.query"), ("BLOCK_N", "tiles.key"), ("BLOCK_D", "block_d"), ("BLOCK_V", "block_v")]
     if careful:
         constants.extend([("CHUNK_N", "chunk_n"), ("CHUNK_V", "chunk_v")])
     if "dot" in used and attention.scale is not None:
         constants.append(("SCALE_GIVEN", "scale_given"))
     if "index_type" in used:
         constants.append(("WIDE_TABLES", "wide_tables"))
+    if "tile_source" in used:
+        constants.append(("DESCRIPTORS", "tiles.descriptors"))
     values.extend(Argument(name, f"call.{source}", constant=True) for name, source in constants)
     values.extend(dropout_arguments("call"))
     return tuple(values)

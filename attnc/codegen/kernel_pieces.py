@@ -16,7 +16,7 @@ from attnc.ir.nodes import Binary, BinaryOp, Call, Const, Expr, Function, IndexN
 from attnc.ir.program import Attention
 from attnc.ir.types import Type
 from attnc.ir.walk import children, indices, walk
-from attnc.plan.configs import TileConfig, TileRow
+from attnc.plan.configs import TileConfig, TileRow, Traits
 
 LOG2_E = math.log2(math.e)
 
@@ -134,10 +134,10 @@ def identity_of(view: Any, attention: str) -> str:
     """Return what tuned tiles know a kernel by: the attention's name and a digest of what the kernel computes.
 
     Args:
-        view: of the kernel. Its names, its comments and its default tiles do not count.
+        view: of the kernel. Its names, its comments, its default tiles and what decides on them do not count.
         attention: name of the attention.
     """
-    bare = replace(view, function="", table="", identity="", header=(), tiles=())
+    bare = replace(view, function="", table="", identity="", header=(), traits=Traits(), tiles=())
     parts = [(field.name, getattr(bare, field.name)) for field in fields(bare)]
     # sets of text have another order in every process
     ordered = [(name, sorted(part) if isinstance(part, frozenset) else part) for name, part in parts]

@@ -64,7 +64,7 @@ GRADIENT_NAMES = frozenset(
         first_row_of_head factor_of_dot q_ptr k_part vectors
         kept_p first_program slots slot first_slot pair_offsets pair_places strip_rows_ptr strip_keys_ptr
         strip_heads_ptr pairs spoiled_q spoiled_k spoiled_v q_rows k_rows v_rows do_rows
-        sum_places
+        sum_places k_ptr nothing queries out_grads
         """,
     )
 )

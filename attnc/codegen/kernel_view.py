@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 from attnc.algebra.coordinates import IDENTITY, CoordinateMap, MapKind
 from attnc.algebra.summaries import summary_tensor
-from attnc.codegen.default_tiles import forward_tiles
+from attnc.codegen.default_tiles import forward_traits
 from attnc.codegen.expr_triton import Writer
 from attnc.codegen.functions_triton import fold
 from attnc.codegen.kernel_pieces import (
@@ -58,6 +58,7 @@ from attnc.ir.nodes import (
 from attnc.ir.program import Attention, NormalizeKind
 from attnc.ir.types import Type
 from attnc.ir.walk import walk
+from attnc.plan.configs import Traits, tile_rows
 from attnc.plan.kernel_plan import Plan
 from attnc.plan.row_state import state_of
 
@@ -96,6 +97,7 @@ class KernelView:
         parameters: of the kernel, as they are declared.
         unspecialized: parameters that Triton must not compile for particular values of.
         call: name and value of each argument in the launcher.
+        traits: what decides on those.
         tiles: lines of the table of default tiles.
     """
 
@@ -127,6 +129,7 @@ class KernelView:
     unspecialized: tuple[str, ...]
     call: tuple[tuple[str, str], ...]
     inputs: tuple[InputView, ...]
+    traits: Traits
     tiles: tuple[str, ...]
 
     @property
@@ -177,7 +180,8 @@ def kernel_view(plan: Plan, sweep: Sweep | None = None, *, variant: str = "") ->
     careful_order = orders.get(walked.pop()) if len(walked) == 1 else None
     careful = _write_careful(writer, sweep, weighing)
     used = _close(writer, loops, careful, rows, careful_order)
-    defaults = forward_tiles(sweep, weighing, loops)
+    traits = forward_traits(sweep, weighing, loops)
+    defaults = tile_rows(sweep.query_tile, sweep.key_tile, traits)
     long_rows = "" if rows is not None or not loops else _long_rows(plan)
     values = _parameters(attention, used, tables, sweep, careful=careful is not None, ranged=bool(long_rows))
     stem = "_".join(part for part in (attention.name, variant, sweep.label) if part)
@@ -210,6 +214,7 @@ def kernel_view(plan: Plan, sweep: Sweep | None = None, *, variant: str = "") ->
         unspecialized=tuple(value.name for value in values if not value.specialize),
         call=tuple((value.name, value.value) for value in values),
         inputs=tuple(input_view(table) for table in tables.all),
+        traits=traits,
         tiles=tuple(line for row in defaults for line in tile_lines(row)),
     )
 

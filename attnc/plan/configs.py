@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import TypeVar
 
 
@@ -75,6 +76,26 @@ class TunedConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class Traits:
+    """What a kernel is, as far as its defaults depend on it: of several, the last one that has defaults decides.
+
+    Attributes:
+        heavy: it computes much for each pair, or has many loops.
+        gathered: it walks rows out of plain order, so that there are no descriptors.
+        tested: its tiles are tested by hashes or tables.
+    """
+
+    heavy: bool = False
+    gathered: bool = False
+    tested: bool = False
+
+    @property
+    def kinds(self) -> tuple[bool, bool, bool, bool]:
+        """Which of a kernel's tables apply, in the order in which later ones decide."""
+        return True, self.heavy, self.gathered, self.tested
+
+
+@dataclass(frozen=True, slots=True)
 class TileRow:
     """The defaults for one target, element size in bytes, and padded head sizes up to `head_size`.
 
@@ -97,6 +118,21 @@ SHARED_MEMORY = {"sm_80": 163, "sm_86": 99, "sm_90": 227, "sm_100": 227, "gfx942
 _Config = TypeVar("_Config", TileConfig, TileConfig | None)
 
 _Table = dict[tuple[str, int], dict[int, TileConfig]]
+_Described = dict[tuple[str, int], dict[int, TileConfig | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Tables:
+    """The defaults of a kind of kernels: for all, for heavy ones, for those that gather, for those that test tiles.
+
+    Attributes:
+        pointers: for tensors that cannot have descriptors.
+        described: for those that can, in which None says that pointers take fewer registers.
+    """
+
+    pointers: tuple[_Table, _Table, _Table, _Table]
+    described: tuple[_Described, _Described, _Described, _Described]
+
 
 _DEFAULTS: _Table = {
     ("sm_80", 2): {
@@ -119,6 +155,7 @@ _DEFAULTS: _Table = {
 
 _HEAVY: _Table = {
     ("sm_80", 2): {
+        32: TileConfig(128, 64, 8, 2),
         64: TileConfig(128, 64, 8, 2),
         128: TileConfig(64, 64, 8, 2),
         256: TileConfig(64, 16, 8, 2, chunk=16),
@@ -127,8 +164,6 @@ _HEAVY: _Table = {
     ("gfx942", 2): {64: TileConfig(64, 32, 4, 1), 128: TileConfig(64, 32, 4, 1), 256: TileConfig(64, 32, 4, 1)},
 }
 """For patterns with much arithmetic for each pair; float32 has small tiles anyway."""
-
-_Described = dict[tuple[str, int], dict[int, TileConfig | None]]
 
 _DESCRIBED: _Described = {
     ("sm_90", 2): {
@@ -183,33 +218,7 @@ _DESCRIBED_TESTED: _Described = {
 """The same with descriptors; None where pointers take fewer registers."""
 
 
-def tile_rows(
-    query_limit: int, key_limit: int, *, heavy: bool = False, gathered: bool = False, tested: bool = False
-) -> tuple[TileRow, ...]:
-    """Return the defaults, none of them larger than the tiles that a plan's residuals hold for.
-
-    Args:
-        query_limit: most rows of a query tile.
-        key_limit: most keys of a key tile.
-        heavy: whether the pattern computes much for each pair.
-        gathered: whether keys are read out of plain order, so that there are no descriptors.
-        tested: whether tiles are tested by hashes or tables.
-    """
-    defaults = _DEFAULTS | _HEAVY if heavy else _DEFAULTS
-    described = _DESCRIBED | _DESCRIBED_HEAVY if heavy else _DESCRIBED
-    if gathered:
-        defaults, described = _overlaid(defaults, _GATHERED), {}
-    if tested:
-        defaults, described = _overlaid(defaults, _TESTED), _overlaid(described, _DESCRIBED_TESTED)
-    rows = []
-    for (target, size), by_head in defaults.items():
-        by_head_described = described.get((target, size), {})
-        for head_size in sorted({*by_head, *by_head_described}):
-            first, config = by_head_described.get(head_size), _for_head(by_head, head_size)
-            configs = (config,) if first is None else (first, config)
-            limited = tuple(_limited(one, query_limit, key_limit) for one in configs)
-            rows.append(TileRow(target, size, head_size, limited))
-    return tuple(rows)
+_FORWARD = _Tables((_DEFAULTS, _HEAVY, _GATHERED, _TESTED), (_DESCRIBED, _DESCRIBED_HEAVY, {}, _DESCRIBED_TESTED))
 
 
 _QUERY_GRADIENTS: _Table = {
@@ -254,46 +263,59 @@ _TESTED_KEY_GRADIENTS: _Table = {
 """For kernels whose tile tests compute much for each program."""
 
 
-def gradient_tile_rows(
-    own_limit: int,
-    walked_limit: int,
-    *,
-    of_keys: bool,
-    heavy: bool = False,
-    gathered: bool = False,
-    tested: bool = False,
-) -> tuple[TileRow, ...]:
+_OF_QUERIES = _Tables((_QUERY_GRADIENTS, _HEAVY_QUERY_GRADIENTS, {}, _TESTED_QUERY_GRADIENTS), ({}, {}, {}, {}))
+_OF_KEYS = _Tables(
+    (_KEY_GRADIENTS, _HEAVY_KEY_GRADIENTS, _GATHERED_KEY_GRADIENTS, _TESTED_KEY_GRADIENTS), ({}, {}, {}, {})
+)
+
+
+def tile_rows(query_limit: int, key_limit: int, traits: Traits) -> tuple[TileRow, ...]:
+    """Return the defaults of a kernel of outputs, none larger than the tiles that a plan's residuals hold for.
+
+    Args:
+        query_limit: most rows of a query tile.
+        key_limit: most keys of a key tile.
+        traits: of the kernel.
+    """
+    return _rows(_FORWARD, traits, query_limit, key_limit)
+
+
+def gradient_tile_rows(own_limit: int, walked_limit: int, traits: Traits, *, of_keys: bool) -> tuple[TileRow, ...]:
     """Return the defaults of a kernel of gradients.
 
     Args:
         own_limit: most rows of its own for which residuals hold.
         walked_limit: the same of rows that it walks.
+        traits: of the kernel.
         of_keys: whether its own rows are keys.
-        heavy: whether the pattern computes much for each pair.
-        gathered: whether what it walks is read out of plain order.
-        tested: whether tiles are tested by hashes or tables.
     """
-    table = _KEY_GRADIENTS if of_keys else _QUERY_GRADIENTS
-    if heavy:
-        table = _overlaid(table, _HEAVY_KEY_GRADIENTS if of_keys else _HEAVY_QUERY_GRADIENTS)
-    if gathered and of_keys:
-        table = _overlaid(table, _GATHERED_KEY_GRADIENTS)
-    if tested:
-        table = _overlaid(table, _TESTED_KEY_GRADIENTS if of_keys else _TESTED_QUERY_GRADIENTS)
+    if of_keys:
+        return _rows(_OF_KEYS, traits, walked_limit, own_limit)
+    return _rows(_OF_QUERIES, traits, own_limit, walked_limit)
+
+
+def _rows(tables: _Tables, traits: Traits, query_limit: int, key_limit: int) -> tuple[TileRow, ...]:
+    described = {} if traits.gathered else _overlaid(tables.described, traits)
     rows = []
-    query_limit, key_limit = (walked_limit, own_limit) if of_keys else (own_limit, walked_limit)
-    for (target, size), by_head in table.items():
-        for head_size, config in sorted(by_head.items()):
-            query, key = min(config.query, query_limit), min(config.key, key_limit)
-            rows.append(TileRow(target, size, head_size, (replace(config, query=query, key=key),)))
+    for (target, size), by_head in _overlaid(tables.pointers, traits).items():
+        by_head_described = described.get((target, size), {})
+        for head_size in sorted({*by_head, *by_head_described}):
+            first, config = by_head_described.get(head_size), _for_head(by_head, head_size)
+            configs = (config,) if first is None else (first, config)
+            limited = tuple(_limited(one, query_limit, key_limit) for one in configs)
+            rows.append(TileRow(target, size, head_size, limited))
     return tuple(rows)
 
 
 def _overlaid(
-    table: Mapping[tuple[str, int], dict[int, _Config]], more: Mapping[tuple[str, int], dict[int, _Config]]
+    tables: tuple[Mapping[tuple[str, int], dict[int, _Config]], ...], traits: Traits
 ) -> dict[tuple[str, int], dict[int, _Config]]:
-    """Return a table in which another one decides, head size by head size, where it has a row."""
-    return {place: by_head | more.get(place, {}) for place, by_head in table.items()}
+    """Return one table of those that apply: of each head size, the last one that has a row decides."""
+    found: dict[tuple[str, int], dict[int, _Config]] = {}
+    for table in compress(tables, traits.kinds):
+        for place, by_head in table.items():
+            found[place] = found.get(place, {}) | by_head
+    return found
 
 
 def default_config(target: str, element_size: int, head_size: int) -> TileConfig:

@@ -18,7 +18,7 @@ KEYS = (16, 32, 64, 128)
 WARPS = (4, 8)
 
 SMALL_TILES = 16
-"""Rows or keys that are tried for large heads alone, which have no registers for more."""
+"""Rows or keys that are tried for large heads alone, which have no registers for more; and queries for two large sums."""
 
 WARP_SIZE = {"gfx942": 64}
 """Threads of a warp where they are not 32."""
@@ -59,11 +59,13 @@ def tile_space(target: str, kernel: Kernel) -> tuple[TileConfig, ...]:
 
 
 def _all(target: str, kernel: Kernel) -> Iterator[TileConfig]:
-    describes = target in ("sm_90", "sm_100") and kernel.element_size == 2 and not kernel.gradients
+    describes = target in ("sm_90", "sm_100") and kernel.element_size == 2
     queries = [size for size in QUERIES if size <= kernel.query_limit]
     keys = [size for size in KEYS if size <= kernel.key_limit]
     large = _is_large(kernel)
-    queries, keys = ([n for n in sizes if n > SMALL_TILES or large] or sizes for sizes in (queries, keys))
+    sums = kernel.gradients == 2 and kernel.head_size + kernel.value_size > 128  # two of them, of many keys
+    queries = [size for size in queries if size > SMALL_TILES or large or sums] or queries
+    keys = [size for size in keys if size > SMALL_TILES or large] or keys
     stages = (1, 2) if target == "gfx942" else (2, 3, 4) if not kernel.gradients else (1, 2, 3)
     for query, key, warps, depth in product(queries, keys, WARPS, stages):
         for descriptors in (True, False) if describes else (False,):

@@ -17,6 +17,7 @@ from attnc.runtime.launch import (
     LOG2_E,
     LONGEST,
     MOST_PROGRAMS,
+    are_describable,
     check_lengths,
     dropout_numbers,
     precision_of,
@@ -191,7 +192,10 @@ def cut_gradients(
     """
     count, heads = (call.M, call.H // call.g) if of_keys else (call.N, call.H)
     rows = order.most(count)
-    chosen = tiles_of_launch(kernel, tiles, (call.query, call.key, call.value), LONGEST)
+    walked = (call.query, call.grad_out) if of_keys else (call.key, call.value)
+    describable = are_describable(walked, rows=count, heads=heads * call.B)
+    tensors = (call.query, call.key, call.value)
+    chosen = tiles_of_launch(kernel, tiles, tensors, LONGEST, descriptors=describable)
     own = chosen.key if of_keys else chosen.query
     if not are_tiles_assumed():
         own = next((size for size in (FEW_ROWS, 32) if rows <= size < own), own)

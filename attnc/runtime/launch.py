@@ -310,7 +310,7 @@ def _cut_grid(
     query, key, value = tensors
     batch, heads, queries, head_size = query.shape
     rows = order.most(queries)
-    describable = -(-queries // 64) * heads * batch <= MOST_DESCRIBING and is_describable(key) and is_describable(value)
+    describable = are_describable((key, value), rows=queries, heads=heads * batch)
     width = max(padded(head_size), padded(value.shape[3]))
     chosen = tiles_of_launch(*kernel, tensors, rows, descriptors=describable)
     if order != PLAIN_ROWS and not are_tiles_assumed() and width <= 128:
@@ -418,6 +418,17 @@ def _provide_scratch(*_: object, **__: object) -> None:
     import triton
 
     triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device="cuda"))
+
+
+def are_describable(walked: tuple[Tensor, Tensor], *, rows: int, heads: int) -> bool:
+    """Tell whether the programs of a kernel can make tensor descriptors for both matrices that they walk.
+
+    Args:
+        walked: keys and values, or queries and what their outputs' gradients are.
+        rows: that the programs have, of each head.
+        heads: of all batch entries.
+    """
+    return -(-rows // 64) * heads <= MOST_DESCRIBING and all(is_describable(one) for one in walked)
 
 
 def is_describable(matrices: Tensor) -> bool:

@@ -48,7 +48,7 @@ PARTS = {"forward": FORWARD, "query": QUERIES, "key": KEYS}
 REPRESENTATIVE = "streaming"
 """Its kernels are ranked: loops with and without tests, some of them short."""
 LENGTH, HEADS = 16384, 16
-TRAITS = ("plain", "heavy", "gathered", "tested")
+TRAITS = ("plain", "heavy", "gathered", "adds", "tested")
 
 
 class OutOfTimeError(Exception):

@@ -20,15 +20,33 @@ def forward_traits(sweep: Sweep, weighing: Weighing, loops: tuple[Loop[Body], ..
     """Tell what a kernel of outputs is."""
     # sums of earlier kernels take registers as much arithmetic does, and so do many loops
     heavy = _is_heavy(sweep, weighing) or bool(sweep.before) or len(loops) > MOST_LOOPS
-    return Traits(heavy, any(loop.order is not None for loop in loops), _is_tested(sweep))
+    return Traits(heavy, gathered=_gathers(loops), tested=_is_tested(sweep))
 
 
 def gradient_traits(
-    sweep: Sweep, weighing: Weighing, loops: tuple[Loop[GradientBody], ...], *, of_keys: bool
+    sweep: Sweep, weighing: Weighing, loops: tuple[Loop[GradientBody], ...], *, of_keys: bool, adds: bool, shifted: bool
 ) -> Traits:
-    """Tell the same of a kernel of gradients."""
-    heavy = _is_heavy(sweep, weighing) or len(loops) > (MOST_KEY_LOOPS if of_keys else MOST_LOOPS)
-    return Traits(heavy, any(loop.order is not None for loop in loops), _is_tested(sweep))
+    """Tell the same of a kernel of gradients.
+
+    Args:
+        sweep: what it walks.
+        weighing: of pairs.
+        loops: over tiles.
+        of_keys: whether its own rows are keys.
+        adds: whether it adds to what other kernels have left.
+        shifted: whether positions of queries are others than their rows.
+    """
+    if of_keys:
+        # two sums of rows leave few registers for more bounds of loops, or for numbers that compilers keep between
+        # loops where positions are rows; arithmetic of pairs takes none that last
+        heavy = len(loops) > MOST_KEY_LOOPS or not shifted
+    else:
+        heavy = _is_heavy(sweep, weighing) or len(loops) > MOST_LOOPS
+    return Traits(heavy, gathered=_gathers(loops), adds=adds, tested=_is_tested(sweep))
+
+
+def _gathers(loops: tuple[Loop[Body], ...] | tuple[Loop[GradientBody], ...]) -> bool:
+    return any(loop.order is not None for loop in loops)
 
 
 def _is_heavy(sweep: Sweep, weighing: Weighing) -> bool:

@@ -208,7 +208,7 @@ def _kernel(
         careful = None if careful is None else replace(careful, scale_lines=walked)
     prologue = tuple(writer.blocks[0].lines)
     used = _close(writer, loops, rows, of_keys=of_keys, careful=careful is not None)
-    traits = gradient_traits(sweep, weighing, loops, of_keys=of_keys)
+    traits = gradient_traits(sweep, weighing, loops, of_keys=of_keys, adds=adds, shifted=bool(shift))
     tiles = gradient_tile_rows(sweep.query_tile, sweep.key_tile, traits, of_keys=of_keys)
     stem = "_".join(part for part in (attention.name, variant, kind.value, sweep.label) if part)
     state = state_of(attention)

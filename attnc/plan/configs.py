@@ -82,17 +82,19 @@ class Traits:
     Attributes:
         heavy: it computes much for each pair, or has many loops.
         gathered: it walks rows out of plain order, so that there are no descriptors.
+        adds: it adds to gradients that other kernels have left.
         tested: its tiles are tested by hashes or tables.
     """
 
     heavy: bool = False
     gathered: bool = False
+    adds: bool = False
     tested: bool = False
 
     @property
-    def kinds(self) -> tuple[bool, bool, bool, bool]:
+    def kinds(self) -> tuple[bool, bool, bool, bool, bool]:
         """Which of a kernel's tables apply, in the order in which later ones decide."""
-        return True, self.heavy, self.gathered, self.tested
+        return True, self.heavy, self.gathered, self.adds, self.tested
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,15 +125,15 @@ _Described = dict[tuple[str, int], dict[int, TileConfig | None]]
 
 @dataclass(frozen=True, slots=True)
 class _Tables:
-    """The defaults of a kind of kernels: for all, for heavy ones, for those that gather, for those that test tiles.
+    """The defaults of a kind of kernels: for all of them, and for those with each of the traits.
 
     Attributes:
         pointers: for tensors that cannot have descriptors.
         described: for those that can, in which None says that pointers take fewer registers.
     """
 
-    pointers: tuple[_Table, _Table, _Table, _Table]
-    described: tuple[_Described, _Described, _Described, _Described]
+    pointers: tuple[_Table, _Table, _Table, _Table, _Table]
+    described: tuple[_Described, _Described, _Described, _Described, _Described]
 
 
 _DEFAULTS: _Table = {
@@ -218,7 +220,9 @@ _DESCRIBED_TESTED: _Described = {
 """The same with descriptors; None where pointers take fewer registers."""
 
 
-_FORWARD = _Tables((_DEFAULTS, _HEAVY, _GATHERED, _TESTED), (_DESCRIBED, _DESCRIBED_HEAVY, {}, _DESCRIBED_TESTED))
+_FORWARD = _Tables(
+    (_DEFAULTS, _HEAVY, _GATHERED, {}, _TESTED), (_DESCRIBED, _DESCRIBED_HEAVY, {}, {}, _DESCRIBED_TESTED)
+)
 
 
 _QUERY_GRADIENTS: _Table = {
@@ -236,21 +240,33 @@ _QUERY_GRADIENTS: _Table = {
 """For kernels of gradients whose rows are queries."""
 
 _KEY_GRADIENTS: _Table = _QUERY_GRADIENTS | {
-    ("sm_80", 2): {64: TileConfig(32, 32, 4, 2), 128: TileConfig(32, 32, 8, 2), 256: TileConfig(32, 16, 8, 1)},
+    ("sm_80", 2): {64: TileConfig(64, 128, 8, 2), 128: TileConfig(64, 64, 8, 2), 256: TileConfig(32, 16, 8, 1)},
     ("sm_86", 2): {64: TileConfig(32, 32, 4, 2), 128: TileConfig(32, 32, 8, 2), 256: TileConfig(16, 32, 8, 2)},
-    ("sm_90", 2): {64: TileConfig(32, 32, 8, 2), 128: TileConfig(32, 32, 8, 2), 256: TileConfig(32, 16, 8, 1)},
+    ("sm_90", 2): {64: TileConfig(32, 128, 8, 2), 128: TileConfig(16, 128, 8, 2), 256: TileConfig(32, 16, 8, 1)},
     ("sm_100", 2): {64: TileConfig(32, 32, 8, 2), 128: TileConfig(32, 32, 8, 1), 256: TileConfig(16, 32, 8, 2)},
     ("gfx942", 2): {64: TileConfig(32, 32, 4, 1), 128: TileConfig(16, 64, 4, 1), 256: TileConfig(16, 32, 4, 1)},
 }
-"""For those whose rows are keys: they have two sums of rows, and so fewer registers for tiles of queries."""
+"""For those whose rows are keys. They have two sums of rows, and so fewer registers for tiles of queries; the more keys
+a program has, the less often queries are read."""
 
+_DESCRIBED_KEY_GRADIENTS: _Described = {
+    ("sm_90", 2): {
+        64: TileConfig(32, 128, 8, 3, descriptors=True),
+        128: TileConfig(32, 128, 8, 3, descriptors=True),
+        256: None,
+    },
+}
+"""The same where queries are read through descriptors."""
 
-_GATHERED_KEY_GRADIENTS: _Table = {("sm_90", 2): {128: TileConfig(32, 16, 8, 2)}}
-"""The same where queries are read out of plain order: their addresses take registers."""
 
 _HEAVY_QUERY_GRADIENTS: _Table = {("sm_90", 2): {128: TileConfig(64, 32, 8, 2)}}
 _HEAVY_KEY_GRADIENTS: _Table = {("sm_80", 2): {128: TileConfig(32, 32, 8, 1)}}
+_DESCRIBED_HEAVY_KEY_GRADIENTS: _Described = {("sm_90", 2): {128: TileConfig(16, 128, 8, 2, descriptors=True)}}
 """For patterns with much arithmetic for each pair, and for many loops."""
+
+_ADDED_KEY_GRADIENTS: _Table = {("sm_90", 2): {128: TileConfig(16, 32, 4, 2)}}
+_DESCRIBED_ADDED_KEY_GRADIENTS: _Described = {("sm_90", 2): {128: TileConfig(32, 32, 4, 2, descriptors=True)}}
+"""For kernels that add to what others have left, and read all of it at their end."""
 
 _TESTED_QUERY_GRADIENTS: _Table = {
     ("sm_80", 2): {64: TileConfig(32, 32, 4, 1), 128: TileConfig(32, 32, 8, 1)},
@@ -258,14 +274,24 @@ _TESTED_QUERY_GRADIENTS: _Table = {
 }
 _TESTED_KEY_GRADIENTS: _Table = {
     ("sm_80", 2): {64: TileConfig(32, 16, 8, 1), 128: TileConfig(16, 16, 8, 1)},
-    ("sm_90", 2): {64: TileConfig(32, 16, 8, 1), 128: TileConfig(16, 16, 8, 1)},
+    ("sm_90", 2): {64: TileConfig(32, 32, 4, 2), 128: TileConfig(16, 32, 4, 2)},
+}
+_DESCRIBED_TESTED_KEY_GRADIENTS: _Described = {
+    ("sm_90", 2): {64: None, 128: TileConfig(32, 32, 4, 2, descriptors=True)},
 }
 """For kernels whose tile tests compute much for each program."""
 
 
-_OF_QUERIES = _Tables((_QUERY_GRADIENTS, _HEAVY_QUERY_GRADIENTS, {}, _TESTED_QUERY_GRADIENTS), ({}, {}, {}, {}))
+_OF_QUERIES = _Tables((_QUERY_GRADIENTS, _HEAVY_QUERY_GRADIENTS, {}, {}, _TESTED_QUERY_GRADIENTS), ({}, {}, {}, {}, {}))
 _OF_KEYS = _Tables(
-    (_KEY_GRADIENTS, _HEAVY_KEY_GRADIENTS, _GATHERED_KEY_GRADIENTS, _TESTED_KEY_GRADIENTS), ({}, {}, {}, {})
+    (_KEY_GRADIENTS, _HEAVY_KEY_GRADIENTS, {}, _ADDED_KEY_GRADIENTS, _TESTED_KEY_GRADIENTS),
+    (
+        _DESCRIBED_KEY_GRADIENTS,
+        _DESCRIBED_HEAVY_KEY_GRADIENTS,
+        {},
+        _DESCRIBED_ADDED_KEY_GRADIENTS,
+        _DESCRIBED_TESTED_KEY_GRADIENTS,
+    ),
 )
 
 

@@ -18,7 +18,7 @@ KEYS = (16, 32, 64, 128)
 WARPS = (4, 8)
 
 SMALL_TILES = 16
-"""Rows or keys that are tried for large heads alone, which have no registers for more; and queries for two large sums."""
+"""Rows or keys that are tried for large heads, which have no registers for more; and queries beside two large sums."""
 
 WARP_SIZE = {"gfx942": 64}
 """Threads of a warp where they are not 32."""

@@ -65,8 +65,8 @@ MACHINES = {
 }
 """Dense products, boost clocks, of the A100, the A40, the H100, the B200 and the MI300X.
 
-The A100's cache sends 5120 bytes a cycle, the MI300X's 2048 in each of its eight dies. The H100's is taken to be as wide
-as the A100's, the B200's to be so for as many multiprocessors, and the A40's to have three fifths of it.
+The A100's cache sends 5120 bytes a cycle, the MI300X's 2048 in each of its eight dies. The H100's is taken to be as
+wide as the A100's, the B200's to be so for as many multiprocessors, and the A40's to have three fifths of it.
 """
 
 SHARED_RATE = 128.0

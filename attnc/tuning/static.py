@@ -222,7 +222,7 @@ def configs_of(plan: Plan, target: Target, part: str) -> tuple[TileConfig, ...]:
 def part_of(kernel: str, attention: str) -> str:
     """Return what a kernel of an attention computes, by the name of its function."""
     rest = kernel.strip("_").removeprefix(attention)
-    return KEYS if "key_gradient" in rest else QUERIES if "gradient" in rest else FORWARD
+    return FORWARD if "gradient" not in rest else KEYS if "_key_" in rest else QUERIES
 
 
 class TileCounter:

@@ -17,6 +17,7 @@ from patterns import (
 )
 
 from attnc.reference.dense import reference
+from attnc.runtime.gradient_launch import cut_gradients, start_gradients
 from attnc.runtime.gradient_strips import sum_diagonals
 from attnc.runtime.tiles import Tiles, assume_target
 
@@ -112,6 +113,32 @@ def test_the_caller_s_scale(name):
 def test_tiles_do_not_matter(name, tiles):
     with assume_target("cpu", tiles):
         run(name, B=1, H=2, G=1, N=90, M=100)
+
+
+@pytest.mark.parametrize("name", ["streaming", *map(_slow, ("causal", "packed", "scaled", "relative", "rows"))])
+@pytest.mark.parametrize("sizes", [(90, 100), _slow((1, 257)), _slow((257, 63)), _slow((65, 130))], ids=str)
+def test_descriptors(name, sizes):
+    """Tiles that are walked are read by them, for every head of a group; a program has as many keys as by default."""
+    with assume_target("cpu", Tiles(32, 128, 4, 1, descriptors=True)):
+        run(name, B=2, H=4, G=2, N=sizes[0], M=sizes[1], D=16, E=24)
+
+
+def test_kernels_have_descriptors_for_what_they_walk():
+    query, key, value, grad_out = (torch.randn(2, 2, 40, 16) for _ in range(4))
+    aside = torch.randn(2, 2, 40, 20)[..., 1:17]  # begins between multiples of 16 bytes
+
+    def described(query, key):
+        with assume_target("cpu", Tiles(32, 128, 4, 1, descriptors=True)):
+            call = start_gradients(
+                query, key, value, grad_out, None, None, kept="", scale=None, own_scale=False, precision=None,
+                base_2=True, dropout=None, add=(False, False),
+            )  # fmt: skip
+            cut = [cut_gradients(call, tiles={}, kernel="", of_keys=of_keys) for of_keys in (False, True)]
+        return [one.tiles.descriptors for one in cut]
+
+    assert described(query, key) == [True, True]
+    assert described(aside, key) == [True, False]
+    assert described(query, aside) == [False, True]
 
 
 @pytest.mark.parametrize("name", ["causal", "strided", "packed", "weighted", "rows"])

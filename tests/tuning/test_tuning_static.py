@@ -68,8 +68,44 @@ def test_an_estimate_by_hand():
     found = estimate(report(), LOOP, work)
     matrix = 2 * 128 * 64 * 128 * 2 / 4096
     other = 200 * 8 / 4
-    cycles = 1000 * (matrix + 0.35 * other) + 2000 / 2
-    assert found == Estimate(pytest.approx(cycles / 1.75e9), matrix, other, 2, 130)
+    row = 2 * 128 * 2 / 39
+    cycles = 1000 * (matrix + 0.35 * other) + 2000 / 2 + 128 * row
+    assert found == Estimate(pytest.approx(cycles / 1.75e9), matrix, other, pytest.approx(64 * row), 2, 130)
+
+
+def matrix_cycles(name, count, tiles, target="sm_90"):
+    loop = Loop(Counter({name: count, "FADD": 1}))
+    return estimate(report(target=target, tiles=tiles), loop, Work(1, 1, 4)).matrix_cycles
+
+
+def test_products_take_what_their_instructions_take():
+    keys = Tiles(32, 128, 8, 2)
+    # of 32 columns: reading 64 x 16 and 32 x 16 numbers takes longer than multiplying them
+    assert matrix_cycles("HGMMA.64x32x16.F32.BF16", 8, keys) == 8 * 2 * (96 * 16 * 2 / 128)
+    assert matrix_cycles("HGMMA.64x128x16.F32.BF16", 2, keys) == 2 * 2 * (2 * 64 * 128 * 16 / 4096)
+    # those of one warp are slower where four together have instructions of their own
+    assert matrix_cycles("HMMA.16816.F32.BF16", 48, keys) == pytest.approx(48 * 8 * 4096 / 2560)
+    assert matrix_cycles("HMMA.16816.F32.BF16", 48, keys, "sm_80") == pytest.approx(48 * 8 * 4096 / 2048)
+
+
+def test_products_of_half_the_rows_of_an_instruction_take_as_long():
+    few, many = (matrix_cycles("UTCHMMA", 4, Tiles(32, keys, 8, 2), "sm_100") for keys in (64, 128))
+    assert few == many
+
+
+def test_rows_of_its_own_decide_how_much_a_kernel_reads():
+    """The same pairs in tiles of four times as many keys: a quarter of what is read from the cache."""
+    loop = Loop(Counter({"HGMMA.64x32x16.F32.BF16": 1}))
+    few, many = (
+        estimate(report(tiles=Tiles(32, keys, 8, 2)), loop, Work(1e6 * 128 / keys, 1.0, 4)) for keys in (32, 128)
+    )
+    assert few.cache_cycles == many.cache_cycles > few.matrix_cycles
+    assert few.seconds == pytest.approx(4 * many.seconds, rel=1e-3)
+
+
+def test_without_stages_reading_is_waited_for():
+    alone, ahead = (estimate(report(tiles=Tiles(128, 64, 8, stages)), LOOP, Work(1e6, 1.0)) for stages in (1, 2))
+    assert alone.seconds - ahead.seconds == pytest.approx(1e6 / 132 * ahead.cache_cycles / 1.75e9, rel=1e-3)
 
 
 def test_what_is_out_of_the_question():
@@ -99,6 +135,8 @@ def test_tiles_are_counted_exactly():
         ("_w_query_gradient_kernel", "query gradient"),
         ("_w_pair_gradient_kernel", "query gradient"),
         ("_w_up_to_64_key_gradient_kernel", "key gradient"),
+        ("_w_key_residue_4_gradient_kernel", "key gradient"),
+        ("_w_query_grid_128_gradient_kernel", "query gradient"),
     ],
 )
 def test_parts_by_the_names_of_functions(kernel, part):
@@ -127,7 +165,7 @@ def test_innermost_loops_with_matrix_instructions():
 
 
 def candidate(tiles, seconds, problem="", is_default=False):
-    return Candidate("w", "w 0", tiles, 128, 0, 0, Estimate(seconds, 1, 1, 1, 1, problem), is_default)
+    return Candidate("w", "w 0", tiles, 128, 0, 0, Estimate(seconds, 1, 1, 1, 1, 1, problem), is_default)
 
 
 def test_the_best_works_and_beats_the_default_by_more_than_the_doubt():

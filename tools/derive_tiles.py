@@ -142,25 +142,28 @@ def derive(
 ) -> Iterator[tuple[str, str, TileConfig | None]]:
     """Yield trait, way of reading and the configuration of each row; None where every configuration spills somewhere.
 
-    Traits that need no row of their own are left out: those whose kernels are clean with the row before.
+    Traits whose kernels are clean with the row of plain ones are left out.
     """
     ranked = rank(findings, cases, plan, place)
     for described in sorted({config.descriptors for config in ranked}, reverse=True):
         order = [config for config in ranked if config.descriptors == described]
+        plain: TileConfig | None = None
         for trait in TRAITS:
             kernels = [case for case in cases if case.part == place.part and case.trait == trait]
             if not kernels or (described and trait == "gathered"):
                 continue
             chosen = next((config for config in order if is_clean(findings, kernels, place, config)), None)
-            yield trait, "descriptors" if described else "pointers", chosen
+            if trait == "plain" or chosen != plain:
+                yield trait, "descriptors" if described else "pointers", chosen
+            plain = chosen if trait == "plain" else plain
 
 
 def rank(findings: Findings, cases: list[Case], plan: Plan, place: Place) -> list[TileConfig]:
     """Return the configurations that work for the representative pattern, those with the shortest times first."""
     shape = square(LENGTH, heads=HEADS, head_size=place.head_size)
     target = Target(place.target, place.dtype, shape)
-    pipelined = place.target == "gfx942"
-    space = [one for one in configs_of(plan, target, place.part) if one.stages > 1 or pipelined]
+    # without stages nothing is read ahead of its use; AMD's compiler does that by itself
+    space = [one for one in configs_of(plan, target, place.part) if one.stages > 1 or place.target == "gfx942"]
     kernels = [case for case in cases if case.example == REPRESENTATIVE and case.part == place.part]
     count = TileCounter(plan, shape)
     times: dict[TileConfig, float] = {}
@@ -196,10 +199,10 @@ def _cases(folder: Path) -> tuple[list[Case], Plan]:
         module.write_text(render(compiled))
         for plan in compiled.plans:
             name = plan.attention.name
-            views = [*launch_views(plan), *gradient_views(plan)]
-            for kernel in (kernel for view in views for kernel in view.written):
-                part = part_of(kernel.function, name)
-                cases.append(Case(path.stem, name, kernel.function, part, kernel.traits, str(module)))
+            found = [(kernel.function, kernel.traits) for view in launch_views(plan) for kernel in view.written]
+            found += [(kernel.function, kernel.traits) for view in gradient_views(plan) for kernel in view.written]
+            for kernel, traits in found:
+                cases.append(Case(path.stem, name, kernel, part_of(kernel, name), traits, str(module)))
             if path.stem == REPRESENTATIVE:
                 representative = plan
     return cases, representative

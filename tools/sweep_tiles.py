@@ -7,7 +7,8 @@
 
 Tiles are queries x keys x warps x stages, with a `d` behind them where keys and values are read by tensor descriptors,
 and, in the option, the keys that a second walk takes at once behind that: `128x128x8x2d64`. What stands in the file of
-results is not compiled again; a page keeps its sections from the first one on that this script does not write.
+results is not compiled again, and with `--seconds` a run ends in time and the next one goes on. A page keeps its
+sections from the first one on that this script does not write.
 """
 
 from __future__ import annotations
@@ -18,10 +19,14 @@ import os
 import re
 import shlex
 import sys
+import time
 from collections.abc import Container, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from importlib import metadata
 from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 os.environ.pop("TRITON_INTERPRET", None)
@@ -53,6 +58,8 @@ def main() -> int:
     parser.add_argument("--tiles", nargs="*", type=_tiles, default=[None])
     parser.add_argument("--gradients", action="store_true", help="compile the kernels of gradients instead")
     parser.add_argument("--markdown", type=Path, help="write the tables of the sweep to this file")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes that compile")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin nothing after so many")
     parser.add_argument("--results", type=Path, help="keep what is found in this file, a JSON object per line")
     options = parser.parse_args()
     paths = sorted((ROOT / "examples").glob("*.attn"))
@@ -61,8 +68,9 @@ def main() -> int:
     rows = _read_results(options.results)
     known = {(row["attention"], *_key(row)[1:]) for row in rows}
     axes = options.targets, options.head_sizes, options.dtypes, options.tiles
-    for name, report in sweep(paths, *axes, known, gradients=options.gradients):
-        rows.append(_row(name, report))
+    work = {"gradients": options.gradients, "jobs": options.jobs, "seconds": options.seconds}
+    for row in sweep(paths, *axes, known, **work):
+        rows.append(row)
         print(json.dumps(rows[-1]), flush=True)
         if options.results is not None:
             with options.results.open("a") as file:
@@ -83,24 +91,42 @@ def sweep(
     known: Container[tuple[str, str, str, int]] = (),
     *,
     gradients: bool = False,
-) -> Iterator[tuple[str, KernelReport]]:
+    jobs: int = 1,
+    seconds: float = float("inf"),
+) -> Iterator[dict[str, Any]]:
     """Compile every combination: kernels of gradients, or forward ones, whose programs walk all keys or share them.
 
-    None among the `tiles` stands for the default ones, which may be `known` already.
+    None among the `tiles` stands for the default ones, which may be `known` already. Nothing is begun after `seconds`.
     """
-    for path in paths:
-        compiled = plan_source(read_pattern(path))
-        module = import_compiled(compiled)
-        for plan in compiled.plans:
-            name = plan.attention.name
-            for target, size, dtype, shape in product(targets, head_sizes, dtypes, tiles):
-                if shape is None and (name, target, dtype, size) in known:
-                    continue
-                place = (module, target, getattr(torch, dtype), size)
-                ways = [{"gradients": True}] if gradients else [{"shares": shares} for shares in SHARES]
-                found = [compile_kernels(*place, name=name, tiles=shape, **way) for way in ways]
-                for report in {report.name: report for reports in found for report in reports}.values():
-                    yield name, report
+    end = time.monotonic() + seconds
+    plans = [(path, plan.attention.name) for path in paths for plan in plan_source(read_pattern(path)).plans]
+    every = [
+        (path, name, target, dtype, size, shape, gradients)
+        for target, size, dtype, shape in product(targets, head_sizes, dtypes, tiles)
+        for path, name in plans
+        if shape is not None or (name, target, dtype, size) not in known
+    ]
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        for first in range(0, len(every), 2 * jobs):
+            if time.monotonic() > end:
+                return
+            for rows in pool.map(_compile, every[first : first + 2 * jobs]):
+                yield from rows
+
+
+_MODULES: dict[Path, ModuleType] = {}
+
+
+def _compile(job: tuple[Path, str, str, str, int, Tiles | None, bool]) -> list[dict[str, Any]]:
+    """Compile the kernels of one attention for one target, type and head size, in a process of its own."""
+    path, name, target, dtype, size, shape, gradients = job
+    torch.set_num_threads(1)
+    if path not in _MODULES:
+        _MODULES[path] = import_compiled(plan_source(read_pattern(path)))
+    ways: list[dict[str, Any]] = [{"gradients": True}] if gradients else [{"shares": shares} for shares in SHARES]
+    place = (_MODULES[path], target, getattr(torch, dtype), size)
+    found = [compile_kernels(*place, name=name, tiles=shape, **way) for way in ways]
+    return [_row(name, report) for report in {one.name: one for reports in found for one in reports}.values()]
 
 
 def _read_results(path: Path | None) -> list[dict[str, Any]]:
@@ -140,7 +166,7 @@ def _show(tiles: Tiles) -> str:
 
 def _page(rows: list[dict[str, Any]], *, gradients: bool) -> str:
     """Lay the sweep out as one table per head size and element type, a row for each kernel."""
-    chosen = re.sub(r" ?--results \S+", "", shlex.join(sys.argv[1:]))
+    chosen = re.sub(r" ?--(results|jobs|seconds) \S+", "", shlex.join(sys.argv[1:]))
     lines = [
         f"# Kernels of the examples{' for gradients' if gradients else ''}, compiled ahead of time",
         "",

@@ -260,11 +260,14 @@ _DESCRIBED_KEY_GRADIENTS: _Described = {
 
 
 _HEAVY_QUERY_GRADIENTS: _Table = {("sm_90", 2): {128: TileConfig(64, 32, 8, 2)}}
-_HEAVY_KEY_GRADIENTS: _Table = {("sm_80", 2): {128: TileConfig(32, 32, 8, 1)}}
+_HEAVY_KEY_GRADIENTS: _Table = {}
 _DESCRIBED_HEAVY_KEY_GRADIENTS: _Described = {("sm_90", 2): {128: TileConfig(16, 128, 8, 2, descriptors=True)}}
 """For patterns with much arithmetic for each pair, and for many loops."""
 
-_ADDED_KEY_GRADIENTS: _Table = {("sm_90", 2): {128: TileConfig(16, 32, 4, 2)}}
+_ADDED_KEY_GRADIENTS: _Table = {
+    ("sm_80", 2): {128: TileConfig(32, 64, 8, 2)},
+    ("sm_90", 2): {128: TileConfig(16, 32, 4, 2)},
+}
 _DESCRIBED_ADDED_KEY_GRADIENTS: _Described = {("sm_90", 2): {128: TileConfig(32, 32, 4, 2, descriptors=True)}}
 """For kernels that add to what others have left, and read all of it at their end."""
 
@@ -273,7 +276,7 @@ _TESTED_QUERY_GRADIENTS: _Table = {
     ("sm_90", 2): {128: TileConfig(64, 32, 8, 1)},
 }
 _TESTED_KEY_GRADIENTS: _Table = {
-    ("sm_80", 2): {64: TileConfig(32, 16, 8, 1), 128: TileConfig(16, 16, 8, 1)},
+    ("sm_80", 2): {64: TileConfig(32, 16, 8, 1)},
     ("sm_90", 2): {64: TileConfig(32, 32, 4, 2), 128: TileConfig(16, 32, 4, 2)},
 }
 _DESCRIBED_TESTED_KEY_GRADIENTS: _Described = {

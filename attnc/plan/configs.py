@@ -2,8 +2,10 @@
 
 They were chosen by compiling every example ahead of time for sm_80, sm_90, sm_100 and gfx942
 (`tools/sweep_tiles.py`): no spills, matrix instructions, shared memory within the target's; and, where there is a
-choice, by the instructions that a loop takes for each key (`tools/compare_reads.py`). On sm_86 some kernels spill, and
-float32 kernels spill everywhere. Nothing was measured on a device: other tiles may be faster.
+choice, by the instructions that a loop takes for each key (`tools/compare_reads.py`). Those of kernels of gradients of
+keys on sm_80 and sm_90, up to head size 128, are the first in the order of `attnc.tuning.model` with which nothing
+spills (`tools/derive_tiles.py`). On sm_86 some kernels spill, and float32 kernels spill everywhere. Nothing was
+measured on a device: other tiles may be faster.
 """
 
 from __future__ import annotations
@@ -240,7 +242,7 @@ _QUERY_GRADIENTS: _Table = {
 """For kernels of gradients whose rows are queries."""
 
 _KEY_GRADIENTS: _Table = _QUERY_GRADIENTS | {
-    ("sm_80", 2): {64: TileConfig(64, 128, 8, 2), 128: TileConfig(64, 64, 8, 2), 256: TileConfig(32, 16, 8, 1)},
+    ("sm_80", 2): {64: TileConfig(32, 128, 8, 2), 128: TileConfig(64, 64, 8, 2), 256: TileConfig(32, 16, 8, 1)},
     ("sm_86", 2): {64: TileConfig(32, 32, 4, 2), 128: TileConfig(32, 32, 8, 2), 256: TileConfig(16, 32, 8, 2)},
     ("sm_90", 2): {64: TileConfig(32, 128, 8, 2), 128: TileConfig(16, 128, 8, 2), 256: TileConfig(32, 16, 8, 1)},
     ("sm_100", 2): {64: TileConfig(32, 32, 8, 2), 128: TileConfig(32, 32, 8, 1), 256: TileConfig(16, 32, 8, 2)},
@@ -260,12 +262,11 @@ _DESCRIBED_KEY_GRADIENTS: _Described = {
 
 
 _HEAVY_QUERY_GRADIENTS: _Table = {("sm_90", 2): {128: TileConfig(64, 32, 8, 2)}}
-_HEAVY_KEY_GRADIENTS: _Table = {}
 _DESCRIBED_HEAVY_KEY_GRADIENTS: _Described = {("sm_90", 2): {128: TileConfig(16, 128, 8, 2, descriptors=True)}}
 """For patterns with much arithmetic for each pair, and for many loops."""
 
 _ADDED_KEY_GRADIENTS: _Table = {
-    ("sm_80", 2): {128: TileConfig(32, 64, 8, 2)},
+    ("sm_80", 2): {64: TileConfig(32, 32, 4, 2), 128: TileConfig(32, 64, 8, 2)},
     ("sm_90", 2): {128: TileConfig(16, 32, 4, 2)},
 }
 _DESCRIBED_ADDED_KEY_GRADIENTS: _Described = {("sm_90", 2): {128: TileConfig(32, 32, 4, 2, descriptors=True)}}
@@ -276,7 +277,7 @@ _TESTED_QUERY_GRADIENTS: _Table = {
     ("sm_90", 2): {128: TileConfig(64, 32, 8, 1)},
 }
 _TESTED_KEY_GRADIENTS: _Table = {
-    ("sm_80", 2): {64: TileConfig(32, 16, 8, 1)},
+    ("sm_80", 2): {64: TileConfig(32, 32, 4, 2)},
     ("sm_90", 2): {64: TileConfig(32, 32, 4, 2), 128: TileConfig(16, 32, 4, 2)},
 }
 _DESCRIBED_TESTED_KEY_GRADIENTS: _Described = {
@@ -287,7 +288,7 @@ _DESCRIBED_TESTED_KEY_GRADIENTS: _Described = {
 
 _OF_QUERIES = _Tables((_QUERY_GRADIENTS, _HEAVY_QUERY_GRADIENTS, {}, {}, _TESTED_QUERY_GRADIENTS), ({}, {}, {}, {}, {}))
 _OF_KEYS = _Tables(
-    (_KEY_GRADIENTS, _HEAVY_KEY_GRADIENTS, {}, _ADDED_KEY_GRADIENTS, _TESTED_KEY_GRADIENTS),
+    (_KEY_GRADIENTS, {}, {}, _ADDED_KEY_GRADIENTS, _TESTED_KEY_GRADIENTS),
     (
         _DESCRIBED_KEY_GRADIENTS,
         _DESCRIBED_HEAVY_KEY_GRADIENTS,

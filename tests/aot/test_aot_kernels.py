@@ -193,10 +193,6 @@ def test_kernels_fit_shared_memory_of_smaller_devices(compile_example):
         assert report["shared"] <= report["shared_limit"], report
 
 
-SPILLING = {("bigbird_key_gradient", "sm_80", 128)}
-"""Kernels that keep too much for each program: tests of tiles by hashes, in several loops."""
-
-
 @pytest.mark.parametrize("name", ["streaming", "packed"])
 @pytest.mark.parametrize(("target", "size"), [("sm_80", 64), ("sm_90", 64), ("sm_90", 128)])
 def test_gradients_spill_nothing(name, target, size, compile_example):
@@ -223,7 +219,6 @@ def test_gradients_compile_for_every_target(path, compile_example):
 def check_gradients(reports):
     assert len({report["name"] for report in reports}) >= 2
     for report in reports:
-        spilling = (report["name"], report["target"], report["head_size"]) in SPILLING
-        assert (report["spills"] > 0) == spilling, report
+        assert report["spills"] == 0, report
         assert report["matrix_instructions"] > 0, report
         assert report["shared"] <= report["shared_limit"], report

@@ -65,7 +65,7 @@ def kernel_backward(
 
 def _delta_of_rows(grad_out: Tensor, out: Tensor, grad_lse: Tensor | None) -> Tensor:
     """Return what the gradients of all weights of a row have in common, float32 `(B, H, N)`."""
-    delta = (grad_out.float() * out.float()).sum(-1)
+    delta = (grad_out.float() * out).sum(-1)
     return delta if grad_lse is None else delta - grad_lse
 
 

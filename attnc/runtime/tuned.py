@@ -91,6 +91,7 @@ class _Known:
         remembered: what they said, by device.
         tried: tiles that are being measured, before all others.
         asked: kernels that launches have asked for, in order; None where nobody wants to know.
+        version: another one after each change, so that what follows from tiles is not kept for longer.
     """
 
     written: dict[_Name, dict[tuple[int, int], Tiles | Slabs]] = field(default_factory=dict)
@@ -98,6 +99,7 @@ class _Known:
     remembered: dict[str, dict[_Name, dict[tuple[int, int], Tiles | Slabs]]] = field(default_factory=dict)
     tried: dict[str, Tiles | Slabs] = field(default_factory=dict)
     asked: list[str] | None = None
+    version: object = field(default_factory=object)
 
 
 _KNOWN = _Known()
@@ -106,18 +108,30 @@ _KNOWN = _Known()
 def use_tuned(entries: Iterable[TunedTiles]) -> None:
     """Take tiles that a generated module was written with; they come before what sources say."""
     _add(_KNOWN.written, entries)
+    _KNOWN.version = object()
 
 
 def use_source(source: Source) -> None:
     """Ask a source for tiles from now on."""
     if source not in _KNOWN.sources:
         _KNOWN.sources.append(source)
-        _KNOWN.remembered.clear()
+        forget_tuned()
 
 
 def forget_tuned() -> None:
     """Ask sources again at the next call: they have changed."""
     _KNOWN.remembered.clear()
+    _KNOWN.version = object()
+
+
+def tuned_version() -> object:
+    """Return what is the same object for as long as the same tiles are taken for the same calls."""
+    return _KNOWN.version
+
+
+def are_kernels_watched() -> bool:
+    """Tell whether `watch_kernels` wants to know which kernels are launched."""
+    return _KNOWN.asked is not None
 
 
 @contextmanager
@@ -125,10 +139,11 @@ def try_tiles(tiles: Mapping[str, Tiles | Slabs]) -> Iterator[None]:
     """Take these tiles, by kernel, while the block runs, in every thread: gradients are computed in others."""
     before = dict(_KNOWN.tried)
     _KNOWN.tried.update(tiles)
+    _KNOWN.version = object()
     try:
         yield
     finally:
-        _KNOWN.tried = before
+        _KNOWN.tried, _KNOWN.version = before, object()
 
 
 @contextmanager

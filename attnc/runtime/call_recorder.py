@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from attnc.runtime.call_steps import CallPlan, Given, KernelStep, MemoryStep, Slot, Step, TorchStep, make_plan
+from attnc.runtime.call_steps import NOWHERE, CallPlan, Given, KernelStep, MemoryStep, Slot, Step, TorchStep, make_plan
 
 MOST_STEPS = 200
 """Steps beyond which a call takes so long that nothing is gained, as do gradients strip by strip."""
@@ -23,6 +23,9 @@ _EMPTY = {
     _aten.new_empty_strided.default,
 }  # fmt: skip
 _ZEROS = {_aten.zeros.default, _aten.zeros_like.default, _aten.new_zeros.default}
+_CONSTANTS = bool | int | float | str | torch.dtype | torch.device | torch.layout | torch.memory_format
+"""Arguments that are the same for every call of a signature; a storage is none, say."""
+
 _READS = {_aten.item.default, _aten._local_scalar_dense.default}
 
 
@@ -116,7 +119,7 @@ class CallRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         arguments = tuple(self._templated(one) for one in args)
         options = {name: self._templated(one) for name, one in named.items()}
         many = isinstance(found, list | tuple)
-        results = tuple(self._learn(one) for one in (found if many else (found,)))
+        results = tuple(NOWHERE if one is None else self._learn(one) for one in (found if many else (found,)))
         self._steps.append(TorchStep(func, arguments, options, results, many, func._schema.is_mutable))
 
     def _learn(self, tensor: Any) -> int:
@@ -145,7 +148,11 @@ class CallRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return Slot(self._number(argument))
         if isinstance(argument, list | tuple) and any(isinstance(one, Tensor | list | tuple) for one in argument):
             return [self._templated(one) for one in argument]
-        return tuple(argument) if isinstance(argument, list) else argument
+        if isinstance(argument, list | tuple):
+            return tuple(self._templated(one) for one in argument)
+        if argument is not None and not isinstance(argument, _CONSTANTS):
+            raise _UntoldError
+        return argument
 
 
 class _UntoldError(Exception):

@@ -13,6 +13,10 @@ Given = Sequence[Tensor | None]
 """All tensors that a computation reads."""
 
 
+NOWHERE = -1
+"""In the place of the number of a tensor: None is there."""
+
+
 @dataclass(frozen=True, slots=True)
 class Slot:
     """Stands for a tensor of the call, by its number."""
@@ -48,7 +52,7 @@ class TorchStep:
     Attributes:
         function: of torch.
         arguments, named: what it is called with, a `Slot` for each tensor.
-        results: where its results go.
+        results: where its results go; `NOWHERE` for one that is no tensor.
         many: whether it returns several.
         changes: whether it changes a tensor that it is given.
     """
@@ -70,7 +74,8 @@ class TorchStep:
             found = self.function(*arguments)
         if self.many:
             for number, tensor in zip(self.results, found, strict=True):
-                values[number] = tensor
+                if number != NOWHERE:
+                    values[number] = tensor
         else:
             values[self.results[0]] = found
 
@@ -80,7 +85,7 @@ class TorchStep:
 
     def touched(self) -> tuple[int, ...]:
         """Return the numbers of the tensors that it reads or makes."""
-        return (*self.read(), *self.results)
+        return (*self.read(), *[number for number in self.results if number != NOWHERE])
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from attnc.runtime.blocks import compute_dtype
 from attnc.runtime.checks import check_head_sizes
 from attnc.runtime.cpu import cpu_backward, cpu_forward, new_output, rows_outside
 from attnc.runtime.dropout import Dropout
+from attnc.runtime.gpu_library import is_window_call, window_forward
 from attnc.runtime.kernel_gradients import kernel_backward
 from attnc.runtime.program import Program
 
@@ -85,6 +86,9 @@ def launch_forward(
             query, key, value, is_causal=causal, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
         )
         return rows_outside(out), state
+    if is_window_call(program, query, key, value, dropout_p, backward=False):
+        out, lse = window_forward(program, query, key, value, scale)
+        return out, lse if with_state else state
     check_head_sizes(program.name, query, value)
     out = output_of(query, value)
     kept, dropout = state if state.numel() else None, Dropout.of(dropout_p, seed)

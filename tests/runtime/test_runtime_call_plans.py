@@ -237,9 +237,18 @@ OUTSIDE = torch.ones(3)
         lambda tensor: [tensor * float(tensor.sum())],
         lambda tensor: [tensor * torch.tensor([1.0, 2.0, 3.0])],
         lambda tensor: [tensor.as_strided((2,), (1,), 1)],
+        lambda tensor: [tensor.new_empty(0).set_((tensor * 1).untyped_storage(), 0, (3,), (1,))],
         lambda tensor: [sum(tensor * number for number in range(MOST_STEPS))],
     ],
-    ids=["another tensor", "its result", "a value", "numbers of Python's", "a place in memory", "too many steps"],
+    ids=[
+        "another tensor",
+        "its result",
+        "a value",
+        "Python's numbers",
+        "a place in memory",
+        "a storage",
+        "too many steps",
+    ],
 )
 def test_what_depends_on_more_than_its_tensors_is_not_kept(compute):
     results, plan = record_call(compute, [torch.ones(3)])

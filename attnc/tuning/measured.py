@@ -256,7 +256,7 @@ def _tune_kernel(
 
 
 def _label(identity: str, backward: bool) -> str:
-    return identity.split()[0] + (", backward" if backward else "")
+    return identity.split()[0] + (", backward" if backward else "") + (", whole" if is_library_name(identity) else "")
 
 
 def _measure(bench: _Bench, identity: str, backward: bool, tried: Mapping[Shown, None]) -> dict[Shown, Timing]:

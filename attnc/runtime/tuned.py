@@ -139,9 +139,9 @@ def forget_tuned() -> None:
     _KNOWN.version = object()
 
 
-def tuned_version() -> object:
-    """Return what is the same object for as long as the same tiles are taken for the same calls."""
-    return _KNOWN.version
+def tuned_version() -> tuple[object, ...]:
+    """Return what is equal for as long as the same tiles are taken for the same calls."""
+    return (_KNOWN.version, *_KNOWN.tried.items())
 
 
 def are_kernels_watched() -> bool:
@@ -152,13 +152,12 @@ def are_kernels_watched() -> bool:
 @contextmanager
 def try_tiles(tiles: Mapping[str, Tuned]) -> Iterator[None]:
     """Take these tiles, by kernel, while the block runs, in every thread: gradients are computed in others."""
-    before = dict(_KNOWN.tried)
-    _KNOWN.tried.update(tiles)
-    _KNOWN.version = object()
+    before = _KNOWN.tried
+    _KNOWN.tried = before | dict(tiles)
     try:
         yield
     finally:
-        _KNOWN.tried, _KNOWN.version = before, object()
+        _KNOWN.tried = before
 
 
 @contextmanager

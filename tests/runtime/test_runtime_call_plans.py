@@ -137,14 +137,15 @@ def test_tuned_tiles_are_taken_when_they_change():
         expected = function_of("causal")(query, key, value)
     assert not plans()
     launched = []
-    for tiles in (None, Tiles(16, 16, 4, 1), Tiles(32, 16, 4, 1)):
+    for tiles in (None, Tiles(16, 16, 4, 1), Tiles(32, 16, 4, 1), None, Tiles(32, 16, 4, 1)):
         with try_tiles({} if tiles is None else {asked[0]: tiles}):
             for _ in range(3):
                 torch.testing.assert_close(function_of("causal")(query, key, value), expected)
-        step, _ = plans()[-1].steps[-1]
+        step, _ = plans()[-1].steps[-1]  # the one that was used last
         assert isinstance(step, KernelStep)
         launched.append(step.arguments[step.names.index("BLOCK_M")])
-    assert launched == [64, 16, 32]
+    assert launched == [64, 16, 32, 64, 32]
+    assert len(plans()) == 3
 
 
 @pytest.mark.parametrize("change", ["pinned", "assumed", "written", "source"])

@@ -19,6 +19,7 @@ from attnc.runtime.tiles import Tiles, assume_target
 from attnc.runtime.tuned import try_tiles, watch_kernels
 
 CPU = torch.device("cpu")
+EXAMPLES = Path(__file__).parents[2] / "examples"
 SIZES = {"B": 1, "H": 2, "G": 1, "N": 20, "M": 24, "dtype": torch.float32}
 
 
@@ -324,9 +325,23 @@ def test_kernels_start_on_the_device_of_the_tensors(monkeypatch):
     assert current == [0]
 
 
+def launch_without_device(path):
+    """Return how many launches agree with Triton's own, and how many go by no look at the arguments."""
+    script = Path(__file__).parent / "launch_without_device.py"
+    found = subprocess.run([sys.executable, str(script), str(path)], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    agree, _, _, direct, _ = found.stdout.split()
+    return int(agree), int(direct)
+
+
 def test_kernels_are_launched_with_the_arguments_that_triton_passes():
     """A driver without a device takes the place of CUDA's, so that Triton's own launcher runs as it does there."""
-    script = Path(__file__).parent / "launch_without_device.py"
-    found = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
-    assert found.returncode == 0, found.stderr
-    assert found.stdout.split() == ["6", "launches", "agree,", "6", "direct"]
+    assert launch_without_device(EXAMPLES / "gpt.attn") == (6, 6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.attn")), ids=lambda path: path.stem)
+def test_kernels_of_examples_are_launched_so(path):
+    agree, direct = launch_without_device(path)
+    assert agree >= 6
+    assert direct == agree

@@ -37,6 +37,7 @@ class CallRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._given, self._count = len(given), 0
         self._steps: list[Step] = []
         self._known: dict[int, tuple[Any, int]] = {}
+        self._starts: dict[int, int] = {}
         self._possible, self._is_launching = True, False
         for tensor in given:
             if tensor is not None:
@@ -100,7 +101,9 @@ class CallRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         except _UntoldError:
             self._possible = False
             return
-        tensors = tuple((place, one.number) for place, one in enumerate(values) if isinstance(one, Slot))
+        # of a view that begins where its tensor does, a kernel sees no more than of that tensor
+        numbers = [self._starts.get(one.number, one.number) if isinstance(one, Slot) else None for one in values]
+        tensors = tuple((place, number) for place, number in enumerate(numbers) if number is not None)
         values = [None if isinstance(one, Slot) else one for one in values]
         self._steps.append(KernelStep(start, tuple(values), tensors, names, prepare))
 
@@ -121,6 +124,9 @@ class CallRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         many = isinstance(found, list | tuple)
         results = tuple(NOWHERE if one is None else self._learn(one) for one in (found if many else (found,)))
         self._steps.append(TorchStep(func, arguments, options, results, many, func._schema.is_mutable))
+        if args and not many and found is not args[0] and _begins_alike(found, args[0]):
+            whole = self._number(args[0])
+            self._starts[results[0]] = self._starts.get(whole, whole)
 
     def _learn(self, tensor: Any) -> int:
         """Return the number of a result, which may be a tensor that is known."""
@@ -187,6 +193,13 @@ def record_call(compute: Callable[..., Sequence[Tensor]], given: Given) -> tuple
     finally:
         _RECORDING.recorder = None
     return results, recorder.plan(results)
+
+
+def _begins_alike(view: Any, tensor: Any) -> bool:
+    """Tell whether two tensors have the same address and type."""
+    if not (isinstance(view, Tensor) and isinstance(tensor, Tensor)) or not view.numel() or not tensor.numel():
+        return False
+    return view.dtype == tensor.dtype and view.data_ptr() == tensor.data_ptr()
 
 
 def _is_direct(compiled: Any) -> bool:

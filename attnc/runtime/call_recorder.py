@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from threading import local
 from typing import Any
-from weakref import ref
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from attnc.runtime.call_steps import NOWHERE, CallPlan, Given, KernelStep, MemoryStep, Slot, Step, TorchStep, make_plan
 
@@ -36,7 +36,7 @@ class CallRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self._given, self._count = len(given), 0
         self._steps: list[Step] = []
-        self._known: dict[int, tuple[Any, int]] = {}
+        self._known: Any = WeakTensorKeyDictionary()  # type: ignore[no-untyped-call]
         self._starts: dict[int, int] = {}
         self._possible, self._is_launching = True, False
         for tensor in given:
@@ -132,21 +132,15 @@ class CallRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Return the number of a result, which may be a tensor that is known."""
         if not isinstance(tensor, Tensor):
             raise _UntoldError
-        if self._is_known(tensor):
-            return self._known[id(tensor)][1]
-        self._known[id(tensor)] = ref(tensor), self._count
-        self._count += 1
-        return self._count - 1
-
-    def _is_known(self, tensor: Tensor) -> bool:
-        """Tell whether a tensor is known: another one may lie where one was, which is not kept for this."""
-        found = self._known.get(id(tensor))
-        return found is not None and found[0]() is tensor
+        number: int = self._known.setdefault(tensor, self._count)
+        self._count += number == self._count
+        return number
 
     def _number(self, tensor: Tensor) -> int:
-        if not self._is_known(tensor):
+        number: int | None = self._known.get(tensor)
+        if number is None:
             raise _UntoldError
-        return self._known[id(tensor)][1]
+        return number
 
     def _templated(self, argument: Any) -> Any:
         """Return an argument with numbers in the places of tensors; a list only where tensors are in it."""
@@ -161,7 +155,7 @@ class CallRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return argument
 
 
-class _UntoldError(Exception):
+class _UntoldError(ValueError):
     """A step depends on something that is neither given nor made by an earlier one."""
 
 

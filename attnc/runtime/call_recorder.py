@@ -36,7 +36,7 @@ class CallRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self._given, self._count = len(given), 0
         self._steps: list[Step] = []
-        self._known: Any = WeakTensorKeyDictionary()  # type: ignore[no-untyped-call]
+        self._known: Any = WeakTensorKeyDictionary()
         self._starts: dict[int, int] = {}
         self._possible, self._is_launching = True, False
         for tensor in given:

@@ -19,17 +19,32 @@ from attnc.runtime.calls import Store
 from attnc.runtime.tiles import assumptions
 from attnc.runtime.tuned import are_kernels_watched, is_pinned, tuned_version
 
-MOST_PLANS = 256
-"""Plans that are kept: some tens of kilobytes each."""
-
 MOST_SEEN = 1024
-"""Signatures that came once. Lengths that grow with every call, as in decoding, stay among these."""
+"""Signatures that are kept, those that were used last. Lengths that grow with every call leave these alone behind."""
+
+PLAN_SIZE = 4
+"""Signatures that one with a plan counts as: it takes some tens of kilobytes."""
 
 _ALIGNMENT = 15
 """Bits of addresses on which kernels depend."""
 
-_PLANS: Store[CallPlan | bool] = Store(MOST_PLANS)
-_SEEN: Store[bool] = Store(MOST_SEEN)
+_PLANS: Store[CallPlan | str] = Store(MOST_SEEN)
+"""By signature: a plan, or `seen` once, or `untold` where there can be none."""
+
+
+class _Signature:
+    """What a call is known by; it is long, so that its hash is computed once."""
+
+    __slots__ = ("hashed", "parts")
+
+    def __init__(self, parts: tuple[Hashable, ...]) -> None:
+        self.parts, self.hashed = parts, hash(parts)
+
+    def __hash__(self) -> int:
+        return self.hashed
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Signature) and self.parts == other.parts
 
 
 def run_planned(
@@ -48,20 +63,18 @@ def run_planned(
             return run_planned(what, device, compute, given)
     if are_kernels_watched() or recorder_here() is not None:
         return compute(*given)
-    autocast = torch.is_autocast_enabled(device.type)
-    state = tuned_version(), is_pinned(), assumptions(), autocast
-    name = (what, device, state, *[_signature(tensor) for tensor in given])
+    state = tuned_version(), is_pinned(), assumptions(), torch.is_autocast_enabled(device.type)
+    name = _Signature((what, device, state, *[_signature(tensor) for tensor in given]))
     found = _PLANS.get(name)
     if isinstance(found, CallPlan):
         return found.run(given)
-    if found is not None:
-        return compute(*given)
-    if _SEEN.get(name) is None:
-        _SEEN.put(name, True, 1)
-        return compute(*given)
-    results, plan = record_call(compute, given)
-    _PLANS.put(name, plan or False, 1)
-    return results
+    if found == "seen":
+        results, plan = record_call(compute, given)
+        _PLANS.put(name, plan or "untold", PLAN_SIZE)
+        return results
+    if found is None:
+        _PLANS.put(name, "seen", 1)
+    return compute(*given)
 
 
 def exact(number: float | None) -> str | None:

@@ -27,12 +27,12 @@ SIZES = {"B": 1, "H": 2, "G": 1, "N": 20, "M": 24, "dtype": torch.float32}
 def own_plans(monkeypatch):
     """Start without plans, and launch kernels."""
     monkeypatch.setenv("ATTNC_TARGET", "triton")
-    monkeypatch.setattr(call_plans, "_PLANS", Store(call_plans.MOST_PLANS))
-    monkeypatch.setattr(call_plans, "_SEEN", Store(call_plans.MOST_SEEN))
+    monkeypatch.setattr(call_plans, "_PLANS", Store(call_plans.MOST_SEEN))
 
 
 def plans():
-    return [one for one, _ in call_plans._PLANS._kept.values()]
+    """Return what is kept of signatures that came twice."""
+    return [one for one, _ in call_plans._PLANS._kept.values() if one != "seen"]
 
 
 def call(name, seed=0, options=None, reshape=None, **sizes):
@@ -76,6 +76,7 @@ def test_what_python_makes_tensors_of_is_computed_anew(monkeypatch):
         found = call("relative", seed, N=9, M=9)
     assert_same(found, unplanned(monkeypatch, "relative", 3, N=9, M=9))
     assert [isinstance(one, CallPlan) for one in plans()] == [True, False]
+    assert plans()[1] == "untold"
 
 
 CHANGES = {
@@ -182,14 +183,22 @@ def test_whatever_decides_tiles_is_part_of_the_signature(change, monkeypatch):
 
 
 def test_what_is_kept_is_bounded():
-    for size in range(call_plans.MOST_SEEN + 50):
+    def call_with(size):
         run_planned("own", CPU, lambda tensor: [tensor + 1], [torch.zeros(size)])
-    assert len(call_plans._SEEN._kept) == call_plans.MOST_SEEN
+
+    for size in range(call_plans.MOST_SEEN + 50):
+        call_with(size)
+    assert len(call_plans._PLANS._kept) == call_plans.MOST_SEEN
     assert not plans()
-    for size in range(call_plans.MOST_PLANS + 50):
-        for _ in range(2):
-            run_planned("own", CPU, lambda tensor: [tensor + 1], [torch.zeros(size)])
-    assert len(plans()) == call_plans.MOST_PLANS
+    most = call_plans.MOST_SEEN // call_plans.PLAN_SIZE
+    for size in range(5000, 5050 + most):
+        call_with(size)
+        call_with(size)
+    assert len(plans()) == most
+    for size in range(2 * call_plans.MOST_SEEN):
+        call_with(6000 + size)
+        call_with(5010 + most)  # what is used stays
+    assert len(plans()) == 1
 
 
 def test_tensors_are_let_go_where_nothing_needs_them():

@@ -1,9 +1,10 @@
-"""Write the GPU bundle: standalone modules of the examples and of the benchmark standard, and what checks and times them.
+"""Write the GPU bundle: standalone modules of the examples and the benchmark standard, and what checks and times them.
 
     python tools/gpu_bundle.py --out build/gpu --rank 60
 
-The bundle needs torch, triton and numpy on the machine with the GPU, and nothing of this package. With `--rank`, the
-configurations of the kernels of some patterns are ranked here, so many seconds for each; the best are tried there.
+The bundle needs torch, triton and numpy on the machine with the GPU, and nothing of this package. With `--rank`, it
+also carries configurations of the kernels of some patterns, which are ranked here, so many seconds for each pattern,
+and measured there.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gpu_candidates import candidates
 
 from attnc.algebra.counting import count_pairs
 from attnc.bench import flex, measure
@@ -69,9 +71,6 @@ LONG_HEADS, MOST_HEADS = 4, 8
 TUNED = ("window", "causal", "documents", "dilated")
 """Patterns whose kernels are tuned there."""
 
-SURVIVORS = 8
-"""Configurations of a kernel, the best by estimate, that the bundle carries."""
-
 TRIED = 128
 """Length at which the steps are tried on a machine without a GPU."""
 
@@ -97,13 +96,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu")
     parser.add_argument("--only", nargs="*", help="names of pattern files, without .attn")
-    parser.add_argument("--rank", type=float, default=0.0, help="seconds of ranking for each pattern that is tuned")
+    parser.add_argument(
+        "--rank", type=float, help="carry configurations to tune, after so many seconds of ranking each"
+    )
     options = parser.parse_args()
     size = write_bundle(options.out, options.only, options.rank)
     print(f"{options.out}: {size / 2**20:.1f} MiB; run it with: python {options.out}/run.py --out results")
 
 
-def write_bundle(out: Path, only: list[str] | None = None, rank: float = 0.0) -> int:
+def write_bundle(out: Path, only: list[str] | None = None, rank: float | None = None) -> int:
     """Write all files of the bundle to `out`, which is emptied first, and return their size in bytes."""
     shutil.rmtree(out, ignore_errors=True)
     sources = [one for one in all_sources() if not only or one.key.rpartition("/")[2] in only]
@@ -119,7 +120,7 @@ def write_bundle(out: Path, only: list[str] | None = None, rank: float = 0.0) ->
         "cases": planned,
         "pairs": {source.key: pairs_of(source, lengths_of(source, planned, long)) for source in suite},
         "long": long,
-        "tuned": [ranked(source, rank) for source in suite if rank and source.key.removeprefix("standard/") in TUNED],
+        "tuned": [] if rank is None else [candidates(one.key, one.compiled, FIRST, rank) for one in tuned_of(suite)],
     }
     (out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     modifiers = flex_prelude()
@@ -181,6 +182,11 @@ def sizes_of(tensor: Tensor) -> list[str]:
 # -- what is measured
 
 
+def tuned_of(suite: Sequence[Source]) -> list[Source]:
+    """Return the patterns whose kernels are tuned, in their order."""
+    return [source for name in TUNED for source in suite if source.key == f"standard/{name}"]
+
+
 def suite_cases(suite: Sequence[Source]) -> list[dict[str, Any]]:
     """Return the cases of the benchmark standard on a GPU, those that decide on its targets first."""
     patterns = [Pattern(source.key, source.idea, lambda: source.compiled) for source in suite]  # noqa: B023
@@ -240,26 +246,6 @@ def pairs_of(source: Source, lengths: Sequence[int]) -> dict[str, float]:
     attention = source.compiled.plans[0].attention
     counted = {str(length): count_pairs(attention, length, length, HEADS) for length in lengths}
     return {length: float(count) for length, count in counted.items() if count is not None}
-
-
-def ranked(source: Source, seconds: float) -> dict[str, Any]:
-    """Rank the configurations of a pattern's kernels for sm_90, and return the best of each kernel."""
-    from attnc.tuning.static import Target, rank
-
-    length, head_size, dtype = FIRST["length"], FIRST["head_size"], FIRST["dtype"]
-    assert isinstance(length, int)
-    assert isinstance(head_size, int)
-    sizes = Sizes(length, TOKENS["cuda"] // length, HEADS, HEADS, head_size, str(dtype), Mode.BOTH)
-    shape = square(length, batch=1, heads=HEADS, head_size=head_size)
-    found = rank(
-        source.compiled, source.compiled.plans[0], Target("sm_90", str(dtype), shape), gradients=True, budget=seconds
-    )
-    candidates = {}
-    for ranking in found:
-        working = [one for one in ranking.candidates if one.works and not one.is_default]
-        candidates[ranking.identity] = [asdict(one.tiles) for one in working[:SURVIVORS]]
-        print(f"{source.key}: {len(ranking.candidates)} configurations of {ranking.kernel} ranked", flush=True)
-    return {"pattern": source.key, "sizes": asdict(sizes), "candidates": candidates}
 
 
 # -- FlexAttention

@@ -58,12 +58,16 @@ def main() -> int:
         print(f"nothing runs here: {described['why']}", file=sys.stderr)
         return 2
     results = Results(options.out, described["machine"], {"peers": list(PEERS), "seconds": SECONDS, "samples": 5})
+    if options.again:
+        results.forget_failures()
     print(", ".join(f"{key} {value}" for key, value in described["machine"].items()), flush=True)
     pool = Pool(options.workers, options.device, log)
     try:
         for step in SHARES:
             if step in options.steps:
-                take(step, Steps(options.device, options.only), results, pool, begin + SHARES[step] * options.budget, log)
+                take(
+                    step, Steps(options.device, options.only), results, pool, begin + SHARES[step] * options.budget, log
+                )
     finally:
         pool.close()
     print((options.out / "results.md").read_text())
@@ -76,6 +80,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder for results.json, results.md, tuned.json")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="cpu tries the steps, at tiny sizes")
     parser.add_argument("--budget", type=float, default=480.0, help="seconds after which nothing new is begun")
+    parser.add_argument("--again", action="store_true", help="do again what failed")
     parser.add_argument("--workers", type=int, default=max(1, min(12, (os.cpu_count() or 2) - 2)))
     names = {"type": lambda text: text.split(","), "metavar": "NAME,..."}
     parser.add_argument("--only", default=[], help="names of patterns", **names)
@@ -126,7 +131,9 @@ def take(step: str, steps: Steps, results: Results, pool: Pool, deadline: float,
 
 
 def enter(job: Job, row: dict[str, Any], results: Results) -> None:
-    """Keep a row, and say so in a line."""
+    """Keep a row, and say so in a line; one without results says what was asked."""
+    if not row["ok"]:
+        row["given"] = job.given
     results.put(job.part, job.key, row)
     said = "ok   " if row["ok"] else "WRONG" if job.part in ("correct", "graphs") else "no   "
     why = "" if row["ok"] else str(row.get("wrong") or row.get("why") or row.get("problem")).strip().splitlines()[-1]

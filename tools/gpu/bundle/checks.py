@@ -95,13 +95,30 @@ def gradient_verdicts(pattern: Pattern, shape: Shape, dtype: str, device: str) -
 
 
 def with_gradients(
-    pattern: Pattern, function: Callable[..., Any], shape: Shape, dtype: str, device: str, *, wide: bool = False
+    pattern: Pattern,
+    function: Callable[..., Any],
+    shape: Shape,
+    dtype: str,
+    device: str,
+    *,
+    wide: bool = False,
+    others: bool = True,
 ) -> dict[str, Tensor]:
-    """Return the output and all gradients, for the same gradient of the output every time."""
+    """Return the output and all gradients, for the same gradient of the output every time.
+
+    Args:
+        pattern: for whose arguments they are.
+        function: what is differentiated.
+        shape: of the arguments.
+        dtype: of them.
+        device: where they are.
+        wide: whether they are widened to float64.
+        others: whether gradients of arguments besides query, key and value are among them.
+    """
     tensors, inputs = make_arguments(pattern, shape, dtype, device)
     if wide:
         tensors, inputs = tuple(tensor.double() for tensor in tensors), widened(inputs)  # type: ignore[assignment]
-    names = pattern.differentiable
+    names = pattern.differentiable if others else []
     leaves = [tensor.detach().clone().requires_grad_() for tensor in (*tensors, *(inputs[name] for name in names))]
     out = function(*leaves[:3], **(inputs | dict(zip(names, leaves[3:], strict=True))))
     upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(23)).to(device, DTYPES[dtype])

@@ -114,7 +114,9 @@ def module_of(pattern: Pattern) -> ModuleType:
     return load_file(pattern.module)
 
 
-def make_arguments(pattern: Pattern, shape: Shape, dtype: str, device: str, *, seed: int = 17) -> tuple[Tensors, Inputs]:
+def make_arguments(
+    pattern: Pattern, shape: Shape, dtype: str, device: str, *, seed: int = 17
+) -> tuple[Tensors, Inputs]:
     """Return the arguments of one call, the same for the same arguments: large ones are drawn on the device."""
     pairs = shape.batch * shape.heads * max(shape.queries, shape.keys) * shape.head_size
     place = device if pairs > 1 << 24 else "cpu"

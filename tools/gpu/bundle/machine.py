@@ -31,7 +31,10 @@ def describe(device: str) -> dict[str, Any]:
     if device == "cuda":
         major, minor = torch.cuda.get_device_capability()
         facts |= {"cuda": torch.version.cuda or torch.version.hip, "capability": f"{major}.{minor}"}
-        facts |= {"cudnn": str(torch.backends.cudnn.version()), "memory": torch.cuda.get_device_properties(0).total_memory}
+        facts |= {
+            "cudnn": str(torch.backends.cudnn.version()),
+            "memory": torch.cuda.get_device_properties(0).total_memory,
+        }
     return {"machine": facts}
 
 

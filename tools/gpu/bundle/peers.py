@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import os
+import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -272,7 +272,9 @@ def _eager_fallback(work: Callable[[], object]) -> str:
 
 def compiler() -> str | None:
     """Return the C compiler that Triton and torch.compile will find."""
-    return next((found for name in (os.environ.get("CC"), "gcc", "clang", "cc") if name and (found := shutil.which(name))), None)
+    return next(
+        (found for name in (os.environ.get("CC"), "gcc", "clang", "cc") if name and (found := shutil.which(name))), None
+    )
 
 
 def free_memory(device: str) -> int:

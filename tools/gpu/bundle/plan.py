@@ -102,7 +102,12 @@ class Steps:
         for case in self.cases:
             if case["first"] == first:
                 sizes = self._sizes(case)
-                given = {"key": case["pattern"], "sizes": sizes, "small": case["small"], "names": list(self._peers(case))}
+                given = {
+                    "key": case["pattern"],
+                    "sizes": sizes,
+                    "small": case["small"],
+                    "names": list(self._peers(case)),
+                }
                 label = f"{case['pattern']} {' '.join(str(value) for value in sizes.values())}"
                 yield Job("standard", label, "case", given | {"seconds": self._seconds()}, limit=120)
 

@@ -47,6 +47,11 @@ class Results:
         rows: dict[str, Row] = self.data["parts"][name]
         return rows
 
+    def forget_failures(self) -> None:
+        """Leave out what failed, so that it is done again."""
+        for part, rows in self.data["parts"].items():
+            self.data["parts"][part] = {key: row for key, row in rows.items() if row["ok"]}
+
     def put(self, part: str, key: str, row: Row) -> None:
         """Enter a row, and write all files."""
         self.data["parts"][part][key] = row
@@ -90,7 +95,10 @@ def summary(data: dict[str, Any]) -> str:
     for part in ("correct", "graphs"):
         wrong = {key: row for key, row in parts[part].items() if not row["ok"]}
         lines += [f"{part}: {len(parts[part]) - len(wrong)} of {len(parts[part])} are right."]
-        lines += [f"- wrong: {key}: {row.get('wrong') or row.get('why') or row.get('error')}" for key, row in wrong.items()]
+        lines += [
+            f"- wrong: {key}: {row.get('wrong') or _line(row.get('why') or row.get('error'))}"
+            for key, row in wrong.items()
+        ]
     lines += ["", *standard_lines(list(parts["standard"].values()))[:SHOWN]]
     lines += ["", *(f"- long: {key}: {_long(row)}" for key, row in parts["long"].items())]
     lines += [f"- gluon: {row.get('code', row.get('why'))}" for row in parts["gluon"].values()]
@@ -101,25 +109,34 @@ def summary(data: dict[str, Any]) -> str:
 
 def standard_lines(rows: list[Row]) -> list[str]:
     """Return a table of cases: times in milliseconds, and FlexAttention's and the fastest peer's for one of attnc's."""
-    lines = ["| case | attnc, ms | TFLOP/s | x floor | flex / attnc | fastest / attnc | fastest |", "|---|---|---|---|---|---|---|"]
+    headings = ("case", "attnc, ms", "TFLOP/s", "x floor", "flex / attnc", "fastest / attnc", "fastest")
+    lines = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
     for row in rows:
-        sizes = row.get("sizes", {})
-        label = f"{row.get('pattern')} N{sizes.get('length')} D{sizes.get('head_size')} {sizes.get('mode')}"
-        found = {one["name"]: one for one in (row.get("comparison") or {}).get("results", ()) if "timing" in one}
-        ours = found.pop("attnc", None)
-        if ours is None:
-            lines.append(f"| {label} | {row.get('problem') or row.get('why') or 'no time'} | | | | | |".replace("\n", " "))
+        asked = row if "sizes" in row else {"pattern": row["given"]["key"], **row["given"]}
+        sizes = asked["sizes"]
+        label = f"{asked['pattern']} N{sizes['length']} D{sizes['head_size']} {sizes['mode']}"
+        found = {one["name"]: one for one in (row.get("comparison") or {}).get("results", ())}
+        ours = found.pop("attnc", row)
+        if "timing" not in ours:
+            lines.append(f"| {label} | {_line(ours.get('problem') or ours.get('why'))} | | | | | |")
             continue
         own = ours["timing"]["median"]
-        others = {name: one["timing"]["median"] / own for name, one in found.items()}
+        others = {name: one["timing"]["median"] / own for name, one in found.items() if "timing" in one}
         fastest = min(others, key=lambda name: others[name], default="")
         cells = [f"{own * 1e3:.3f}", f"{ours['flops_per_second'] / 1e12:.0f}", f"{ours['times_floor']:.2f}"]
-        cells += [f"{others['flex 128']:.2f}" if "flex 128" in others else "", f"{others[fastest]:.2f}" if others else ""]
+        cells += [f"{others[name]:.2f}" if name in others else "" for name in ("flex 128", fastest)]
         lines.append(f"| {label} | {' | '.join(cells)} | {fastest} |")
     return lines
 
 
 def _long(row: Row) -> str:
-    if "seconds" in row:
-        return ", ".join(f"{mode} {taken * 1e3:.2f} ms" for mode, taken in row["seconds"].items()) or str(row.get("problem"))
-    return str(row.get("problem") or row.get("why") or f"mask build {row.get('build_seconds')} s, forward {row.get('forward')} s")
+    if row.get("seconds"):
+        return ", ".join(f"{mode} {taken * 1e3:.2f} ms" for mode, taken in row["seconds"].items())
+    times = f"mask build {row.get('build_seconds')} s, forward {row.get('forward')} s"
+    return _line(row.get("problem") or row.get("why") or times)
+
+
+def _line(text: object) -> str:
+    """Return the last line of a text, which of a traceback is the error."""
+    lines = str(text).strip().splitlines()
+    return lines[-1][:240] if lines else ""

@@ -1,19 +1,20 @@
-"""One case of the benchmark standard, measured by its rules, as a row that `attnc bench` can read; and long sequences."""
+"""Cases of the benchmark standard, measured by its rules, as rows that `attnc bench` can read; and long sequences."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bundle import checks, peers
-from bundle.data import Pattern, Shape, manifest, make_arguments, patterns, widened
-from bundle.peers import Case, Contender, Unavailable, first_line
+from bundle.data import Pattern, Shape, make_arguments, manifest, patterns, widened
 from bundle.measure import measure, peak_memory
+from bundle.peers import Case, Contender, Make, Unavailable, first_line
 
 SAMPLES = 5
 
@@ -22,6 +23,9 @@ SAMPLED_ROWS = 256
 
 SMALL_LENGTH, SMALL_BATCH = 1024, 2
 """Where gradients are compared before a backward pass is timed."""
+
+TRIED = 128
+"""The same without a GPU."""
 
 AT_ONCE = 1 << 26
 """Weights in float64 that are held at once."""
@@ -52,10 +56,6 @@ def measure_case(
     pattern, shape, mode = patterns()[key], shape_of(sizes), sizes["mode"]
     name = key.removeprefix("standard/")
     row: dict[str, Any] = {"pattern": name, "idea": pattern.idea, "sizes": sizes, "small": small}
-    if mode != "forward":
-        gate = gradients_gate(key, sizes["dtype"], sizes["heads"], sizes["kv_heads"], sizes["head_size"], device)
-        if not gate["ok"]:
-            return row | {"comparison": None, "problem": f"wrong {', '.join(gate['wrong'])}"}
     tensors, inputs = make_arguments(pattern, shape, sizes["dtype"], device)
     case = Case(pattern, shape, tensors, inputs, device, mode != "forward")
     truth = true_rows(case)
@@ -63,9 +63,11 @@ def measure_case(
     results: list[dict[str, Any]] = []
     for who, make in peers.contenders(tuple(names)):
         try:
+            problem = "" if mode == "forward" else gradients_problem(who, make, key, sizes, device)
             contender = make(case)
             found = _verdict(contender, case, truth, sizes["dtype"])
-            if found["problem"]:
+            if problem or found["problem"]:
+                found["problem"] = problem or found["problem"]
                 results.append({"name": contender.name, **found})
             else:
                 accepted[contender.name] = (contender, found)
@@ -94,12 +96,47 @@ def measure_case(
     return row | {"comparison": comparison, "problem": ""}
 
 
+def small_shape(sizes: dict[str, Any], device: str) -> Shape:
+    """Return sizes at which the dense definition's gradients fit into memory."""
+    length = SMALL_LENGTH if device == "cuda" else TRIED
+    return Shape(SMALL_BATCH, sizes["heads"], sizes["kv_heads"], length, length, sizes["head_size"])
+
+
 @functools.cache
-def gradients_gate(key: str, dtype: str, heads: int, kv_heads: int, head_size: int, device: str) -> dict[str, Any]:
-    """Compare attnc's gradients at a length where the dense definition's fit into memory."""
-    length = SMALL_LENGTH if device == "cuda" else 64
-    shape = Shape(SMALL_BATCH, heads, kv_heads, length, length, head_size)
-    return checks.check(patterns()[key], shape, dtype, device)
+def true_gradients(key: str, shape: Shape, dtype: str, device: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the right gradients of query, key and value, and what plain PyTorch makes of them."""
+    pattern = patterns()[key]
+    dense = partial(checks.with_gradients, pattern, pattern.function("reference"), shape, dtype, device, others=False)
+    return dense(wide=True), dense()
+
+
+_GATES: dict[tuple[str, str, Shape, str], str] = {}
+
+
+def gradients_problem(who: str, make: Make, key: str, sizes: dict[str, Any], device: str) -> str:
+    """Say what is wrong with someone's gradients at a short length, once for all lengths; empty if nothing is."""
+    pattern, dtype, shape = patterns()[key], sizes["dtype"], small_shape(sizes, device)
+    known = (who, key, shape, dtype)
+    if known not in _GATES:
+        tensors, inputs = make_arguments(pattern, shape, dtype, device)
+        contender = make(Case(pattern, shape, tensors, inputs, device, True))
+        with contender.around(), torch.enable_grad():
+            run = _alone(contender)
+            found = checks.with_gradients(pattern, run, shape, dtype, device, others=False)
+        exact, same = true_gradients(key, shape, dtype, device)
+        wrong = []
+        for name in ("gradient of query", "gradient of key", "gradient of value"):
+            values = found[name], same[name], exact[name]
+            one = checks.verdict(*values, dtype, checks.BACKWARD_FACTOR, checks.GRADIENT_UNITS)
+            if not one["ok"]:
+                wrong.append(f"wrong {name}: error {one['error']}, allowed {one['allowed']:.1e}")
+        _GATES[known] = "; ".join(wrong)
+    return _GATES[known]
+
+
+def _alone(contender: Contender) -> Callable[..., Tensor]:
+    """Return a contender's function, which knows further arguments already."""
+    return lambda query, key, value, **inputs: contender.run(query, key, value)
 
 
 def true_rows(case: Case) -> Truth:
@@ -136,9 +173,7 @@ def _verdict(contender: Contender, case: Case, truth: Truth, dtype: str) -> dict
     return {**said, "problem": problem}
 
 
-def _timed(
-    case: Case, entered: dict[str, Contender], mode: str, seconds: float
-) -> dict[str, tuple[Any, int | None]]:
+def _timed(case: Case, entered: dict[str, Contender], mode: str, seconds: float) -> dict[str, tuple[Any, int | None]]:
     """Time everyone, and dense SDPA, against each other; with the memory that a call needs."""
     dense = peers.dense(case)
     device = torch.device(case.device)
@@ -210,6 +245,9 @@ def prepare_case(key: str, sizes: dict[str, Any], names: list[str], device: str)
         case = Case(pattern, shape, tensors, inputs, device, backward)
         for who, make in peers.contenders(tuple(name for name in names if name == "flex")):
             try:
+                problem = gradients_problem(who, make, key, sizes, device) if backward else ""
+                if problem:
+                    said[f"{who}, gradients"] = problem
                 with torch.set_grad_enabled(backward):
                     _work(make(case), case, "both" if backward else "forward")()
             except Exception as error:

@@ -1,4 +1,4 @@
-"""Tuning on the device: candidates of each kernel are checked, outputs and gradients, and then measured side by side."""
+"""Tuning on the device: configurations are checked, outputs and gradients, and then measured side by side."""
 
 from __future__ import annotations
 
@@ -126,4 +126,4 @@ def _entry(module: Any, identity: str, sizes: dict[str, Any], device: str, tiles
 
 
 def _today() -> str:
-    return datetime.datetime.now(tz=datetime.timezone.utc).date().isoformat()
+    return datetime.datetime.now(tz=datetime.UTC).date().isoformat()

@@ -1,6 +1,6 @@
 """One process of the bundle: reads a step a line, writes its row a line.
 
-    python -m bundle.worker cuda
+python -m bundle.worker cuda
 """
 
 from __future__ import annotations

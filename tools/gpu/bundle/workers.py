@@ -156,7 +156,9 @@ class Pool:
                     with lock:
                         put(job, row)
 
-        threads = [threading.Thread(target=work, args=(one,)) for one in (self._workers[:1] if alone else self._workers)]
+        threads = [
+            threading.Thread(target=work, args=(one,)) for one in (self._workers[:1] if alone else self._workers)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -39,9 +39,10 @@ AT = {"length": 16384, "head_size": 128, "dtype": "bfloat16"}
 FLEX = "flex 128"
 
 METHOD = """\
-Measured by `tools/gpu/run.py`, whose modules are those of `attnc compile --standalone`, with their default tiles. Samples
-are timed by events, in alternating order; the level-2 cache is not cleared between them, and tensors are several times as
-large. Every output, and with a backward pass every gradient of a shorter call, was compared with float64 first.
+Measured by `tools/gpu/run.py`, whose modules are those of `attnc compile --standalone`, with their default tiles.
+Samples are timed by events, in alternating order; the level-2 cache is not cleared between them, and tensors are
+several times as large. Every output was compared with float64 first, and for backward passes gradients of a shorter
+call as well.
 """
 
 Row = Mapping[str, Any]
@@ -165,25 +166,27 @@ def long(parts: Row) -> Iterator[str]:
         yield f"A product of matrices reaches {flops:.0f} TFLOP/s here, and a copy {traffic:.2f} TB/s; `bound` is the"
         yield "longer of the times that operations and bytes take at those rates."
         yield ""
-    yield "| pattern and length | heads | mode | attnc | bound | FlexAttention: mask | forward |"
-    yield "|---|---|---|---|---|---|---|"
+    headings = ("pattern and length", "heads", "mode", "attnc", "bound", "FlexAttention", "its mask")
+    yield from cells.table(headings, (), ())
     for key, row in ours.items():
         if not row["ok"]:
-            yield f"| {key} | | | {_reason(row)} | | | |"
+            yield cells.line((key, "", "", _reason(row), "", "", ""))
             continue
         flex = parts["long"].get(f"{key} flex", {})
         problem = flex.get("problem") or flex.get("why")
-        cells_of_flex = [cells.escaped(_line(problem)), ""] if problem else [cells.time(flex.get("build_seconds"))] * 1
+        peer = (cells.time(flex.get("forward")), cells.time(flex.get("build_seconds")))
+        peer = (cells.escaped(_line(problem)), cells.NOTHING) if problem else peer
         for mode, seconds in row["seconds"].items():
-            bound = None
-            if ceilings is not None:
-                by_flops = row["flops"][mode] / ceilings["flops_per_second"]
-                bound = max(by_flops, row["bytes"][mode] / ceilings["bytes_per_second"])
-            last = cells_of_flex if problem else [*cells_of_flex, cells.time(flex.get("forward"))]
-            last = last if mode == "forward" else ["", ""]
-            heads = row["sizes"]["heads"]
-            yield f"| {key} | {heads} | {mode} | {cells.time(seconds)} | {cells.time(bound)} | {' | '.join(last)} |"
+            own = key, str(row["sizes"]["heads"]), mode, cells.time(seconds), cells.time(_bound(row, mode, ceilings))
+            yield cells.line((*own, *(peer if mode == "forward" else [cells.NOTHING] * 2)))
     yield ""
+
+
+def _bound(row: Row, mode: str, ceilings: Row | None) -> float | None:
+    if ceilings is None:
+        return None
+    flops, traffic = row["flops"][mode], row["bytes"][mode]
+    return float(max(flops / ceilings["flops_per_second"], traffic / ceilings["bytes_per_second"]))
 
 
 def tuning(parts: Row) -> Iterator[str]:
@@ -192,8 +195,8 @@ def tuning(parts: Row) -> Iterator[str]:
         return
     checked, wrong = len(parts["gates"]), sum(not row["ok"] for row in parts["gates"].values())
     yield from ("## Tuning", "")
-    yield f"{checked} configurations were checked, outputs and gradients; {wrong} were wrong or did not run. `tuned.json` has"
-    yield "those that save at least 2 % of the default's time; `attnc tune --import` takes it."
+    yield f"{checked} configurations were checked, outputs and gradients; {wrong} were wrong or did not run."
+    yield "`tuned.json` has those that save at least 2 % of the default's time; `attnc tune --import` takes it."
     yield ""
     yield "| kernel | measured | default | best tried | default / best | tiles |"
     yield "|---|---|---|---|---|---|"

@@ -95,10 +95,8 @@ def summary(data: dict[str, Any]) -> str:
     for part in ("correct", "graphs"):
         wrong = {key: row for key, row in parts[part].items() if not row["ok"]}
         lines += [f"{part}: {len(parts[part]) - len(wrong)} of {len(parts[part])} are right."]
-        lines += [
-            f"- wrong: {key}: {row.get('wrong') or _line(row.get('why') or row.get('error'))}"
-            for key, row in wrong.items()
-        ]
+        reasons = {key: row.get("wrong") or _line(row.get("why") or row.get("error")) for key, row in wrong.items()}
+        lines += [f"- wrong: {key}: {reason}" for key, reason in reasons.items()]
     lines += ["", *standard_lines(list(parts["standard"].values()))[:SHOWN]]
     lines += ["", *(f"- long: {key}: {_long(row)}" for key, row in parts["long"].items())]
     lines += [f"- gluon: {row.get('code', row.get('why'))}" for row in parts["gluon"].values()]

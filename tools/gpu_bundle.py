@@ -107,7 +107,7 @@ def main() -> None:
 def write_bundle(out: Path, only: list[str] | None = None, rank: float | None = None) -> int:
     """Write all files of the bundle to `out`, which is emptied first, and return their size in bytes."""
     shutil.rmtree(out, ignore_errors=True)
-    sources = [one for one in all_sources() if not only or one.key.rpartition("/")[2] in only]
+    sources = all_sources(only)
     for source in sources:
         path = out / source.file
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -133,13 +133,15 @@ def write_bundle(out: Path, only: list[str] | None = None, rank: float | None = 
     return sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
 
 
-def all_sources() -> list[Source]:
-    """Plan the examples, the patterns of the suite, and the dilation that the suite does not have."""
+def all_sources(only: Sequence[str] | None = None) -> list[Source]:
+    """Plan the examples, the patterns of the suite, and the dilation that the suite does not have; or some of them."""
     paths = [("examples", path, path.stem, {}) for path in sorted((ROOT / "examples").glob("*.attn"))]
     paths += [("standard", path, path.stem, {}) for path in suite_files("standard")]
     paths.append(("standard", PATTERNS / "dilated.attn", "dilated_2", {"gap": 2}))
     sources = []
     for folder, path, name, params in paths:
+        if only and name not in only:
+            continue
         file = read_pattern(path)
         idea = next((line.strip("# ") for line in file.text.splitlines() if line.startswith("#")), "")
         sources.append(Source(f"{folder}/{name}", idea, plan_source(file, params)))

@@ -93,6 +93,7 @@ def environment(device: str) -> None:
     cache = HERE / "cache"
     os.environ.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "inductor"))
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # each worker compiles for itself
     os.environ.setdefault("ATTNC_PINNED", "1")
     if device == "cpu":
         os.environ["TRITON_INTERPRET"], os.environ["ATTNC_TARGET"] = "1", "triton"

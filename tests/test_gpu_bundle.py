@@ -49,6 +49,7 @@ def made(tools, tmp_path_factory):
     manifest["cases"] = [
         one for one in targets if one["pattern"] == "standard/window" and one["sizes"]["mode"] == "both"
     ]
+    (out / "gluon_check.py").write_text("""print('checked')\nprint('{"kernels": 2}')\n""")
     manifest["long"] = manifest["long"][:1]
     identity = identities(out / "standard" / "window.py")[0]
     at = {"pattern": "standard/window", "sizes": manifest["cases"][0]["sizes"]}
@@ -93,13 +94,14 @@ def test_all_steps_run_and_resume_and_are_reported(made, tmp_path):
     parts = found["parts"]
     assert all(row["ok"] for rows in parts.values() for row in rows.values()), parts
     assert {part: len(rows) for part, rows in parts.items()} == {
-        "ceilings": 1, "correct": 2, "graphs": 0, "prepared": 1, "standard": 1, "gluon": 0, "kernels": 1, "gates": 1,
+        "ceilings": 1, "correct": 2, "graphs": 0, "prepared": 1, "standard": 1, "gluon": 1, "kernels": 1, "gates": 1,
         "tuned": 1, "long": 1,
     }  # fmt: skip
     compared = parts["correct"]["examples/streaming float32 B1 H2/1 N65 M65 D16"]["compared"]
     assert set(compared) == {
         "output", "lse", "output, trained", "gradient of query", "gradient of key", "gradient of value",
     }  # fmt: skip
+    assert parts["gluon"]["gluon_check.py"]["report"] == {"kernels": 2}
     (row,) = (StandardRow.from_json(row) for row in parts["standard"].values())
     assert row.right
     assert {"attnc", "sdpa", "sdpa-math"} == set(row.seconds)

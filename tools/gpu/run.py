@@ -41,7 +41,8 @@ SHARES = {
 """By which part of the budget each step ends; what one leaves goes to those behind it."""
 
 GLUON = "gluon_check.py"
-"""A script that checks kernels of another kind, if the bundle has it: its end and its last lines are entered."""
+"""A script that checks kernels of another kind, if the bundle has it. It is called without arguments; its exit code,
+what it prints, and its last line, if that is JSON, are entered."""
 
 
 def main() -> int:
@@ -147,15 +148,16 @@ def check_gluon(results: Results, deadline: float, log: Path) -> None:
     left = deadline - time.monotonic()
     if not script.exists() or GLUON in results.part("gluon") or left <= 0:
         return
-    report = results.out / "gluon.json"
-    command = [sys.executable, str(script), "--out", str(report)]
     try:
         with log.open("ab") as errors:
-            done = subprocess.run(command, cwd=HERE, stdout=subprocess.PIPE, stderr=errors, timeout=max(30.0, left))
-        said = done.stdout.decode(errors="replace")
+            done = subprocess.run(
+                [sys.executable, str(script)], cwd=HERE, stdout=subprocess.PIPE, stderr=errors, timeout=max(30.0, left)
+            )
+        said = done.stdout.decode(errors="replace").strip()
         row = {"ok": done.returncode == 0, "code": done.returncode, "said": said[-4000:]}
-        if report.exists():
-            row["report"] = json.loads(report.read_text())
+        last = said.rpartition("\n")[2]
+        if last.startswith("{"):
+            row["report"] = json.loads(last)
     except Exception as error:
         row = {"ok": False, "why": f"{type(error).__name__}: {error}"[:400]}
     enter(Job("gluon", GLUON, "gluon"), row, results)

@@ -29,6 +29,9 @@ BACKENDS = {
 EAGER = ("aten::mm", "aten::bmm", "aten::baddbmm", "aten::matmul", "aten::_softmax", "aten::_safe_softmax")
 """Operators of FlexAttention's eager form; its compiled form computes scores inside of one kernel."""
 
+EAGER_BYTES = 24
+"""Bytes for each pair that FlexAttention's mask build holds at once in eager mode, about."""
+
 STRIP = 1 << 27
 """Pairs of which masks are evaluated at once."""
 
@@ -224,7 +227,8 @@ def flex(case: Case) -> Contender:
     leaves = [tensor.detach().requires_grad_(case.backward) for tensor in case.tensors]
     with torch.set_grad_enabled(case.backward):
         run(*leaves)
-        compiled = bool(counters["stats"].get("unique_graphs")) and bool(counters["inductor"])
+        lowered = counters["inductor"] or counters["aot_autograd"]  # the latter alone where it was on the disk
+        compiled = bool(counters["stats"].get("unique_graphs")) and bool(lowered)
         problem = _eager_fallback(lambda: run(*leaves)) if compiled else "it was not compiled"
     if problem:
         raise Unavailable(problem)
@@ -242,18 +246,23 @@ def block_mask_of(case: Case, mask_mod: Any) -> tuple[Any, float]:
     pattern, shape = case.pattern, case.shape
     batch = shape.batch if pattern.by_batch else None
     heads = shape.heads if pattern.by_head else None
-    needed = (batch or 1) * (heads or 1) * shape.queries * shape.keys * 12
+    needed = (batch or 1) * (heads or 1) * shape.queries * shape.keys * EAGER_BYTES
+
+    def build(compiled: bool) -> Any:
+        make = torch.compile(create_block_mask, dynamic=False) if compiled else create_block_mask
+        return make(mask_mod, batch, heads, shape.queries, shape.keys, device=case.device)
+
     compiled = needed > 0.5 * free_memory(case.device)
-
-    def build() -> Any:
-        sizes = (batch, heads, shape.queries, shape.keys)
-        return create_block_mask(mask_mod, *sizes, device=case.device, _compile=compiled)
-
+    if not compiled:
+        try:
+            build(compiled=False)
+        except torch.OutOfMemoryError:
+            compiled = True
     if compiled:
-        build()  # compiling is no part of what a build takes
+        build(compiled=True)  # compiling is no part of what a build takes
     synchronize(case.device)
     begin = time.perf_counter()
-    made = build()
+    made = build(compiled)
     synchronize(case.device)
     return made, time.perf_counter() - begin
 

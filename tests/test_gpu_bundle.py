@@ -94,8 +94,8 @@ def test_all_steps_run_and_resume_and_are_reported(made, tmp_path):
     parts = found["parts"]
     assert all(row["ok"] for rows in parts.values() for row in rows.values()), parts
     assert {part: len(rows) for part, rows in parts.items()} == {
-        "ceilings": 1, "correct": 2, "graphs": 0, "prepared": 1, "standard": 1, "gluon": 1, "kernels": 1, "gates": 1,
-        "tuned": 1, "long": 1,
+        "ceilings": 1, "correct": 2, "graphs": 0, "prepared": 1, "standard": 1, "profiles": 1, "gluon": 1,
+        "kernels": 1, "gates": 1, "tuned": 1, "long": 1,
     }  # fmt: skip
     compared = parts["correct"]["examples/streaming float32 B1 H2/1 N65 M65 D16"]["compared"]
     assert set(compared) == {

@@ -38,6 +38,9 @@ AT = {"length": 16384, "head_size": 128, "dtype": "bfloat16"}
 
 FLEX = "flex 128"
 
+KERNELS, NAME = 5, 60
+"""Kernels of a pass that are listed, and characters of their names."""
+
 METHOD = """\
 Measured by `tools/gpu/run.py`, whose modules are those of `attnc compile --standalone`, with their default tiles.
 Samples are timed by events, in alternating order; the level-2 cache is not cleared between them, and tensors are
@@ -98,7 +101,7 @@ def summary(data: Row, rows: Sequence[StandardRow]) -> str:
     lines = [f"# {machine['device']}", ""]
     lines += [", ".join(f"{name} {value}" for name, value in machine.items() if name != "device") + ".", ""]
     lines += [METHOD]
-    lines += [*correctness(parts), *targets(rows), *long(parts), *tuning(parts), *gluon(parts)]
+    lines += [*correctness(parts), *targets(rows), *profiles(parts), *long(parts), *tuning(parts), *gluon(parts)]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -152,6 +155,21 @@ def _cells(row: StandardRow) -> list[str]:
 def _fastest(row: StandardRow) -> list[str]:
     name = row.fastest_peer
     return [cells.NOTHING] * 2 if name is None or not row.right else [name, cells.number(row.speed_ups[name])]
+
+
+def profiles(parts: Row) -> Iterator[str]:
+    """Lay out what the device runs in a call."""
+    found = {key: row for key, row in parts.get("profiles", {}).items() if row["ok"]}
+    if not found:
+        return
+    yield from ("## Where the time goes", "", "Of one call at the sizes of the targets, by PyTorch's profiler.", "")
+    yield from cells.table(("pattern", "pass", "kernel", "calls", "time"), (), ())
+    for key, row in found.items():
+        for mode, kernels in row["kernels"].items():
+            for one in kernels[:KERNELS]:
+                name = cells.escaped(one["name"][:NAME])
+                yield cells.line((key, mode, name, f"{one['calls']:g}", cells.time(one["seconds"])))
+    yield ""
 
 
 def long(parts: Row) -> Iterator[str]:

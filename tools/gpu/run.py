@@ -119,6 +119,7 @@ def take(step: str, steps: Steps, results: Results, pool: Pool, deadline: float,
         case "standard":
             run(steps.ceilings(), alone=True)
             run(steps.standard(first=True), alone=True)
+            run(steps.profiles(), alone=True)
         case "gluon":
             check_gluon(results, deadline, log)
         case "gates":

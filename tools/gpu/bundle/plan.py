@@ -111,6 +111,12 @@ class Steps:
                 label = f"{case['pattern']} {' '.join(str(value) for value in sizes.values())}"
                 yield Job("standard", label, "case", given | {"seconds": self._seconds()}, limit=120)
 
+    def profiles(self) -> Iterator[Job]:
+        """Yield the question where the time goes, for each pattern of the first cases."""
+        for job in self.prepared():
+            given = {name: job.given[name] for name in ("key", "sizes")}
+            yield Job("profiles", job.key, "profile", given, limit=60)
+
     def _sizes(self, case: dict[str, Any]) -> dict[str, Any]:
         return case["sizes"] | DRY if self.dry else case["sizes"]
 

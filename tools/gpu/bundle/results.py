@@ -9,7 +9,19 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent.parent
 
-PARTS = ("ceilings", "correct", "graphs", "prepared", "standard", "gluon", "kernels", "gates", "tuned", "long")
+PARTS = (
+    "ceilings",
+    "correct",
+    "graphs",
+    "prepared",
+    "standard",
+    "profiles",
+    "gluon",
+    "kernels",
+    "gates",
+    "tuned",
+    "long",
+)
 
 FORMAT = "attnc tuned tiles, 1"
 """What `attnc tune --import` takes."""

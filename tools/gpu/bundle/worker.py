@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from bundle import checks, machine, suite, tuning
+from bundle import checks, machine, profiles, suite, tuning
 from bundle.data import Shape, patterns
 
 
@@ -36,6 +36,7 @@ STEPS: dict[str, Callable[..., dict[str, Any]]] = {
     "capture": capture,
     "case": suite.measure_case,
     "prepare": suite.prepare_case,
+    "profile": profiles.profile_calls,
     "long": suite.measure_long,
     "long-flex": suite.measure_long_flex,
     "kernels": tuning.kernels,

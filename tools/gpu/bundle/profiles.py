@@ -51,7 +51,7 @@ def _profiled(run: Any, device: str) -> list[dict[str, Any]]:
     for event in found.events() or ():
         if on_device and event.device_type is not torch.autograd.DeviceType.CUDA:
             continue
-        seconds[event.name] += (event.self_device_time_total if on_device else event.self_cpu_time_total) * 1e-6
+        seconds[event.name] += (event.time_range.elapsed_us() if on_device else event.self_cpu_time_total) * 1e-6
         counts[event.name] += 1
     ordered = sorted(seconds, key=lambda name: -seconds[name])[:SHOWN]
     return [{"name": name, "seconds": seconds[name] / CALLS, "calls": counts[name] / CALLS} for name in ordered]

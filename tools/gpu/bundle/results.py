@@ -88,8 +88,10 @@ class Results:
 
 
 def digest() -> str:
-    """Identify the bundle by all of its files."""
-    files = sorted(path for path in HERE.rglob("*") if path.suffix in (".py", ".json") and "cache" not in path.parts)
+    """Identify the bundle by all of its files; results and what was compiled may lie beside them."""
+    folders = (HERE / name for name in ("bundle", "examples", "standard"))
+    modules = (path for folder in folders for path in folder.glob("*.py"))
+    files = sorted((HERE / "manifest.json", *HERE.glob("*.py"), *modules))
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 

@@ -58,7 +58,7 @@ from attnc.ir.nodes import (
 from attnc.ir.program import Attention, NormalizeKind
 from attnc.ir.types import Type
 from attnc.ir.walk import walk
-from attnc.plan.kernel_plan import Plan
+from attnc.plan.kernel_plan import Plan, Trend
 from attnc.plan.row_state import state_of
 
 _REAL_KEY = Binary(BinaryOp.LT, Index(IndexName.KEY), Size(SizeName.KEYS), Type.BOOL)
@@ -85,6 +85,7 @@ class KernelView:
         careful: body of the second walk that masked pairs with a NaN or infinite value ask for; None if no pair is
             masked.
         reverse: whether the last query tiles start first, having the most work.
+        uneven: whether it is known which rows have the most work, so that heads take turns at starting those.
         rows: the order of rows; None for plain order.
         most_keys: about how many keys a program visits at most, as text; empty where longer sequences have more.
         long_rows: how many of the first rows have many more keys than the others, as text over `call`; empty for none.
@@ -115,6 +116,7 @@ class KernelView:
     sink: str
     careful: Body | None
     reverse: bool
+    uneven: bool
     rows: RowOrder | None
     most_keys: str
     long_rows: str
@@ -165,7 +167,7 @@ def kernel_view(plan: Plan, sweep: Sweep | None = None, *, variant: str = "") ->
     tables = Tables(names, (*attention.tensors, *summaries))
     writer = Writer(names, tables, aliases_of(attention, sweep))
     before_shift, shift, clamped = write_shift(writer, attention)
-    reverse = bool(plan.facts.causal)
+    reverse = sweep.trend is Trend.RISING
     rows = write_row_order(writer, sweep.query, shifted=bool(shift), reverse=reverse)
     weighing = weighing_of(plan)
     orders: dict[CoordinateMap, KeyOrder] = {}
@@ -198,6 +200,7 @@ def kernel_view(plan: Plan, sweep: Sweep | None = None, *, variant: str = "") ->
         sink=sink,
         careful=careful,
         reverse=reverse,
+        uneven=sweep.trend in (Trend.RISING, Trend.FALLING) and bool(loops),
         rows=rows,
         most_keys=str(sweep.most_keys) if loops and sweep.most_keys is not None else "",
         long_rows=long_rows,
@@ -332,7 +335,7 @@ def _close(
     careful_order: KeyOrder | None,
 ) -> frozenset[str]:
     """Return all fixed names that the kernel mentions, those of the template's own statements included."""
-    used = {*writer.used, "N", "H"}
+    used = {*writer.used, "N", "H", "B", "take_turn"}
     if loops:
         used |= {"M", "g", "value", "draw_rows", "keeps_pair", "shift"}
     if len(loops) > 1:
@@ -384,6 +387,7 @@ def _parameters(
         for axis, suffix in enumerate("bhn"):
             values.append(Argument(f"{letter}_stride_{suffix}", f"{call}.{tensor}.stride({axis})"))
     values.extend(Argument(size, f"{call}.{size}", specialize=False) for size in "NMHgBD" if size in used)
+    values.append(Argument("turn", f"{call}.turn", specialize=False))
     if ranged:
         values.extend(Argument(name, f"{call}.{name}", specialize=False) for name in ("row_start", "row_end"))
     constants = [("VALUE_SIZE", "value_size"), ("BLOCK_M", "tiles.query")]

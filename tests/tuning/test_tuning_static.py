@@ -1,19 +1,23 @@
 """Ranking without a device: the space, the loops of compiled kernels, the estimate, and the order."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from attnc.bench.cases import square
 from attnc.compiler import plan_source
 from attnc.plan.configs import SHARED_MEMORY, TARGETS
+from attnc.plan.kernel_plan import Trend
 from attnc.plan.tile_space import Kernel, tile_space
 from attnc.runtime.aot import KernelReport
 from attnc.runtime.tiles import Tiles
 from attnc.source import SourceFile
+from attnc.tuning.counting import FORWARD, KEYS, QUERIES, TileCounter
 from attnc.tuning.disassembly import Loop, matrix_loops
 from attnc.tuning.model import Estimate, Work, estimate, other_cycles, programs_at_once
-from attnc.tuning.static import KEYS, Candidate, Ranking, Target, TileCounter, configs_of, part_of, rank
+from attnc.tuning.schedule import Rows, imbalance, last_end
+from attnc.tuning.static import Candidate, Ranking, Target, configs_of, part_of, rank
 
 WINDOW = SourceFile("w.attn", "attention w { mask causal and i - j < 300 }")
 
@@ -84,11 +88,51 @@ def test_what_is_out_of_the_question():
 
 def test_tiles_are_counted_exactly():
     plan = plan_source(WINDOW).plans[0]
-    work = TileCounter(plan, square(1000, heads=4, kv_heads=2, head_size=64)).work(KEYS, Tiles(64, 32, 4, 1))
+    shape = square(1000, heads=4, kv_heads=2, head_size=64)
+    work = TileCounter(plan, "sm_90", shape, 2).work(KEYS, Tiles(64, 32, 4, 1))
     pairs = [(i // 64, j // 32) for i in range(1000) for j in range(max(0, i - 299), i + 1)]
     assert work.tiles == 4 * len(set(pairs))
     assert work.programs == 2 * 32  # key heads, tiles of keys
     assert work.products == 4
+
+
+CAUSAL = SourceFile("c.attn", "attention c { mask causal }")
+
+
+@pytest.mark.parametrize("part", [FORWARD, QUERIES, KEYS])
+def test_rows_of_causal_attention_are_started_from_the_longest_to_the_shortest(part):
+    plan = plan_source(CAUSAL).plans[0]
+    count = TileCounter(plan, "sm_90", square(4096, heads=8, kv_heads=2, head_size=64), 2)
+    tiles = Tiles(64, 64, 4, 2)
+    rows, one_by_one = (count.work(part, replace(tiles, order=order)).rows for order in ("", "heads"))
+    assert list(rows.lengths) == sorted(rows.lengths, reverse=True)
+    assert rows.lengths[0] > 20 * rows.lengths[-1]
+    assert (rows.tiles, rows.sequences) == (64, 2 if part == KEYS else 8)
+    assert (rows.turn, one_by_one.turn) == (rows.sequences, 1)  # the keys of all heads fit into the cache
+    assert sum(rows.in_order()) == sum(one_by_one.in_order())
+
+
+def test_heads_that_take_turns_leave_short_rows_for_the_end():
+    lengths = tuple(range(64, 0, -1))
+    turns, heads = (Rows(lengths, 64, 16, turn) for turn in (16, 1))
+    assert list(turns.in_order()) == sorted(turns.in_order(), reverse=True)
+    assert list(heads.in_order()) == list(lengths) * 16
+    assert 1.0 <= imbalance(turns, 132, 0.0) < 1.02
+    assert imbalance(heads, 132, 0.0) > imbalance(turns, 132, 0.0) + 0.03
+    assert imbalance(Rows(lengths, 64, 1, 1), 132, 0.0) == 1.0  # one round: nothing to balance
+
+
+def test_the_last_program_ends_where_slots_were_taken_in_order():
+    assert last_end([3, 1, 1, 1, 2], 2) == 5
+    assert last_end([1], 4) == 1
+
+
+@pytest.mark.parametrize(
+    ("trend", "orders"), [(Trend.LEVEL, {""}), (Trend.RISING, {"", "heads"}), (Trend.MIXED, {"", "turns"})]
+)
+def test_orders_are_offered_where_rows_are_uneven(trend, orders):
+    found = tile_space("sm_90", Kernel(2, 64, 64, 64, 64, trend=trend))
+    assert {config.order for config in found} == orders
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from attnc.algebra.summaries import summary_tensor
 from attnc.codegen.default_tiles import forward_tiles
 from attnc.codegen.expr_triton import Writer
 from attnc.codegen.functions_triton import fold
+from attnc.codegen.fused_loops import fuse
 from attnc.codegen.kernel_pieces import (
     InputView,
     base_2,
@@ -58,6 +59,7 @@ from attnc.ir.nodes import (
 from attnc.ir.program import Attention, NormalizeKind
 from attnc.ir.types import Type
 from attnc.ir.walk import walk
+from attnc.plan.fusing import may_fuse
 from attnc.plan.kernel_plan import Plan, Trend
 from attnc.plan.row_state import state_of
 
@@ -79,6 +81,7 @@ class KernelView:
         shift: text of `i - r`; empty if it is 0 and `q_idx` is the row itself.
         clamped: whether positions are clamped because `shift` is the caller's.
         prologue: statements before all loops.
+        fused: the same as fewer loops, for configurations that ask for it; empty where there cannot be fewer.
         scale: text of the pattern's own scale, base 2 under softmax; empty where the launcher computes it.
         scale_is_row: whether it differs between query rows.
         sink: text per row or program; empty without one.
@@ -111,6 +114,7 @@ class KernelView:
     clamped: bool
     prologue: tuple[str, ...]
     loops: tuple[Loop[Body], ...]
+    fused: tuple[Loop[Body], ...]
     scale: str
     scale_is_row: bool
     sink: str
@@ -171,7 +175,8 @@ def kernel_view(plan: Plan, sweep: Sweep | None = None, *, variant: str = "") ->
     rows = write_row_order(writer, sweep.query, shifted=bool(shift), reverse=reverse)
     weighing = weighing_of(plan)
     orders: dict[CoordinateMap, KeyOrder] = {}
-    loops = _write_loops(writer, sweep, weighing, orders)
+    fuses = may_fuse(attention, plan.scoring, sweep.passes)
+    loops, fused = _write_loops(writer, sweep, weighing, orders, fuses=fuses)
     scale, scale_shape = write_scale(writer, attention, softmax=softmax)
     resumed = _write_resumed(writer, sweep)
     sink = _write_row(writer, base_2(attention.normalize.sink), "sink") if softmax and sweep.resumed != TRUE else ""
@@ -181,7 +186,8 @@ def kernel_view(plan: Plan, sweep: Sweep | None = None, *, variant: str = "") ->
     used = _close(writer, loops, careful, rows, careful_order)
     defaults = forward_tiles(sweep, weighing, loops)
     long_rows = "" if rows is not None or not loops else _long_rows(plan)
-    values = _parameters(attention, used, tables, sweep, careful=careful is not None, ranged=bool(long_rows))
+    flags = {"careful": careful is not None, "ranged": bool(long_rows), "fused": bool(fused)}
+    values = _parameters(attention, used, tables, sweep, **flags)
     stem = "_".join(part for part in (attention.name, variant, sweep.label) if part)
     return KernelView(
         function=f"_{stem}_kernel",
@@ -195,6 +201,7 @@ def kernel_view(plan: Plan, sweep: Sweep | None = None, *, variant: str = "") ->
         clamped=clamped,
         prologue=tuple(writer.blocks[0].lines),
         loops=loops,
+        fused=fused,
         scale=scale,
         scale_is_row=scale_shape is Shape.ROW,
         sink=sink,
@@ -218,10 +225,11 @@ def kernel_view(plan: Plan, sweep: Sweep | None = None, *, variant: str = "") ->
 
 
 def _write_loops(
-    writer: Writer, sweep: Sweep, weighing: Weighing, orders: dict[CoordinateMap, KeyOrder]
-) -> tuple[Loop[Body], ...]:
-    """Write the loops of each pass in turn, and the orders of their keys."""
+    writer: Writer, sweep: Sweep, weighing: Weighing, orders: dict[CoordinateMap, KeyOrder], *, fuses: bool
+) -> tuple[tuple[Loop[Body], ...], tuple[Loop[Body], ...]]:
+    """Write the loops of each pass in turn, and the orders of their keys; and the loops again, fused where they may."""
     loops: list[Loop[Body]] = []
+    fused: list[Loop[Body]] = []
 
     def body(writer: Writer, mask: Expr) -> Body:
         return write_body(writer, mask, weighing)
@@ -231,11 +239,13 @@ def _write_loops(
         opens = key != IDENTITY and key not in orders and bool(one.tiles.intervals)
         if opens:
             orders[key] = write_key_order(writer, key)
+        walk, own = Walk(orders.get(key)), []
         for position, interval in enumerate(one.tiles.intervals):
-            walk = Walk(orders.get(key))
             loop = write_loop(writer, interval, body, first=position == 0, walk=walk)
-            loops.append(replace(loop, opens=opens and position == 0))
-    return tuple(loops)
+            own.append(replace(loop, opens=opens and position == 0))
+        loops += own
+        fused += fuse(writer, own, one.tiles.intervals, body, walk) if fuses else ()
+    return tuple(loops), tuple(fused)
 
 
 def _write_resumed(writer: Writer, sweep: Sweep) -> str:
@@ -364,7 +374,14 @@ def _close(
 
 
 def _parameters(
-    attention: Attention, used: frozenset[str], tables: Tables, sweep: Sweep, *, careful: bool, ranged: bool
+    attention: Attention,
+    used: frozenset[str],
+    tables: Tables,
+    sweep: Sweep,
+    *,
+    careful: bool,
+    ranged: bool,
+    fused: bool,
 ) -> tuple[Argument, ...]:
     """Return the kernel's parameters and what the launcher passes for them, in order."""
     dot, call = "dot" in used, "step" if "value" in used else "call"
@@ -404,6 +421,8 @@ def _parameters(
     if "value" in used:
         constants.extend([("PRECISION", "precision"), ("SHARES", "shares"), ("JOINED", "joined")])
         values.extend(dropout_arguments(call))
+    if fused:
+        constants.append(("FUSED", "fused"))
     if "values" in used:
         constants.append(("DESCRIPTORS", "tiles.descriptors"))
     if "index_type" in used:

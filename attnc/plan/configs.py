@@ -25,6 +25,7 @@ class TileConfig:
         descriptors: whether keys and values are read through tensor descriptors (sm_90 and later).
         chunk: keys that the walk for spoiled values takes at once; 0 for what suits the head size.
         order: one of `ORDERS`: in which programs are started; empty for what suits the lengths of the kernel's rows.
+        fused: whether keys are walked in fewer loops, as far as the kernel can.
     """
 
     query: int
@@ -34,6 +35,7 @@ class TileConfig:
     descriptors: bool = False
     chunk: int = 0
     order: str = ""
+    fused: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,6 +120,11 @@ class Launch:
         """Whether the kernel may use all registers, see `compile_options`."""
         return self.joined > 0
 
+    @property
+    def fused(self) -> bool:
+        """Whether loops are fused: masked dot products are minus infinity there, and times 0 they would be NaN."""
+        return self.tiles.fused and self.qk_scale > 0
+
 
 class Launchable(Protocol):
     """What `launchable` needs to know of a launch."""

@@ -46,6 +46,7 @@ class Tiles:
         chunk: keys that a second walk takes at once; 0 for what suits the head size.
         order: one of `ORDERS`: whether one head is computed after the other, or heads take turns at their longest rows;
             empty for what suits the lengths of the kernel's rows.
+        fused: whether keys are walked in fewer loops, as far as the kernel can.
     """
 
     query: int
@@ -55,6 +56,7 @@ class Tiles:
     descriptors: bool = False
     chunk: int = 0
     order: str = ""
+    fused: bool = False
 
 
 _TARGET: ContextVar[str | None] = ContextVar("attnc_target", default=None)

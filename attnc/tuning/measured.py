@@ -272,6 +272,7 @@ def _more(tiles: Tiles) -> dict[str, bool]:
         "descriptors": tiles.descriptors,
         "head by head": tiles.order == BY_HEADS,
         "heads in turns": tiles.order == IN_TURNS,
+        "fused loops": tiles.fused,
     }
 
 

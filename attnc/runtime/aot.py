@@ -168,7 +168,7 @@ def _report(launch: Recorded, target: str, dtype: torch.dtype, head_size: int) -
     backend = ARCHITECTURES[target][0]
     if backend == "cuda":
         assembly = compiled.asm["ptx"]
-        registers, spills = _nvidia_resources(compiled.asm["cubin"])
+        registers, spills = nvidia_resources(compiled.asm["cubin"])
     else:
         assembly = compiled.asm["amdgcn"]
         registers, spills = (
@@ -417,8 +417,8 @@ def _type_name(argument: Any) -> str:
     return "i32" if -(2**31) <= argument < 2**31 else "i64"
 
 
-def _nvidia_resources(cubin: bytes) -> tuple[int, int]:
-    """Return registers and bytes spilled, as the tool that comes with Triton reads them from a binary."""
+def nvidia_resources(cubin: bytes) -> tuple[int, int]:
+    """Return registers and bytes spilled of a kernel, as the tool that comes with Triton reads them from a binary."""
     import triton
 
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"

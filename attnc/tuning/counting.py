@@ -6,6 +6,7 @@ import torch
 
 from attnc.bench.cases import Shape, make_data
 from attnc.bench.waste import pairs_in_tiles
+from attnc.plan.fusing import may_fuse
 from attnc.plan.kernel_plan import Plan, Trend
 from attnc.plan.row_lengths import row_counts, trend_together
 from attnc.plan.transposed import transposed_plan
@@ -31,6 +32,12 @@ def passes_of(plan: Plan, shape: Shape, part: str) -> Plan:
 def trend_of_part(plan: Plan, shape: Shape, part: str) -> Trend:
     """Return how the rows of a part's kernels change in length."""
     return trend_together(one.trend for one in passes_of(plan, shape, part).passes)
+
+
+def part_fuses(plan: Plan, shape: Shape, part: str) -> bool:
+    """Tell whether kernels of a part can have fewer loops."""
+    own = passes_of(plan, shape, part)
+    return may_fuse(own.attention, own.scoring, own.passes, gradients=part != FORWARD)
 
 
 class TileCounter:

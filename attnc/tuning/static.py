@@ -25,7 +25,7 @@ from attnc.plan.tile_space import Kernel, tile_space
 from attnc.runtime.aot import KernelReport, compile_kernels
 from attnc.runtime.load import load_module
 from attnc.runtime.tiles import Tiles, padded
-from attnc.tuning.counting import FORWARD, KEYS, QUERIES, TileCounter, trend_of_part
+from attnc.tuning.counting import FORWARD, KEYS, QUERIES, TileCounter, part_fuses, trend_of_part
 from attnc.tuning.disassembly import Loop, main_loop
 from attnc.tuning.measured import describe
 from attnc.tuning.model import Estimate, estimate
@@ -165,8 +165,9 @@ def _candidates(job: _Job, report: KernelReport, loop: Loop | None, count: TileC
 
 def _ranking(candidates: list[Candidate], left: int) -> Ranking:
     default = next(one for one in candidates if one.is_default)
-    others = [one for one in candidates if not one.is_default and not _alike(one.tiles, default.tiles)]
-    ordered = sorted((default, *others), key=lambda one: (one.estimate.seconds, not one.is_default))
+    # kernels that cannot fuse loops, beside others that can, are compiled twice
+    others = {replace(one.tiles, chunk=0): one for one in candidates if not _alike(one.tiles, default.tiles)}
+    ordered = sorted((default, *others.values()), key=lambda one: (one.estimate.seconds, not one.is_default))
     return Ranking(default.kernel, default.identity, tuple(ordered), left)
 
 
@@ -222,6 +223,7 @@ def configs_of(plan: Plan, target: Target, part: str) -> tuple[TileConfig, ...]:
         key_limit=min(one.tiles.key_tile for one in plan.passes),
         gradients=(FORWARD, QUERIES, KEYS).index(part),
         trend=trend_of_part(plan, target.shape, part),
+        fuses=part_fuses(plan, target.shape, part),
     )
     return tile_space(target.gpu, kernel)
 

@@ -136,6 +136,24 @@ def test_orders_are_offered_where_rows_are_uneven(trend, orders):
 
 
 @pytest.mark.parametrize(
+    ("statements", "parts"),
+    [
+        ("mask causal", {FORWARD, QUERIES, KEYS}),
+        ("", {FORWARD, QUERIES, KEYS}),  # whole tiles, and the last one
+        ("mask causal; weight 0.5 + sigmoid(i - j)", set()),
+        ("mask causal; normalize sigmoid", {FORWARD}),
+        ("mask causal; score 20 * tanh(s / 20)", {FORWARD}),  # its slope multiplies gradients
+        ("input bias: float[N, M]; mask causal; score s + bias[i, j]", {FORWARD}),
+    ],
+)
+def test_fused_loops_are_offered_where_a_kernel_can_have_them(statements, parts):
+    plan = plan_source(SourceFile("p.attn", f"attention a {{ {statements} }}")).plans[0]
+    target = Target("sm_90", "float16", square(4096, heads=4, head_size=64))
+    offered = {part: {config.fused for config in configs_of(plan, target, part)} for part in (FORWARD, QUERIES, KEYS)}
+    assert offered == {part: {False, True} if part in parts else {False} for part in offered}
+
+
+@pytest.mark.parametrize(
     ("kernel", "part"),
     [
         ("_w_kernel", "forward"),
@@ -168,6 +186,33 @@ AMD = """
 def test_innermost_loops_with_matrix_instructions():
     (loop,) = matrix_loops(report(target="gfx942", assembly=AMD))
     assert loop.mix == {"v_mfma_f32_32x32x8_bf16": 1, "v_exp_f32_e32": 1, "s_cbranch_scc1": 1}
+
+
+BRANCHES = """
+.LBB0_1:
+\tv_exp_f32_e32 v1, v2
+\ts_cbranch_scc1 .LBB0_2
+\tv_cndmask_b32_e32 v1, v2, v3
+\ts_cbranch_scc0 .LBB0_3
+\tv_mfma_f32_32x32x8_bf16 a[0:15], v[0:1], v[2:3], a[0:15]
+\ts_branch .LBB0_4
+.LBB0_2:
+\tv_add_f32_e32 v1, v2, v3
+\tv_mfma_f32_32x32x8_bf16 a[0:15], v[0:1], v[2:3], a[0:15]
+\ts_branch .LBB0_4
+.LBB0_3:
+\tv_log_f32_e32 v1, v2
+.LBB0_4:
+\ts_cbranch_scc1 .LBB0_1
+"""
+
+
+def test_a_loop_counts_what_a_tile_without_a_mask_takes():
+    """One way tests a mask, one does not, and one skips the product."""
+    (loop,) = matrix_loops(report(target="gfx942", assembly=BRANCHES))
+    assert loop.mix == {
+        "v_exp_f32_e32": 1, "s_cbranch_scc1": 2, "v_add_f32_e32": 1, "v_mfma_f32_32x32x8_bf16": 1, "s_branch": 1,
+    }  # fmt: skip
 
 
 def candidate(tiles, seconds, problem="", is_default=False):

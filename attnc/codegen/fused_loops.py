@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from attnc.algebra.int_exprs import ZERO
 from attnc.algebra.key_intervals import Coverage, KeyInterval
 from attnc.codegen.expr_triton import Writer
 from attnc.codegen.functions_triton import fold
@@ -50,7 +49,7 @@ def fuse(
         loops: of the pass, one for each interval.
         intervals: of the pass.
         write: writes what is done with a tile whose pairs are not tested.
-        walk: how the loops go over keys.
+        walk: how the loops go over keys: in plain order.
     """
     found: list[Loop[BodyType]] = []
     starts = {run[0]: run for run in fused_runs(intervals)}
@@ -75,8 +74,7 @@ def _write_fused(
     *,
     first: bool,
 ) -> Loop[BodyType]:
-    outer, order = writer.blocks[0], walk.order
-    origin = "" if walk.origin == ZERO else writer.write_named(walk.origin, "first").text
+    outer = writer.blocks[0]
     steps = _write_steps(writer, intervals, outer, walk, first=first)
     writer.blocks, writer.margin = [outer, Block()], 2
     body = write(writer, TRUE)
@@ -97,12 +95,10 @@ def _write_fused(
         before=(),
         tile_test="",
         ragged=any(interval.coverage is Coverage.PARTIAL for interval in intervals),
-        uses_kv_idx=position in text or (order is not None and not order.step),
+        uses_kv_idx=position in text,
         uses_kv_lo=low in text,
         uses_kv_hi=last in text,
         body=body,
-        order=order,
-        origin=origin,
         steps=steps.ends[-1],
         finds=steps.finds,
         tests=tuple(tests),
@@ -134,9 +130,7 @@ def _masks(intervals: Sequence[KeyInterval], walk: Walk) -> dict[Expr, list[int]
     """Return what is tested, and the numbers of the intervals in which it is."""
     found: dict[Expr, list[int]] = {}
     for number, interval in enumerate(intervals):
-        # as in loops over one interval: numbers past the last key stand for key M in other orders
-        ragged = interval.ragged or (walk.order is not None and interval.coverage is Coverage.PARTIAL)
-        mask = fold(And((interval.residual, walk.real)) if ragged else interval.residual)
+        mask = fold(And((interval.residual, walk.real)) if interval.ragged else interval.residual)
         if mask != TRUE:
             found.setdefault(mask, []).append(number)
     return found

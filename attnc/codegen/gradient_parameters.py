@@ -67,7 +67,6 @@ def gradient_parameters(
     state: str,
     *,
     careful: bool,
-    fused: bool,
 ) -> tuple[Argument, ...]:
     """Return the kernel's parameters and what the launcher passes for them, in order."""
     tensors = {"query": "q", "key": "k", "value": "v", "grad_out": "do"}
@@ -106,8 +105,6 @@ def gradient_parameters(
     ]
     if careful:
         constants.extend([("CHUNK_N", "chunk_n"), ("CHUNK_V", "chunk_v")])
-    if fused:
-        constants.append(("FUSED", "tiles.fused"))
     if "dot" in used and attention.scale is not None:
         constants.append(("SCALE_GIVEN", "scale_given"))
     if "index_type" in used:

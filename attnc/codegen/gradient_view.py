@@ -22,7 +22,6 @@ from attnc.algebra.summaries import summary_tensor
 from attnc.codegen.default_tiles import gradient_tiles
 from attnc.codegen.expr_triton import Writer
 from attnc.codegen.functions_triton import fold
-from attnc.codegen.fused_loops import fuse
 from attnc.codegen.gradient_loops import GradientBody, Slopes, slopes_of, write_gradient_body
 from attnc.codegen.gradient_parameters import Kind, ReadSum, gradient_parameters, used_names
 from attnc.codegen.kernel_pieces import (
@@ -45,7 +44,6 @@ from attnc.codegen.sweeps import Sweep, positions_apart, sweeps_of
 from attnc.ir.nodes import TRUE, And, Binary, BinaryOp, Expr, Index, IndexName, SizeName
 from attnc.ir.program import Attention, NormalizeKind
 from attnc.ir.types import Type
-from attnc.plan.fusing import may_fuse
 from attnc.plan.kernel_plan import Plan, Trend
 from attnc.plan.row_state import state_of
 from attnc.plan.transposed import transposed_plan
@@ -85,7 +83,7 @@ class GradientKernel:
         reads: sums for gradients of tables.
         careful: body of the second walk that a NaN or infinity of a masked pair asks for; None if no pair is masked.
         careful_order: of what that walk goes over; None for plain order.
-        fused, others: as those of `KernelView`.
+        others: as those of `KernelView`.
     """
 
     function: str
@@ -103,7 +101,6 @@ class GradientKernel:
     clamped: bool
     prologue: tuple[str, ...]
     loops: tuple[Loop[GradientBody], ...]
-    fused: tuple[Loop[GradientBody], ...]
     scale: str
     scale_axis: str
     reverse: bool
@@ -166,10 +163,9 @@ def _kernel(
     reverse = sweep.trend is Trend.RISING
     size = SizeName.KEYS if of_keys else SizeName.QUERIES
     rows = write_row_order(writer, sweep.query, shifted=bool(shift) and not of_keys, reverse=reverse, size=size)
-    fuses = kind is not Kind.PAIRS and may_fuse(attention, own.scoring, sweep.passes, gradients=True)
-    writer.base = (1 if of_keys else 0) + (1 if fuses else 0)
+    writer.base = 1 if of_keys else 0
     orders: dict[CoordinateMap, KeyOrder] = {}
-    loops, fused = _write_loops(writer, own, sweep, slopes, orders, _AXES[kind], shifted=bool(shift), fuses=fuses)
+    loops = _write_loops(writer, own, sweep, slopes, orders, _AXES[kind], shifted=bool(shift))
     layouts = {one.layout.key for one in sweep.passes}
     careful_order = orders.get(layouts.pop()) if len(layouts) == 1 else None
     careful = None if kind is Kind.PAIRS else _write_careful(writer, own, sweep, slopes)
@@ -177,12 +173,9 @@ def _kernel(
     scale, scale_axis, scale_lines = _write_scale(writer, attention, loops, softmax=softmax)
     if scale_lines:
         walks_rows = of_keys and any("q_idx" in line for line in scale_lines)
-        loops, fused = (
-            tuple(
-                replace(one, body=replace(one.body, scale_lines=scale_lines), uses_kv_idx=one.uses_kv_idx or walks_rows)
-                for one in some
-            )
-            for some in (loops, fused)
+        loops = tuple(
+            replace(loop, body=replace(loop.body, scale_lines=scale_lines), uses_kv_idx=loop.uses_kv_idx or walks_rows)
+            for loop in loops
         )
         walked = tuple(line.replace("BLOCK_M", "CHUNK_N") for line in scale_lines) if of_keys else scale_lines
         careful = None if careful is None else replace(careful, scale_lines=walked)
@@ -191,8 +184,7 @@ def _kernel(
     tiles = gradient_tiles(sweep, weighing, loops, of_keys=of_keys)
     stem = "_".join(part for part in (attention.name, variant, kind.value, sweep.label) if part)
     state = state_of(attention)
-    flags = {"careful": careful is not None, "fused": bool(fused)}
-    values = gradient_parameters(kind, attention, used, tables, reads, state, **flags)
+    values = gradient_parameters(kind, attention, used, tables, reads, state, careful=careful is not None)
     return GradientKernel(
         function=f"_{stem}_gradient_kernel",
         table=f"_{stem}_gradient_tiles",
@@ -209,7 +201,6 @@ def _kernel(
         clamped=clamped,
         prologue=prologue,
         loops=loops,
-        fused=fused,
         scale=scale,
         scale_axis=scale_axis,
         reverse=reverse,
@@ -252,11 +243,9 @@ def _write_loops(
     wanted: tuple[Axes, ...],
     *,
     shifted: bool,
-    fuses: bool,
-) -> tuple[tuple[Loop[GradientBody], ...], tuple[Loop[GradientBody], ...]]:
-    """Write the loops of each pass in turn, and the orders of what they walk; and the same, fused where that may be."""
+) -> tuple[Loop[GradientBody], ...]:
+    """Write the loops of each pass in turn, and the orders of what they walk."""
     loops: list[Loop[GradientBody]] = []
-    fused: list[Loop[GradientBody]] = []
 
     def body(writer: Writer, mask: Expr) -> GradientBody:
         return write_gradient_body(writer, mask, slopes, wanted)
@@ -266,14 +255,12 @@ def _write_loops(
         opens = key != IDENTITY and key not in orders and bool(one.tiles.intervals)
         if opens:
             orders[key] = _write_order(writer, own, key, shifted=shifted)
-        walk, found = _walk(own, key, orders.get(key)), []
         for position, interval in enumerate(one.tiles.intervals):
+            walk = _walk(own, key, orders.get(key))
             loop = write_loop(writer, interval, body, first=position == 0, walk=walk)
             uses_keys = loop.uses_kv_idx or wanted == _AXES[Kind.PAIRS]
-            found.append(replace(loop, opens=opens and position == 0, uses_kv_idx=uses_keys))
-        loops += found
-        fused += fuse(writer, found, one.tiles.intervals, body, walk) if fuses else ()
-    return tuple(loops), tuple(fused)
+            loops.append(replace(loop, opens=opens and position == 0, uses_kv_idx=uses_keys))
+    return tuple(loops)
 
 
 def _write_order(writer: Writer, own: Plan, key: CoordinateMap, *, shifted: bool) -> KeyOrder:

@@ -175,7 +175,7 @@ def kernel_view(plan: Plan, sweep: Sweep | None = None, *, variant: str = "") ->
     rows = write_row_order(writer, sweep.query, shifted=bool(shift), reverse=reverse)
     weighing = weighing_of(plan)
     orders: dict[CoordinateMap, KeyOrder] = {}
-    fuses = may_fuse(attention, plan.scoring, sweep.passes)
+    fuses = may_fuse(attention, sweep.passes)
     loops, fused = _write_loops(writer, sweep, weighing, orders, fuses=fuses)
     scale, scale_shape = write_scale(writer, attention, softmax=softmax)
     resumed = _write_resumed(writer, sweep)
@@ -244,7 +244,8 @@ def _write_loops(
             loop = write_loop(writer, interval, body, first=position == 0, walk=walk)
             own.append(replace(loop, opens=opens and position == 0))
         loops += own
-        fused += fuse(writer, own, one.tiles.intervals, body, walk) if fuses else ()
+        if fuses:
+            fused += fuse(writer, own, one.tiles.intervals, body, walk) if key == IDENTITY else own
     return tuple(loops), tuple(fused)
 
 

@@ -45,7 +45,7 @@ class Kernel:
         gradients: how many sums of rows it has more than the forward kernel's one: 0 for that, else 1 for gradients of
             queries and 2 for those of keys and values.
         trend: of the number of keys along its rows.
-        fuses: whether it can have fewer loops.
+        fuses: whether it can have fewer loops, which pays where keys are read by descriptors (`plan.fusing`).
     """
 
     element_size: int
@@ -71,9 +71,9 @@ def _all(target: str, kernel: Kernel) -> Iterator[TileConfig]:
     queries, keys = ([n for n in sizes if n > SMALL_TILES or large] or sizes for sizes in (queries, keys))
     stages = (1, 2) if target == "gfx942" else (2, 3, 4) if not kernel.gradients else (1, 2, 3)
     for query, key, warps, depth in product(queries, keys, WARPS, stages):
-        reads, loops = (True, False) if describes else (False,), (False, True) if kernel.fuses else (False,)
-        for descriptors, order, fused in product(reads, _orders(kernel.trend), loops):
-            yield TileConfig(query, key, warps, depth, descriptors, order=order, fused=fused)
+        for descriptors, order in product((True, False) if describes else (False,), _orders(kernel.trend)):
+            for fused in (False, True) if descriptors and kernel.fuses else (False,):
+                yield TileConfig(query, key, warps, depth, descriptors, order=order, fused=fused)
 
 
 def _orders(trend: Trend) -> tuple[str, ...]:

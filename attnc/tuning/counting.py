@@ -36,8 +36,7 @@ def trend_of_part(plan: Plan, shape: Shape, part: str) -> Trend:
 
 def part_fuses(plan: Plan, shape: Shape, part: str) -> bool:
     """Tell whether kernels of a part can have fewer loops."""
-    own = passes_of(plan, shape, part)
-    return may_fuse(own.attention, own.scoring, own.passes, gradients=part != FORWARD)
+    return part == FORWARD and may_fuse(plan.attention, passes_of(plan, shape, part).passes)
 
 
 class TileCounter:

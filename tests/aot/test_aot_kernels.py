@@ -166,18 +166,12 @@ def test_head_sizes_between_powers_of_two_on_other_targets(name, compile_example
         check_report(report)
 
 
-@pytest.mark.parametrize("name", ["streaming", pytest.param("longformer", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("targets", [("sm_90",), pytest.param(("sm_80", "sm_100", "gfx942"), marks=pytest.mark.slow)])
-def test_fused_loops_compile(name, targets, compile_example):
-    """Smaller tiles than the default ones: where keys are read by pointers, one loop for all tiles takes registers."""
-    for gradients in (False, True):
-        tiles = {"query": 64, "key": 32, "warps": 4, "stages": 1, "fused": True}
-        for report in compile_example(
-            ROOT / "examples" / f"{name}.attn", targets, (64,), shares=1, gradients=gradients, tiles=tiles
-        ):
-            assert report["matrix_instructions"] > 0, report
-            assert report["shared"] <= report["shared_limit"], report
-            assert report["spills"] == 0 or gradients, report
+def test_fused_loops_compile(targets, compile_example):
+    """Small tiles: where keys are read by pointers, one loop for all of them takes more registers."""
+    tiles = {"query": 64, "key": 32, "warps": 4, "stages": 1, "descriptors": True, "fused": True}
+    for report in compile_example(ROOT / "examples" / "streaming.attn", targets, (64,), shares=1, tiles=tiles):
+        check_report(report)
 
 
 def check_shares(reports):

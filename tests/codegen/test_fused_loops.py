@@ -52,7 +52,8 @@ def run(statements, sizes, *, shares=1, poisoned=False, tiles=FUSED, scale=None,
 
 @pytest.mark.parametrize("name", MASKS)
 def test_masks(name):
-    assert may_fuse(loaded(MASKS[name])[0].attention, loaded(MASKS[name])[0].scoring, loaded(MASKS[name])[0].passes)
+    plan = loaded(MASKS[name])[0]
+    assert may_fuse(plan.attention, plan.passes)
     run(MASKS[name], (70, 100))
     run(MASKS[name], (40, 100), shares=3, poisoned=True)
 
@@ -106,11 +107,16 @@ def test_a_loop_follows_intervals_and_tests_what_each_of_them_needs():
 
 @pytest.mark.parametrize(
     "statements",
-    ["mask j < 100 and random_blocks(16, 2, 7)", "mask causal; weight 0.5 + sigmoid(i - j)", "mask i < 0"],
+    [
+        "mask j < 100 and random_blocks(16, 2, 7)",
+        "mask causal; weight 0.5 + sigmoid(i - j)",
+        "mask i < 0",
+        "mask causal and (i - j) % 64 == 0",
+    ],
 )
 def test_kernels_that_cannot_fuse_have_no_such_option(statements):
     plan = plan_text(f"attention foo {{ {statements} }}")
-    assert not may_fuse(plan.attention, plan.scoring, plan.passes)
+    assert not may_fuse(plan.attention, plan.passes)
     assert "FUSED" not in render_kernel(plan)
 
 

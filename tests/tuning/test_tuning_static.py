@@ -136,21 +136,22 @@ def test_orders_are_offered_where_rows_are_uneven(trend, orders):
 
 
 @pytest.mark.parametrize(
-    ("statements", "parts"),
+    ("statements", "target", "offered"),
     [
-        ("mask causal", {FORWARD, QUERIES, KEYS}),
-        ("", {FORWARD, QUERIES, KEYS}),  # whole tiles, and the last one
-        ("mask causal; weight 0.5 + sigmoid(i - j)", set()),
-        ("mask causal; normalize sigmoid", {FORWARD}),
-        ("mask causal; score 20 * tanh(s / 20)", {FORWARD}),  # its slope multiplies gradients
-        ("input bias: float[N, M]; mask causal; score s + bias[i, j]", {FORWARD}),
+        ("mask causal", "sm_90", True),
+        ("", "sm_100", True),  # whole tiles, and the last one
+        ("mask causal; normalize sigmoid", "sm_90", True),
+        ("mask causal", "sm_80", False),  # no descriptors
+        ("mask causal; weight 0.5 + sigmoid(i - j)", "sm_90", False),
+        ("mask (i - j) % 64 == 0", "sm_90", False),
     ],
 )
-def test_fused_loops_are_offered_where_a_kernel_can_have_them(statements, parts):
+def test_fused_loops_are_offered_where_a_kernel_can_have_them(statements, target, offered):
     plan = plan_source(SourceFile("p.attn", f"attention a {{ {statements} }}")).plans[0]
-    target = Target("sm_90", "float16", square(4096, heads=4, head_size=64))
-    offered = {part: {config.fused for config in configs_of(plan, target, part)} for part in (FORWARD, QUERIES, KEYS)}
-    assert offered == {part: {False, True} if part in parts else {False} for part in offered}
+    for part in (FORWARD, QUERIES, KEYS):
+        found = configs_of(plan, Target(target, "float16", square(4096, heads=4, head_size=64)), part)
+        assert any(config.fused for config in found) is (offered and part == FORWARD)
+        assert all(config.descriptors for config in found if config.fused)
 
 
 @pytest.mark.parametrize(

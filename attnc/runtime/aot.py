@@ -21,7 +21,7 @@ from torch import Tensor
 
 from attnc.runtime.gradient_launch import GradientLaunch
 from attnc.runtime.gradient_strips import PAIR_AXES, PairSum
-from attnc.runtime.launch import compile_options
+from attnc.runtime.kernel_launch import compile_options
 from attnc.runtime.pairs import Pairs, Sizes
 from attnc.runtime.program import Program, TableRead, TensorArgument
 from attnc.runtime.tiles import Tiles, assume_target

@@ -177,7 +177,8 @@ def count_turn(order: str, sequences: int, together: int, walked: int, device: t
     """Return how many heads, or classes of their rows, take turns at starting a tile of rows each.
 
     Taking turns, the longest rows of all of them come first, and short ones are left for the end. But what they walk
-    should fit into the cache together, in half of it, for it is read again by every tile.
+    should fit into the cache together, in half of it, for it is read again by every tile. They are a power of two,
+    times those that share keys: of as many heads as models have, none are then left whose long rows would come last.
 
     Args:
         order: one of `ORDERS`.
@@ -188,7 +189,10 @@ def count_turn(order: str, sequences: int, together: int, walked: int, device: t
     """
     if order != IN_TURNS:
         return 1
-    return min(sequences, together * max(1, cache_size(device) // 2 // max(1, walked)))
+    fitting = 1
+    while 2 * fitting * walked <= cache_size(device) // 2 and fitting * together < sequences:
+        fitting *= 2
+    return min(sequences, fitting * together)
 
 
 def cache_size(device: torch.device) -> int:

@@ -122,6 +122,14 @@ def test_heads_that_take_turns_leave_short_rows_for_the_end():
     assert imbalance(Rows(lengths, 64, 1, 1), 132, 0.0) == 1.0  # one round: nothing to balance
 
 
+def test_few_heads_that_fit_into_the_cache_leave_short_rows_as_well():
+    plan = plan_source(CAUSAL).plans[0]
+    count = TileCounter(plan, "sm_90", square(16384, heads=16, head_size=128), 2)
+    turns, heads = (count.work(FORWARD, Tiles(128, 128, 8, 2, order=order)).rows for order in ("", "heads"))
+    assert (turns.turn, heads.turn) == (2, 1)
+    assert imbalance(turns, 132, 0.5) < imbalance(heads, 132, 0.5)
+
+
 def test_the_last_program_ends_where_slots_were_taken_in_order():
     assert last_end([3, 1, 1, 1, 2], 2) == 5
     assert last_end([1], 4) == 1

@@ -14,19 +14,17 @@ from attnc.algebra.scoring import derive_scoring
 from attnc.algebra.simplify import simplify_attention
 from attnc.algebra.table_proofs import mark_reads
 from attnc.algebra.tiles import derive_tiles
+from attnc.algebra.windows import prove_window
 from attnc.diagnostics import CompileError, Diagnostic, InternalError, Label
 from attnc.ir.nodes import Score
 from attnc.ir.program import AlignKind, Attention, NormalizeKind
 from attnc.plan.kernel_plan import Choice, Form, Library, Pass, Plan, Scoring, Short
 from attnc.plan.lengths import cheapest_by_length
 from attnc.plan.overrides import alternatives
-from attnc.plan.row_lengths import count_long_rows, most_keys
+from attnc.plan.row_lengths import LENGTH, count_long_rows, most_keys, trend_of
 from attnc.plan.split import Part, decompositions
 from attnc.plan.weighing import DENSE, GOOD, Weigher, make_passes
 from attnc.source import Span
-
-LENGTH = 8192
-"""Length for which plans are compared unless the caller has another one in hand."""
 
 MOST_CHOICES = 8
 """So many ways to compute a mask are weighed."""
@@ -53,9 +51,11 @@ def plan_attention(attention: Attention, *, length: int = LENGTH) -> Plan:
     plan = Plan(simplified, scoring, (), facts, (*steps, *scored))
     library = library_call(simplified, scoring, facts)
     asked = None if simplified.decompose is None else simplified.decompose.form
+    if asked in (None, "none") and is_plain_softmax(simplified, scoring):
+        plan = replace(plan, window=prove_window(simplified))
     if asked in (None, "none") and library is not None:
         only = Pass(Form.LIBRARY, simplified.mask, derive_tiles(simplified), library=library)
-        return replace(plan, passes=(only,))
+        return replace(plan, passes=(replace(only, trend=trend_of(simplified, only, LENGTH)),))
     choices = choose_passes(simplified, length)
     plan = _chosen(replace(plan, choices=choices, weighed_at=length))
     if asked is not None:
@@ -66,7 +66,10 @@ def plan_attention(attention: Attention, *, length: int = LENGTH) -> Plan:
 def _chosen(plan: Plan) -> Plan:
     """Take the cheapest of the choices, and find out how long its rows are."""
     attention, passes = plan.attention, plan.choices[0].passes
-    passes = tuple(replace(one, most_keys=most_keys(attention, one, LENGTH)) for one in passes)
+    passes = tuple(
+        replace(one, most_keys=most_keys(attention, one, LENGTH), trend=trend_of(attention, one, LENGTH))
+        for one in passes
+    )
     return _with_proof(replace(plan, passes=passes, long_rows=count_long_rows(attention, passes, LENGTH)))
 
 
@@ -136,7 +139,17 @@ def library_call(attention: Attention, scoring: Scoring, facts: Facts) -> Librar
     scale is the usual one (a call may give another). The call aligns at the start, as do `end` and `start` where there
     are as many queries as keys; `align at` need not.
     """
-    plain = (
+    if not is_plain_softmax(attention, scoring):
+        return None
+    if facts.everything:
+        return Library.FULL
+    aligned = attention.align.kind is not AlignKind.AT
+    return Library.CAUSAL if facts.exactly_causal and aligned else None
+
+
+def is_plain_softmax(attention: Attention, scoring: Scoring) -> bool:
+    """Tell whether weights are the softmax of scaled dot products, the scale the usual one, and nothing else."""
+    return (
         attention.normalize.kind is NormalizeKind.SOFTMAX
         and attention.normalize.sink is None
         and attention.weight is None
@@ -144,12 +157,6 @@ def library_call(attention: Attention, scoring: Scoring, facts: Facts) -> Librar
         and isinstance(scoring.score, Score)
         and scoring.dropped is None
     )
-    if not plain:
-        return None
-    if facts.everything:
-        return Library.FULL
-    aligned = attention.align.kind is not AlignKind.AT
-    return Library.CAUSAL if facts.exactly_causal and aligned else None
 
 
 def not_compiled_yet(span: Span | None, what: str) -> Diagnostic:

@@ -27,6 +27,8 @@ class TileConfig:
         stages: depth of the software pipeline.
         descriptors: whether keys and values are read through tensor descriptors (sm_90 and later).
         chunk: keys that the walk for spoiled values takes at once; 0 for what suits the head size.
+        order: one of `ORDERS`: in which programs are started; empty for what suits the lengths of the kernel's rows.
+        fused: whether keys are walked in fewer loops, as far as the kernel can.
     """
 
     query: int
@@ -35,6 +37,8 @@ class TileConfig:
     stages: int
     descriptors: bool = False
     chunk: int = 0
+    order: str = ""
+    fused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,17 @@ class SlabConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class LibraryConfig:
+    """That a library computes a pass, and no kernel.
+
+    Attributes:
+        name: as the runtime calls it.
+    """
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class TunedConfig:
     """A configuration that a generated module is written with: for one kernel, on one device, for calls of one size.
 
@@ -61,7 +76,7 @@ class TunedConfig:
         dtype: of query, key and value.
         head_size, value_size: padded.
         queries, keys: powers of two.
-        config: of a kernel, or of the CPU program.
+        config: of a kernel, or of the CPU program; or a library in the place of kernels.
         note: how it was found.
     """
 
@@ -73,7 +88,7 @@ class TunedConfig:
     value_size: int
     queries: int
     keys: int
-    config: TileConfig | SlabConfig
+    config: TileConfig | SlabConfig | LibraryConfig
     note: str
 
 
@@ -118,6 +133,9 @@ TARGETS = ("sm_80", "sm_86", "sm_90", "sm_100", "gfx942")
 
 SHARED_MEMORY = {"sm_80": 163, "sm_86": 99, "sm_90": 227, "sm_100": 227, "gfx942": 64}
 """What one program may use, in KiB."""
+
+ORDERS = ("heads", "turns")
+"""One head after the other, or the longest rows of several heads first."""
 
 _Config = TypeVar("_Config", TileConfig, TileConfig | None)
 

@@ -11,6 +11,7 @@ from attnc.algebra.derivation import Step
 from attnc.algebra.facts import Facts
 from attnc.algebra.key_intervals import TileSets
 from attnc.algebra.summaries import summary_source
+from attnc.algebra.windows import Window
 from attnc.ir.nodes import Expr
 from attnc.ir.program import Attention
 
@@ -31,6 +32,16 @@ class Library(Enum):
 
     FULL = "full"
     CAUSAL = "causal"
+
+
+class Trend(Enum):
+    """How the number of keys that rows visit changes from the first row of a sequence to the last."""
+
+    RISING = "rising"
+    FALLING = "falling"
+    LEVEL = "level"
+    MIXED = "mixed"
+    """It rises and falls, or data decides it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +71,7 @@ class Pass:
         library: set where `form` is LIBRARY; such a pass still has its tiles, for counting.
         most_keys: about how many keys a tile of rows visits, however long the sequence is; None where it has more in a
             longer one, or that is not known.
+        trend: of the number of keys along the rows.
     """
 
     form: Form
@@ -68,6 +80,7 @@ class Pass:
     layout: Layout = PLAIN
     library: Library | None = None
     most_keys: int | None = None
+    trend: Trend = Trend.MIXED
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +126,7 @@ class Plan:
         long_rows: positions from 0 on whose rows, in passes in plain order, have many more keys than the others.
         weighed_at: queries and keys for which `choices` were compared.
         short: what shorter sequences are computed by instead, by rising limits; empty where `passes` suit all.
+        window: that the mask is for as many keys as queries, where a library could compute the attention with it.
     """
 
     attention: Attention
@@ -125,6 +139,7 @@ class Plan:
     long_rows: int = 0
     weighed_at: int = 0
     short: tuple[Short, ...] = ()
+    window: Window | None = None
 
     @property
     def variants(self) -> tuple[Plan, ...]:

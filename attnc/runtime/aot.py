@@ -21,7 +21,7 @@ from torch import Tensor
 
 from attnc.runtime.gradient_launch import GradientLaunch
 from attnc.runtime.gradient_strips import PAIR_AXES, PairSum
-from attnc.runtime.launch import compile_options
+from attnc.runtime.kernel_launch import compile_options
 from attnc.runtime.pairs import Pairs, Sizes
 from attnc.runtime.program import Program, TableRead, TensorArgument
 from attnc.runtime.tiles import Tiles, assume_target
@@ -196,7 +196,7 @@ def _report(launch: Recorded, target: str, dtype: torch.dtype, head_size: int) -
 
 def _tiles(arguments: Mapping[str, Any]) -> Tiles:
     names = {"query": "BLOCK_M", "key": "BLOCK_N", "warps": "num_warps", "stages": "num_stages"}
-    more = {"descriptors": "DESCRIPTORS", "chunk": "CHUNK_N"}
+    more = {"descriptors": "DESCRIPTORS", "chunk": "CHUNK_N", "fused": "FUSED"}
     found = {field: arguments[name] for field, name in (names | more).items() if name in arguments}
     return Tiles(**found)
 

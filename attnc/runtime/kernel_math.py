@@ -54,9 +54,22 @@ def load_tile(
 
 
 @triton.jit
+def take_turn(pid, tiles, sequences, turn):
+    """Return which tile of which sequence a program computes: that of a head of a batch entry, or a class of its rows.
+
+    `turn` sequences take turns: first tile 0 of each of them, then tile 1, and so on; then come the next ones. With 1
+    it is one sequence after the other.
+    """
+    first = pid // (tiles * turn) * turn
+    members = tl.minimum(turn, sequences - first)
+    number = pid - first * tiles
+    return number // members, first + number % members
+
+
+@triton.jit
 def read_scalar(argument):
     """Return the value of a scalar input that was given as a number or as a pointer to one element."""
-    value = tl.to_tensor(argument)
+    value = tl.core.to_tensor(argument)
     if value.dtype.is_ptr():
         return tl.load(value)
     else:  # noqa: RET505 - one of the two is compiled
@@ -108,7 +121,7 @@ def floor_div_float(x, y):
 
     In float64 a quotient of two float32 that is no integer never rounds to one, unless float32 cannot tell anyway.
     """
-    wide, divisor = tl.to_tensor(x).to(tl.float64), tl.to_tensor(y).to(tl.float64)
+    wide, divisor = tl.core.to_tensor(x).to(tl.float64), tl.core.to_tensor(y).to(tl.float64)
     quotient = tl.floor(wide / divisor)
     below = tl.where(wide * divisor < 0.0, -1.0, quotient)
     quotient = tl.where(tl.abs(divisor) == float("inf"), below, quotient)
@@ -123,7 +136,7 @@ def floor_mod_float(x, y):
     Long division by 28 bits of the quotient at a time, as many times as two float32 can need: in float64 each digit is
     off by at most one and each remainder is exact.
     """
-    dividend, divisor = tl.broadcast(tl.to_tensor(x).to(tl.float64), tl.to_tensor(y).to(tl.float64))
+    dividend, divisor = tl.broadcast(tl.core.to_tensor(x).to(tl.float64), tl.core.to_tensor(y).to(tl.float64))
     wide, size = tl.abs(dividend), tl.abs(divisor)
     inverse = 1.3817869688151111e-76 / tl.where(size > 0.0, size, 1.0)  # 2**-252
     unit = tl.where(size < float("inf"), size, 1.0) * 7.237005577332262e75
@@ -219,7 +232,7 @@ def cos(x):
 @triton.jit
 def power(x, y):
     """`x ** y` of floats as in IEEE 754's `pow`: NaN for a negative base with an exponent that is no integer."""
-    base, exponent = tl.broadcast(tl.to_tensor(x), tl.to_tensor(y))
+    base, exponent = tl.broadcast(tl.core.to_tensor(x), tl.core.to_tensor(y))
     whole = tl.floor(exponent) == exponent
     odd = whole & (tl.abs(exponent - 2.0 * tl.floor(0.5 * exponent)) == 1.0)
     magnitude = tl.exp2(exponent * tl.log2(tl.abs(base)))

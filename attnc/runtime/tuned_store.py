@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from attnc.runtime.load import cache_folder, replace_file, warn_of_cache
-from attnc.runtime.tiles import Tiles
-from attnc.runtime.tuned import Slabs, TunedTiles, forget_tuned, use_source
+from attnc.runtime.tiles import ORDERS, Tiles
+from attnc.runtime.tuned import LibraryCall, Slabs, Tuned, TunedTiles, forget_tuned, use_source
 
 FORMAT = "attnc tuned tiles, 1"
 
 LARGEST = {"query": 1024, "key": 1024, "warps": 32, "stages": 16, "chunk": 1024, "rows": 1024}
 """Numbers beyond which an entry is not one that was written here."""
+
+WORDS = {"order": ORDERS}
+"""What those that are no numbers may say."""
 
 _NAMES = tuple(field.name for field in fields(TunedTiles) if field.name != "tiles")
 
@@ -106,12 +109,15 @@ def tuned_text(found: Iterable[Measured]) -> str:
 
 def _as_json(one: Measured) -> dict[str, Any]:
     tiles = one.entry.tiles
+    more = {"seconds": one.seconds, "default_seconds": one.default_seconds, "when": one.when or None}
+    more = {key: value for key, value in more.items() if value is not None}
     named: dict[str, Any] = {name: getattr(one.entry, name) for name in _NAMES}
+    if isinstance(tiles, LibraryCall):
+        return named | {"library": tiles.name} | more
     shape = {part.name: getattr(tiles, part.name) for part in fields(tiles)}
     told = {part.name: shape[part.name] for part in fields(tiles) if shape[part.name] != part.default}
-    more = {"seconds": one.seconds, "default_seconds": one.default_seconds, "when": one.when or None}
     kind = "slabs" if isinstance(tiles, Slabs) else "tiles"
-    return named | {kind: told} | {key: value for key, value in more.items() if value is not None}
+    return named | {kind: told} | more
 
 
 def parse_tuned(text: str) -> list[Measured]:
@@ -137,12 +143,20 @@ def _parse(number: int, given: Any) -> Measured:
         raise MalformedTilesError(f"entry {number} is not an object")
     kinds = {field.name: field.type for field in fields(TunedTiles)}
     values = {name: _value(number, given, name, {"str": str, "int": int}[str(kinds[name])]) for name in _NAMES}
-    if "slabs" in given:
-        tiles: Tiles | Slabs = Slabs(**_shape(number, given["slabs"], Slabs, powers=("rows",)))
+    if "library" in given:
+        tiles: Tuned = LibraryCall(_library(number, given["library"]))
+    elif "slabs" in given:
+        tiles = Slabs(**_shape(number, given["slabs"], Slabs, powers=("rows",)))
     else:
         tiles = Tiles(**_shape(number, given.get("tiles"), Tiles, powers=("query", "key", "warps")))
     times = [_seconds(number, given.get(name)) for name in ("seconds", "default_seconds")]
     return Measured(TunedTiles(**values, tiles=tiles), times[0], times[1], str(given.get("when", "")))
+
+
+def _library(number: int, given: object) -> str:
+    if given != LibraryCall().name:
+        raise MalformedTilesError(f'entry {number}: "library" is {given!r}')
+    return LibraryCall().name
 
 
 def _seconds(number: int, given: object) -> float | None:
@@ -168,10 +182,17 @@ def _shape(number: int, given: Any, kind: type, powers: tuple[str, ...]) -> dict
     if kind is Tiles and not {"query", "key", "warps", "stages"} <= set(given):
         raise MalformedTilesError(f"{wanted} lack one of query, key, warps, stages")
     for name, value in given.items():
-        is_flag = known[name].startswith("bool")
-        if isinstance(value, bool) is not is_flag or (not is_flag and not _is_size(name, value, powers)):
+        if not _is_possible(name, value, known[name], powers):
             raise MalformedTilesError(f'{wanted}: "{name}" is {value!r}')
     return dict(given)
+
+
+def _is_possible(name: str, value: Any, kind: str, powers: tuple[str, ...]) -> bool:
+    if kind == "str":
+        return value in WORDS[name]
+    if kind.startswith("bool") or isinstance(value, bool):
+        return kind.startswith("bool") and isinstance(value, bool)
+    return _is_size(name, value, powers)
 
 
 def _is_size(name: str, value: Any, powers: tuple[str, ...]) -> bool:

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 
 from attnc.runtime.aot import ARCHITECTURES, KernelReport
 from attnc.tuning.disassembly import MATRIX, Loop
+from attnc.tuning.schedule import UNKNOWN_ROWS, Rows, imbalance
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,11 +146,13 @@ class Work:
         programs: number of them.
         products: multiplications of matrices for each tile: 2 for outputs, 3 for gradients of queries, 4 for those of
             keys and values.
+        rows: what is known of the lengths of rows and the order of programs.
     """
 
     tiles: float
     programs: float
     products: int = 2
+    rows: Rows = UNKNOWN_ROWS
 
 
 def estimate(report: KernelReport, loop: Loop | None, work: Work) -> Estimate:
@@ -169,6 +172,7 @@ def estimate(report: KernelReport, loop: Loop | None, work: Work) -> Estimate:
     each = max(each, walked * row) if tiles.stages > 1 else each + walked * row
     rounds = max(1.0, work.programs / machine.multiprocessors)
     cycles = work.tiles / machine.multiprocessors * each + rounds * (START / programs + own * row)
+    cycles *= imbalance(work.rows, machine.multiprocessors * programs, START / (each * programs))
     return Estimate(cycles / machine.clock, matrix, other, walked * row, programs, loop.others)
 
 

@@ -15,6 +15,9 @@ MOST_LOOPS = 5
 MOST_KEY_LOOPS = 3
 """The same of kernels of gradients whose rows are keys: they have two sums of rows."""
 
+MOST_READS = 2
+"""Reads of data for bounds of loops beyond which such a kernel gets smaller tiles."""
+
 
 def forward_traits(sweep: Sweep, weighing: Weighing, loops: tuple[Loop[Body], ...]) -> Traits:
     """Tell what a kernel of outputs is."""
@@ -37,9 +40,10 @@ def gradient_traits(
         shifted: whether positions of queries are others than their rows.
     """
     if of_keys:
-        # two sums of rows leave few registers for more bounds of loops, or for numbers that compilers keep between
-        # loops where positions are rows; arithmetic of pairs takes none that last
-        heavy = len(loops) > MOST_KEY_LOOPS or not shifted
+        # two sums of rows leave few registers for more bounds of loops, for bounds that are read, or for numbers that
+        # compilers keep between loops where positions are rows; arithmetic of pairs takes none that last
+        reads = sum("tl.load(" in line for loop in loops for line in loop.setup)
+        heavy = len(loops) > MOST_KEY_LOOPS or reads > MOST_READS or not shifted
     else:
         heavy = _is_heavy(sweep, weighing) or len(loops) > MOST_LOOPS
     return Traits(heavy, gathered=_gathers(loops), adds=adds, tested=_is_tested(sweep))

@@ -46,7 +46,9 @@ def check(files: Sequence[Path], parameters: Parameters) -> bool:
     return all(diagnostic.severity is not Severity.ERROR for diagnostic in found)
 
 
-def compile_file(file: Path, parameters: Parameters, out: Path | None, *, standalone: bool, target: str) -> None:
+def compile_file(
+    file: Path, parameters: Parameters, out: Path | None, *, standalone: bool, target: str, template: str
+) -> None:
     """Compile a pattern and say where the module went."""
     if out is None:
         out = Path(STANDARD) if str(file) == STANDARD else default_output(file, ".py")
@@ -54,7 +56,7 @@ def compile_file(file: Path, parameters: Parameters, out: Path | None, *, standa
     if to_file:
         require_writable(out, file)
     compiled = _planned(file, parameters)
-    text = render(compiled, standalone=standalone, target=target)
+    text = render(compiled, standalone=standalone, target=target, template=template)
     if to_file:
         write_text(out, text)
         names = ", ".join(plan.attention.name for plan in compiled.plans)

@@ -163,7 +163,7 @@ def gluon_view(plan: Plan, *, variant: str, identity: str) -> GluonView:
     loops = tuple(_loop(kernel, number, f"{stem}_weigh", list(dict.fromkeys(known))) for number in range(len(kernel.loops)))
     bounds = [line for loop in loops for line in loop.bounds]
     needed = _slice(statements, _tokens(bounds))
-    own_lines = [*kernel.prologue, kernel.scale]
+    own_lines = [*kernel.prologue, kernel.scale, "SCALE_GIVEN" if kernel.scale else ""]
     careful = [*kernel.careful.lines, kernel.careful.mask] if kernel.careful is not None else []
     bound_uses = _uses(kernel, [*needed, *bounds])
     row_uses = _uses(kernel, [*own_lines, kernel.sink, "N H", *(name for loop in loops for name in loop.arguments)])

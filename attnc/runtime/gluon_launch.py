@@ -109,7 +109,7 @@ def why_not_gluon(call: Launch) -> str:
     if call.query.dtype not in (torch.float16, torch.bfloat16):
         return f"numbers are {str(call.query.dtype).removeprefix('torch.')}, not 16-bit"
     if {call.D, call.head_size, call.value_size} not in ({size} for size in HEAD_SIZES):
-        return f"head sizes are {call.D} and {call.value_size}, not both 64 or both 128"
+        return f"head sizes are {call.D} and {call.target_out.shape[3]}, not both 64 or both 128"
     if call.seed is not None:
         return "weights are dropped"
     if call.shares > 1:

@@ -2,12 +2,10 @@
 
 import pytest
 import torch
-from gluon_harness import check, data, launched, module_of, plan_of
+from gluon_harness import check, data, launched
 from gluon_values import EmulatorError
 
-from attnc.codegen.gluon_view import unsuitable_for_gluon
-from attnc.runtime.gluon_launch import prefer_template
-from attnc.runtime.tiles import Tiles, assume_target
+from attnc.runtime.tiles import Tiles
 
 PATTERNS = {
     "full": "attention full { score s }",

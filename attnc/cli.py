@@ -183,7 +183,8 @@ def compile_(
         Target, typer.Option("--target", help="What the module runs: its own kernels, or PyTorch's FlexAttention.")
     ] = Target.TRITON,
     template: Annotated[
-        Template, typer.Option("--template", help="`gluon` writes a kernel for sm_90 besides, for ATTNC_TEMPLATE=gluon.")
+        Template,
+        typer.Option("--template", help="`gluon` writes a kernel for sm_90 besides, for ATTNC_TEMPLATE=gluon."),
     ] = Template.TL,
     emit: Annotated[Stage | None, typer.Option("--emit", help="Print a stage instead of writing a module.")] = None,
     gpu: Annotated[

@@ -175,14 +175,19 @@ def render(
     from attnc.runtime.load import BUILDING
 
     with BUILDING:
-        return render_module(compiled.plans, source=compiled.source, standalone=standalone, tuned=tuned, gluon=template == "gluon")
+        return render_module(
+            compiled.plans, source=compiled.source, standalone=standalone, tuned=tuned, gluon=template == "gluon"
+        )
 
 
 def _require_gluon(compiled: Compiled, target: str) -> None:
     """Raise CompileError unless every attention of a file has a kernel in Gluon."""
     from attnc.codegen.gluon_view import unsuitable_for_gluon
 
-    pairs = ((plan, "FlexAttention has no templates" if target == "flex" else unsuitable_for_gluon(plan)) for plan in compiled.plans)
+    pairs = (
+        (plan, "FlexAttention has no templates" if target == "flex" else unsuitable_for_gluon(plan))
+        for plan in compiled.plans
+    )
     mistakes = [
         Diagnostic(
             "no-gluon-kernel",

@@ -16,8 +16,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from gluon_values import FUNCTIONS, DotOperandLayout, DType, EmulatorError, NVMMADistributedLayout, Pointer, Value
-from gluon_values import joined, numbers, scalar
+from gluon_values import (
+    FUNCTIONS,
+    DotOperandLayout,
+    DType,
+    EmulatorError,
+    NVMMADistributedLayout,
+    Pointer,
+    Value,
+    numbers,
+    scalar,
+)
 
 from attnc.runtime import gluon_kernels, kernel_math
 
@@ -180,7 +189,7 @@ class Partition(threading.Thread):
                     raise EmulatorError("a partition ends before its products")
         except Stopped:
             pass
-        except BaseException as error:  # noqa: BLE001 - the coordinator raises it
+        except BaseException as error:
             self.error = error
         self.done = True
         self.machine.back.release()
@@ -216,7 +225,7 @@ class Machine:
         for text in (LIBRARY, source):
             functions = [node for node in _parsed(text).body if isinstance(node, ast.FunctionDef) and _is_jitted(node)]
             module = ast.Module([ast.parse("from __future__ import annotations").body[0], *functions], [])
-            exec(compile(module, "<kernel>", "exec"), self.names)  # noqa: S102 - it is the kernel that is tested
+            exec(compile(module, "<kernel>", "exec"), self.names)
 
     # programs
 

@@ -49,10 +49,13 @@ RESERVED = frozenset(
 """Names with a meaning of their own in every kernel in Gluon."""
 
 _SAME = frozenset(
-    """
-    abs cdiv erf exp exp2 float32 float64 floor int1 int16 int32 int64 int8 load log log2 maximum minimum sqrt to_tensor
-    uint32 uint64 where
-    """.split()
+    re.findall(
+        r"\w+",
+        """
+        abs cdiv erf exp exp2 float32 float64 floor int1 int16 int32 int64 int8 load log log2 maximum minimum sqrt
+        to_tensor uint32 uint64 where
+        """,
+    )
 )
 """Names of Triton's language that Gluon has as well."""
 
@@ -160,7 +163,9 @@ def gluon_view(plan: Plan, *, variant: str, identity: str) -> GluonView:
     given = [name for name, _ in kernel.call if name not in _TRITONS_OWN]
     own = [name for statement in statements for name in statement.defined]
     known = ["head", "batch", "qk_scale", *_POSITIONS, *given, *own]
-    loops = tuple(_loop(kernel, number, f"{stem}_weigh", list(dict.fromkeys(known))) for number in range(len(kernel.loops)))
+    loops = tuple(
+        _loop(kernel, number, f"{stem}_weigh", list(dict.fromkeys(known))) for number in range(len(kernel.loops))
+    )
     bounds = [line for loop in loops for line in loop.bounds]
     needed = _slice(statements, _tokens(bounds))
     own_lines = [*kernel.prologue, kernel.scale, "SCALE_GIVEN" if kernel.scale else ""]
@@ -221,9 +226,7 @@ def _in_gluon(kernel: KernelView) -> KernelView:
         return tuple(map(_translated, found))
 
     def body(found: Body) -> Body:
-        return replace(
-            found, lines=lines(found.lines), mask=_translated(found.mask), factor=_translated(found.factor)
-        )
+        return replace(found, lines=lines(found.lines), mask=_translated(found.mask), factor=_translated(found.factor))
 
     return replace(
         kernel,
@@ -250,10 +253,13 @@ _MEMORY = tuple(
 _ALWAYS = ("N", "H", "g", "qk_scale")
 
 _TRITONS_OWN = frozenset(
-    """
-    lse_ptr total_ptr part_out_ptr part_m_ptr part_l_ptr seed_ptr drop_below keep_scale DROPOUT VALUE_SIZE BLOCK_M
-    BLOCK_N BLOCK_V HEAD_SIZE BLOCK_D CHUNK_N CHUNK_V PRECISION SHARES JOINED DESCRIPTORS row_start row_end
-    """.split()
+    re.findall(
+        r"\w+",
+        """
+        lse_ptr total_ptr part_out_ptr part_m_ptr part_l_ptr seed_ptr drop_below keep_scale DROPOUT VALUE_SIZE BLOCK_M
+        BLOCK_N BLOCK_V HEAD_SIZE BLOCK_D CHUNK_N CHUNK_V PRECISION SHARES JOINED DESCRIPTORS row_start row_end
+        """,
+    )
 )
 """Parameters of the Triton kernel that the kernel in Gluon has no use for, or its own of the same name."""
 
@@ -271,7 +277,7 @@ _CONSTANTS = (
 )
 
 
-def _arguments(kernel: KernelView, used: set[str]) -> tuple[Argument, ...]:
+def _arguments(kernel: KernelView, used: frozenset[str]) -> tuple[Argument, ...]:
     """Return the kernel's parameters and what the launcher passes for them, in order."""
     constants = {line.partition(":")[0] for line in kernel.parameters if ":" in line}
     found: list[Argument] = []
@@ -361,5 +367,8 @@ def _tiles(plan: Plan, sweep: Sweep) -> tuple[str, ...]:
     work = pair_work(weighing_of(plan).score)
     work += max(pair_work(interval.residual) for one in sweep.passes for interval in one.tiles.intervals)
     key = min(64 if work > HEAVY_WORK else 128, 128 if sweep.key_tile >= 128 else 64)
-    rows = [TileRow("sm_90", 2, size, (TileConfig(GROUPS * GROUP_ROWS, key, 4, min(4, 2 * (128 // size) * (128 // key))),)) for size in (64, 128)]
+    rows = [
+        TileRow("sm_90", 2, size, (TileConfig(GROUPS * GROUP_ROWS, key, 4, min(4, 2 * (128 // size) * (128 // key))),))
+        for size in (64, 128)
+    ]
     return tuple(line for row in rows for line in tile_lines(row))

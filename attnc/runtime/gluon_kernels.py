@@ -1,14 +1,14 @@
 """What kernels in Gluon are made of: how tiles move through rings of shared memory, and products of warp groups.
 
 A kernel in Gluon has three partitions (`templates/gluon_kernel.py.jinja`). One warp copies tiles of keys and values
-into rings of `STAGES` buffers, by tensor descriptors. Two groups of four warps each compute `ROWS` rows from them. Every
+into rings of `STAGES` buffers, by tensor descriptors. Two groups of four warps each compute `ROWS` rows from them. A
 buffer has two barriers: one completes when a tile has arrived, the other when both groups have read it. The tile of
 turn `n` lies in buffer `n % STAGES`, and both barriers count how often that buffer has gone round.
 
 Where Triton has no Gluon the functions stay plain Python and are never called.
 """
 
-# ruff: noqa: ANN001, ANN201, D417 - Triton's values have no useful Python types
+# ruff: noqa: ANN001, ANN201 - Triton's values have no useful Python types
 # mypy: disable-error-code="attr-defined, no-untyped-def, no-untyped-call, untyped-decorator"
 
 from __future__ import annotations

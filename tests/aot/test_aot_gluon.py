@@ -1,6 +1,7 @@
 """Kernels in Gluon compiled ahead of time for sm_90: no spills, wgmma, copies by descriptors, and what overlaps."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,7 @@ def overlapped(names):
         exponentials[place] = exponentials[place - 1] + name.startswith("MUFU.EX2") if place else 0
     products = [place for place, name in enumerate(names) if name.startswith("HGMMA")]
     found = []
-    for first, second in zip(waits, waits[1:], strict=False):
+    for first, second in pairwise(waits):
         if not any(first < place < second for place in products):
             found.append(exponentials[second] - exponentials[first])
     return found

@@ -201,7 +201,7 @@ def compile_(
         commands.emit(file, parameters, emit.value, out)
         return
     if gpu is not None:
-        commands.report_machine_code(file, parameters, gpu, head_size)
+        commands.report_machine_code(file, parameters, gpu, head_size, template.value)
         if out is None:
             return
     commands.compile_file(file, parameters, out, standalone=standalone, target=target.value, template=template.value)

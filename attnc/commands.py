@@ -81,12 +81,12 @@ def emit(file: Path, parameters: Parameters, stage: str, out: Path | None) -> No
         print(text, end="")
 
 
-def report_machine_code(file: Path, parameters: Parameters, gpu: str, head_size: int) -> None:
+def report_machine_code(file: Path, parameters: Parameters, gpu: str, head_size: int, template: str) -> None:
     """Compile a pattern's kernels for a GPU that need not be there, and print their figures."""
     from attnc.machine_code import machine_code_table
 
     compiled = _planned(file, parameters)
-    terminal.output().print(machine_code_table(compiled, gpu, head_size))
+    terminal.output().print(machine_code_table(compiled, gpu, head_size, template))
 
 
 def explain(file: Path, parameters: Parameters, length: int, heads: int, head_size: int, *, json: bool) -> None:

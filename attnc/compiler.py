@@ -368,11 +368,11 @@ def compare(
     return [one.as_json() for one in compared]
 
 
-def import_compiled(compiled: Compiled) -> ModuleType:
-    """Render a compiled pattern and import it, through the cache."""
+def import_compiled(compiled: Compiled, template: str = "tl") -> ModuleType:
+    """Render a compiled pattern with a template and import it, through the cache."""
     from attnc.runtime.load import cache_key, cached_module
 
-    text = render(compiled)
+    text = render(compiled, template=template)
     return cached_module(cache_key("text", text), lambda: text, stem=Path(compiled.source.name).stem)
 
 

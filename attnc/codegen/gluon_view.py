@@ -20,7 +20,7 @@ from attnc.codegen.kernel_view import KernelView, kernel_view, weighing_of
 from attnc.codegen.loops import Body
 from attnc.codegen.reads_triton import Argument
 from attnc.codegen.sweeps import Sweep, sweeps_of
-from attnc.ir.nodes import TRUE, Score
+from attnc.ir.nodes import TRUE, Call, Score
 from attnc.ir.program import NormalizeKind
 from attnc.ir.walk import walk
 from attnc.plan.configs import TileConfig, TileRow
@@ -31,8 +31,13 @@ ROWS = "ROWS"
 
 GROUP_ROWS, GROUPS = 64, 2
 
-HEAVY_WORK = 6
-"""Operations on pairs beyond which tiles have fewer keys: scores and weights take the registers of a thread."""
+KEYS = {
+    # head size: keys of a tile by the most operations on a pair, and by the most loops, for which nothing spills
+    64: ((6, 5, 128), (20, 32, 64)),
+    128: ((5, 3, 128), (14, 5, 64), (20, 32, 32)),
+}
+CALL_WORK = 8
+"""Operations that a function of scores counts as: its steps take registers beside those of scores and weights."""
 
 RESERVED = frozenset(
     re.findall(
@@ -364,11 +369,14 @@ def _slice(statements: Sequence[_Statement], wanted: set[str]) -> tuple[str, ...
 
 def _tiles(plan: Plan, sweep: Sweep) -> tuple[str, ...]:
     """Return the lines of the table of tiles: fewer keys where scores take many registers, and so more buffers."""
-    work = pair_work(weighing_of(plan).score)
-    work += max(pair_work(interval.residual) for one in sweep.passes for interval in one.tiles.intervals)
-    key = min(64 if work > HEAVY_WORK else 128, 128 if sweep.key_tile >= 128 else 64)
-    rows = [
-        TileRow("sm_90", 2, size, (TileConfig(GROUPS * GROUP_ROWS, key, 4, min(4, 2 * (128 // size) * (128 // key))),))
-        for size in (64, 128)
-    ]
+    score = weighing_of(plan).score
+    intervals = [interval for one in sweep.passes for interval in one.tiles.intervals]
+    work = pair_work(score) + max(pair_work(interval.residual) for interval in intervals)
+    work += CALL_WORK * sum(isinstance(node, Call) and Score() in walk(node) for node in walk(score))
+    rows = []
+    for size, choices in KEYS.items():
+        fitting = (keys for most, loops, keys in choices if work <= most and len(intervals) <= loops)
+        keys = min(next(fitting, choices[-1][2]), 1 << (sweep.key_tile.bit_length() - 1))
+        stages = min(4, 2 * (128 // size) * (128 // keys))
+        rows.append(TileRow("sm_90", 2, size, (TileConfig(GROUPS * GROUP_ROWS, keys, 4, stages),)))
     return tuple(line for row in rows for line in tile_lines(row))

@@ -11,6 +11,7 @@ WORKERS ?= auto
 
 BUDGET ?= 3600
 SUITE ?= sparsity
+RANK ?= 120
 
 .PHONY: run bench test check lint format wheel gpu-bundle clean setup
 .DEFAULT_GOAL := help
@@ -53,7 +54,7 @@ wheel: $(READY)
 	@$(BIN)/python -m pip wheel -q --no-deps -w dist .
 
 gpu-bundle: $(READY)
-	@$(BIN)/python tools/gpu_bundle.py --out build/gpu
+	@$(BIN)/python tools/gpu_bundle.py --out build/gpu --rank $(RANK)
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

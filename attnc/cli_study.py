@@ -113,10 +113,12 @@ def study(
     json: Json = None,
     markdown: Markdown = None,
     plot: Plot = None,
+    redo: Annotated[bool, typer.Option("--redo", help="Run again what the JSON file has already.")] = False,
 ) -> None:
     """Train small transformers that differ in their attention alone, on tasks with known answers.
 
-    Prints loss and accuracy at equal steps, equal FLOPs and equal time. Files are written after each task.
+    Prints loss and accuracy at equal steps, equal FLOPs and equal time. Files are written after each
+    trial (a task with one seed); with --json FILE, the same command goes on where an interrupted one stopped.
     """
     from attnc import commands
 
@@ -144,4 +146,5 @@ def study(
         json=json,
         markdown=markdown,
         plot=plot,
+        redo=redo,
     )

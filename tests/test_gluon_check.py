@@ -1,6 +1,7 @@
 """The script that checks kernels in Gluon on a device, with the emulator in the device's place."""
 
 import importlib.util
+import shutil
 import sys
 from pathlib import Path
 
@@ -22,7 +23,8 @@ def imported(name, path):
 @pytest.fixture
 def script(tmp_path, monkeypatch):
     tools = imported("gpu_gluon", ROOT / "tools" / "gpu_gluon.py")
-    tools.write_gluon(tmp_path, ("documents",))
+    tools.write_gluon(tmp_path, ["documents"])
+    shutil.copy(ROOT / "tools" / "gpu" / "gluon_check.py", tmp_path)
     script = imported("gluon_check", tmp_path / "gluon_check.py")
     monkeypatch.setattr(script, "DEVICE", "cpu")
     return script

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from attnc.compiler import plan_source, render
@@ -14,10 +14,11 @@ PATTERNS = ("causal", "standard/full", "window", "sinks_window", "documents", "s
 """Of `attnc/bench/patterns`: what the benchmark standard measures and Gluon can run."""
 
 
-def write_gluon(out: Path, patterns: tuple[str, ...] = PATTERNS) -> None:
-    """Write the modules and the script that checks them to a folder."""
-    for name in patterns:
-        compiled = plan_source(read_pattern(ROOT / "attnc" / "bench" / "patterns" / f"{name}.attn"))
-        text = render(compiled, standalone=True, template="gluon")
-        (out / f"gluon_{Path(name).name}.py").write_text(text)
-    shutil.copyfile(ROOT / "tools" / "gpu" / "gluon_check.py", out / "gluon_check.py")
+def write_gluon(out: Path, only: Sequence[str] | None = None) -> None:
+    """Write the modules to the bundle's folder, or those of some patterns; `gluon_check.py` there finds them."""
+    for pattern in PATTERNS:
+        name = Path(pattern).name
+        if only and name not in only:
+            continue
+        compiled = plan_source(read_pattern(ROOT / "attnc" / "bench" / "patterns" / f"{pattern}.attn"))
+        (out / f"gluon_{name}.py").write_text(render(compiled, standalone=True, template="gluon"))

@@ -17,8 +17,11 @@ from attnc.ir.nodes import And, Binary, BinaryOp, Const, Expr, Index, IndexName,
 from attnc.ir.program import Attention
 from attnc.ir.types import Type
 
+PAIRS_OPERATIONS = 150_000
+"""isl operations that finding the pairs of one mask may take: each mask is asked for once."""
+
 OPERATIONS = 60_000
-"""isl operations that finding the pairs of one mask may take."""
+"""Those that one question about its pairs may take."""
 
 QUERY, KEY = Index(IndexName.QUERY), Index(IndexName.KEY)
 
@@ -41,7 +44,7 @@ class PairSet:
         """Return the pairs that a mask may allow; None where that is too hard."""
         if mask not in self._found:
             context, truth = self.translator.context, self.translator.truth
-            pairs = attempt(context, lambda: truth(mask).may.intersect(self.domain).coalesce(), OPERATIONS)
+            pairs = attempt(context, lambda: truth(mask).may.intersect(self.domain).coalesce(), PAIRS_OPERATIONS)
             self._found[mask] = pairs
         return self._found[mask]
 

@@ -469,7 +469,7 @@ class Writer:
         symbol, start = {"any": ("|", 0), "all": ("&", 1), "sum": ("+", 0)}[expr.kind.value]
         self.emit(f"{result} = tl.full({extent(shape, self.aliases)}, {start}, {dtype})", depth, place(expr.span))
         self.emit(f"for {step} in range({expr.count}):", depth)
-        self.emit(f"{INDENT}{counter} = tl.to_tensor({step})", depth)
+        self.emit(f"{INDENT}{counter} = tl.core.to_tensor({step})", depth)
         for line in (*lines, f"{result} = {result} {symbol} {self.text(body, shape, UNARY)}"):
             self.emit(INDENT + line, depth)
         return Fragment(result, ATOM, shape, depth, bits)

@@ -9,7 +9,7 @@ which writes `out` and, unless it is None, `lse`: of the scores that the kernel 
 for the caller to add. The module around it must have in scope: `triton` and `tl` (take both
 from `attnc.runtime.kernel_math`, which has stand-ins where Triton is not installed), the functions of
 `attnc.runtime.kernel_math` and `attnc.runtime.kernel_loads` named in `math_functions`, and `Tiles`, `start_launch`,
-`finish_launch`, `read_tables`, `launchable` of `attnc.runtime.launch`.
+`finish_launch`, `read_tables` of `attnc.runtime.launch`, and `launchable` of `attnc.runtime.kernel_launch`.
 """
 
 from __future__ import annotations

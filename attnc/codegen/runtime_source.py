@@ -15,6 +15,7 @@ ROOTS = (
     "dispatch",
     "gradient_launch",
     "gradient_strips",
+    "kernel_launch",
     "kernel_loads",
     "kernel_math",
     "launch",

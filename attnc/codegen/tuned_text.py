@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from attnc.codegen.expr_torch import printable, quoted
 from attnc.codegen.kernel_pieces import tiles_text
-from attnc.plan.configs import SlabConfig, TunedConfig
+from attnc.plan.configs import LibraryConfig, SlabConfig, TunedConfig
 
 
 def tuned_lines(configs: Sequence[TunedConfig]) -> tuple[str, ...]:
@@ -29,4 +29,6 @@ def _config_text(one: TunedConfig) -> str:
     if isinstance(one.config, SlabConfig):
         alone = "" if one.config.alone is None else f", alone={one.config.alone}"
         return f"Slabs(rows={one.config.rows}{alone})"
+    if isinstance(one.config, LibraryConfig):
+        return f"LibraryCall({quoted(one.config.name)})"
     return tiles_text(one.config)

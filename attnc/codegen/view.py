@@ -227,6 +227,8 @@ def _program_fields(plan: Plan, formulas: Formulas) -> list[Field]:
         fields.append(("mask_tables", sequence([quoted(name) for name in in_mask])))
     if len(plan.passes) == 1 and plan.passes[0].form is Form.LIBRARY and plan.passes[0].library is not None:
         fields.append(("library", quoted(plan.passes[0].library.value)))
+    if plan.window is not None:
+        fields.append(("window", f"({plan.window[0]}, {plan.window[1]})"))
     reads = slopes_of(weighing_of(plan), softmax=normalize.kind is NormalizeKind.SOFTMAX).reads
     if reads:
         fields.append(("reads", sequence([_table_read(one, f"read_{n}", formulas) for n, one in enumerate(reads)])))

@@ -14,6 +14,7 @@ from attnc.algebra.scoring import derive_scoring
 from attnc.algebra.simplify import simplify_attention
 from attnc.algebra.table_proofs import mark_reads
 from attnc.algebra.tiles import derive_tiles
+from attnc.algebra.windows import prove_window
 from attnc.diagnostics import CompileError, Diagnostic, InternalError, Label
 from attnc.ir.nodes import Score
 from attnc.ir.program import AlignKind, Attention, NormalizeKind
@@ -53,6 +54,8 @@ def plan_attention(attention: Attention, *, length: int = LENGTH) -> Plan:
     plan = Plan(simplified, scoring, (), facts, (*steps, *scored))
     library = library_call(simplified, scoring, facts)
     asked = None if simplified.decompose is None else simplified.decompose.form
+    if asked in (None, "none") and is_plain_softmax(simplified, scoring):
+        plan = replace(plan, window=prove_window(simplified))
     if asked in (None, "none") and library is not None:
         only = Pass(Form.LIBRARY, simplified.mask, derive_tiles(simplified), library=library)
         return replace(plan, passes=(only,))
@@ -136,7 +139,17 @@ def library_call(attention: Attention, scoring: Scoring, facts: Facts) -> Librar
     scale is the usual one (a call may give another). The call aligns at the start, as do `end` and `start` where there
     are as many queries as keys; `align at` need not.
     """
-    plain = (
+    if not is_plain_softmax(attention, scoring):
+        return None
+    if facts.everything:
+        return Library.FULL
+    aligned = attention.align.kind is not AlignKind.AT
+    return Library.CAUSAL if facts.exactly_causal and aligned else None
+
+
+def is_plain_softmax(attention: Attention, scoring: Scoring) -> bool:
+    """Tell whether weights are the softmax of scaled dot products, the scale the usual one, and nothing else."""
+    return (
         attention.normalize.kind is NormalizeKind.SOFTMAX
         and attention.normalize.sink is None
         and attention.weight is None
@@ -144,12 +157,6 @@ def library_call(attention: Attention, scoring: Scoring, facts: Facts) -> Librar
         and isinstance(scoring.score, Score)
         and scoring.dropped is None
     )
-    if not plain:
-        return None
-    if facts.everything:
-        return Library.FULL
-    aligned = attention.align.kind is not AlignKind.AT
-    return Library.CAUSAL if facts.exactly_causal and aligned else None
 
 
 def not_compiled_yet(span: Span | None, what: str) -> Diagnostic:

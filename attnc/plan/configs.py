@@ -48,6 +48,17 @@ class SlabConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class LibraryConfig:
+    """That a library computes a pass, and no kernel.
+
+    Attributes:
+        name: as the runtime calls it.
+    """
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class TunedConfig:
     """A configuration that a generated module is written with: for one kernel, on one device, for calls of one size.
 
@@ -58,7 +69,7 @@ class TunedConfig:
         dtype: of query, key and value.
         head_size, value_size: padded.
         queries, keys: powers of two.
-        config: of a kernel, or of the CPU program.
+        config: of a kernel, or of the CPU program; or a library in the place of kernels.
         note: how it was found.
     """
 
@@ -70,7 +81,7 @@ class TunedConfig:
     value_size: int
     queries: int
     keys: int
-    config: TileConfig | SlabConfig
+    config: TileConfig | SlabConfig | LibraryConfig
     note: str
 
 

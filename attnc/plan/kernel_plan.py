@@ -11,6 +11,7 @@ from attnc.algebra.derivation import Step
 from attnc.algebra.facts import Facts
 from attnc.algebra.key_intervals import TileSets
 from attnc.algebra.summaries import summary_source
+from attnc.algebra.windows import Window
 from attnc.ir.nodes import Expr
 from attnc.ir.program import Attention
 
@@ -113,6 +114,7 @@ class Plan:
         long_rows: positions from 0 on whose rows, in passes in plain order, have many more keys than the others.
         weighed_at: queries and keys for which `choices` were compared.
         short: what shorter sequences are computed by instead, by rising limits; empty where `passes` suit all.
+        window: that the mask is for as many keys as queries, where a library could compute the attention with it.
     """
 
     attention: Attention
@@ -125,6 +127,7 @@ class Plan:
     long_rows: int = 0
     weighed_at: int = 0
     short: tuple[Short, ...] = ()
+    window: Window | None = None
 
     @property
     def variants(self) -> tuple[Plan, ...]:

@@ -24,7 +24,7 @@ from attnc.runtime.gluon_kernels import TensorDescriptor
 from attnc.runtime.gluon_launch import GluonLaunch, prefer_template
 from attnc.runtime.gradient_launch import GradientLaunch
 from attnc.runtime.gradient_strips import PAIR_AXES, PairSum
-from attnc.runtime.launch import compile_options
+from attnc.runtime.kernel_launch import compile_options
 from attnc.runtime.pairs import Pairs, Sizes
 from attnc.runtime.program import Program, TableRead, TensorArgument
 from attnc.runtime.tiles import Tiles, assume_target
@@ -174,7 +174,7 @@ def _report(launch: Recorded, target: str, dtype: torch.dtype, head_size: int) -
     backend = ARCHITECTURES[target][0]
     if backend == "cuda":
         assembly = compiled.asm["ptx"]
-        registers, spills = _nvidia_resources(compiled.asm["cubin"])
+        registers, spills = nvidia_resources(compiled.asm["cubin"])
     else:
         assembly = compiled.asm["amdgcn"]
         registers, spills = (
@@ -440,8 +440,8 @@ def _type_name(argument: Any) -> str:
     return "i32" if -(2**31) <= argument < 2**31 else "i64"
 
 
-def _nvidia_resources(cubin: bytes) -> tuple[int, int]:
-    """Return registers and bytes spilled, as the tool that comes with Triton reads them from a binary."""
+def nvidia_resources(cubin: bytes) -> tuple[int, int]:
+    """Return registers and bytes spilled of a kernel, as the tool that comes with Triton reads them from a binary."""
     import triton
 
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"

@@ -12,6 +12,7 @@ from attnc.runtime.blocks import compute_dtype
 from attnc.runtime.checks import check_head_sizes
 from attnc.runtime.cpu import cpu_backward, cpu_forward, new_output, rows_outside
 from attnc.runtime.dropout import Dropout
+from attnc.runtime.gpu_library import is_window_call, window_forward
 from attnc.runtime.kernel_gradients import kernel_backward
 from attnc.runtime.program import Program
 
@@ -79,18 +80,26 @@ def launch_forward(
         raise RuntimeError(f"{program.name}: tensors on {query.device} need triton, which is not installed")
     shape = program.state_shape(*query.shape[:3]) if with_state else (0,)
     state = query.new_empty(shape, dtype=compute_dtype(query.dtype))
-    plain = not state.numel() and not dropout_p
-    if query.device.type == "cuda" and plain and program.is_library_call(query.shape[2], key.shape[2]):
+    if is_library_call(program, query, key, bool(state.numel()), dropout_p):
         causal = program.library == "causal"
         out = torch.nn.functional.scaled_dot_product_attention(
             query, key, value, is_causal=causal, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
         )
         return rows_outside(out), state
+    if is_window_call(program, query, key, value, dropout_p, backward=False):
+        out, lse = window_forward(program, query, key, value, scale)
+        return out, lse if with_state else state
     check_head_sizes(program.name, query, value)
     out = output_of(query, value)
     kept, dropout = state if state.numel() else None, Dropout.of(dropout_p, seed)
     program.launch(query, key, value, out, kept, tuple(inputs), scale, precision, dropout)
     return out, state
+
+
+def is_library_call(program: Program, query: Tensor, key: Tensor, with_state: bool, dropout_p: float) -> bool:
+    """Tell whether one call of `scaled_dot_product_attention` on a GPU gives all that is asked for."""
+    plain = query.device.type == "cuda" and not with_state and not dropout_p
+    return plain and program.is_library_call(query.shape[2], key.shape[2])
 
 
 def output_of(query: Tensor, value: Tensor) -> Tensor:

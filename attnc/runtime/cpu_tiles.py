@@ -14,9 +14,9 @@ from attnc.runtime.calls import Call
 from attnc.runtime.pairs import Pairs, Tape
 from attnc.runtime.parts import Part, band_mask, band_pairs, cut_section, shrink
 from attnc.runtime.products import weighted_sum
-from attnc.runtime.row_gradients import add_elements
+from attnc.runtime.row_gradients import add_elements, all_rows, values_of_rows
 from attnc.runtime.sections import Section, cut_into_sections
-from attnc.runtime.views import add_to_keys, key_view, row_numbers_view, row_view
+from attnc.runtime.views import add_to_keys, block_product, key_view, row_numbers_view, row_view
 
 ELEMENTS = 1 << 20
 """Weights that are materialised at once: they stay in the caches."""
@@ -32,6 +32,14 @@ class Rows:
     total: Tensor
 
 
+def _scaled_rows(call: Call) -> Call:
+    """Return a call whose query is multiplied by the factor on the dot product: once, and not for each pair."""
+    factor = row_scale(call.program, all_rows(call.heads), call.scale)
+    if not isinstance(factor, float):
+        factor = values_of_rows(call.heads, factor).unsqueeze(-1)
+    return replace(call, query=call.query * factor)
+
+
 def tiled_forward(call: Call, careful: bool) -> tuple[Tensor, Rows]:
     """Return sums of weighted values `[B, G, g, N, E]`, not yet divided, and the state of each row.
 
@@ -39,7 +47,7 @@ def tiled_forward(call: Call, careful: bool) -> tuple[Tensor, Rows]:
         call: what to compute.
         careful: keys or values hold NaN or infinities, which masked pairs must not pass on.
     """
-    sizes = call.sizes
+    sizes, call = call.sizes, _scaled_rows(call)
     batch, groups, members, queries, _ = call.query.shape
     out = call.query.new_zeros((batch, groups, members, queries, sizes.value_size))
     rows = Rows(
@@ -82,7 +90,7 @@ def _columns(rows: Tensor, band: Band) -> Tensor:
 def _dots(part: Part, band: Band) -> tuple[Tensor, Tensor, Tensor]:
     """Return queries `[B, G, S, g * R, D]`, keys `[B, G, S, W, D]` and products `[B, G, S, g, R, W]` of a block."""
     query, key = _fold(row_view(part.query, band)), key_view(part.key, band)
-    dots = query @ key.transpose(-1, -2)
+    dots = block_product(query, key.transpose(-1, -2))
     return query, key, torch.unflatten(dots, 3, (part.query.shape[2], band.rows))
 
 
@@ -90,7 +98,6 @@ def _accumulate(part: Part, band: Band, out: Tensor, state: Rows, careful: bool)
     program = part.section.call.program
     at = band_pairs(part, band)
     _, _, dots = _dots(part, band)
-    dots = dots * row_scale(program, band_pairs(part, band, keys=False), part.section.call.scale)
     allowed = band_mask(part, band)
     if program.normalize == "softmax":
         weights = _online_softmax(part, band, at, dots, allowed, out, state)
@@ -108,7 +115,7 @@ def _accumulate(part: Part, band: Band, out: Tensor, state: Rows, careful: bool)
         allowed = torch.ones_like(weights, dtype=torch.bool) if allowed is None else allowed.expand(weights.shape)
         sums = weighted_sum(weights.flatten(3, 4), value, allowed.flatten(3, 4), True)
     else:
-        sums = weights.flatten(3, 4) @ value
+        sums = block_product(weights.flatten(3, 4), value)
     row_view(out, band).add_(torch.unflatten(sums, 3, dots.shape[3:5]).transpose(2, 3))
 
 
@@ -169,6 +176,7 @@ class Backward:
 
 def tiled_backward(call: Call, given: Backward, gradients: Gradients, careful: bool) -> None:
     """Add the gradients of all pairs up."""
+    call = _scaled_rows(call)
     for section in cut_into_sections(call):
         known, found = _of_rows(given, section), _of_section(gradients, section)
         for whole in cut_section(section, by_tiles=True):
@@ -199,21 +207,20 @@ def _block_backward(part: Part, band: Band, given: Backward, sums: Gradients, ca
     query, key, dots = _dots(part, band)
     value = key_view(part.value, band)
     call = part.section.call
-    factor = row_scale(call.program, band_pairs(part, band, keys=False), call.scale)
     allowed = band_mask(part, band)
     if given.alive is not None:
         alive = _columns(given.alive, band)
         allowed = alive if allowed is None else allowed & alive
     if allowed is not None:
         allowed = allowed.expand(dots.shape)
-    scores = (dots * factor).detach().requires_grad_()
+    scores = dots.detach().requires_grad_()
     at = with_tape(band_pairs(part, band), allowed, frozenset(sums.tables))
     with recording():
         inner = scores if allowed is None else torch.where(allowed, scores, 0.0)
         peak = _columns(given.rows.peak, band) if call.program.normalize == "softmax" else None
         weights = weigh_pairs(call.program, at, inner, peak).expand(dots.shape)
     grad_out = _fold(row_view(given.grad_out, band))
-    grad = torch.unflatten(grad_out @ value.transpose(-1, -2), 3, dots.shape[3:5])
+    grad = torch.unflatten(block_product(grad_out, value.transpose(-1, -2)), 3, dots.shape[3:5])
     shares, seen = weights.detach(), allowed
     if call.dropout is not None:
         kept = call.dropout.keeps(at).expand(dots.shape)
@@ -231,15 +238,18 @@ def _block_backward(part: Part, band: Band, given: Backward, sums: Gradients, ca
     if score_grad is None:
         return
     flat = score_grad.flatten(3, 4)
-    query_grad = weighted_sum(flat, key, folded, careful)
+    query_grad = _sum_of_pairs(flat, key, folded, careful)
     row_view(sums.query, band).add_(torch.unflatten(query_grad, 3, dots.shape[3:5]).transpose(2, 3))
-    weighted = score_grad * factor
-    add_to_keys(sums.key, _transposed_sum(weighted.flatten(3, 4), query, folded, careful), band)
+    add_to_keys(sums.key, _transposed_sum(flat, query, folded, careful), band)
 
 
 def _transposed_sum(weights: Tensor, vectors: Tensor, allowed: Tensor | None, careful: bool) -> Tensor:
     turned = None if allowed is None else allowed.transpose(-1, -2)
-    return weighted_sum(weights.transpose(-1, -2), vectors, turned, careful)
+    return _sum_of_pairs(weights.transpose(-1, -2), vectors, turned, careful)
+
+
+def _sum_of_pairs(weights: Tensor, vectors: Tensor, allowed: Tensor | None, careful: bool) -> Tensor:
+    return weighted_sum(weights, vectors, allowed, True) if careful else block_product(weights, vectors)
 
 
 def _differentiate(weights: Tensor, scores: Tensor, tape: Tape | None, grad: Tensor, sums: Gradients) -> Tensor | None:

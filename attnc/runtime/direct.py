@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attnc.runtime.call_plans import exact, run_planned
 from attnc.runtime.composite import needs_composite
-from attnc.runtime.compute import compute_backward, compute_forward
+from attnc.runtime.compute import compute_backward, compute_forward, is_library_call, launch_forward, runs_triton
 from attnc.runtime.dropout import Dropout
 from attnc.runtime.program import Program
 from attnc.runtime.second_derivatives import composite_backward
@@ -69,7 +70,40 @@ def _compute(
 ) -> tuple[Tensor, Tensor]:
     query, key, value = tensors
     scale, precision, dropout_p, seed = options
-    return compute_forward(program, query, key, value, inputs, scale, precision, dropout_p, seed, with_state)
+    if not runs_triton(query.device) or is_library_call(program, query, key, with_state, dropout_p):
+        return compute_forward(program, query, key, value, inputs, scale, precision, dropout_p, seed, with_state)
+
+    def compute(query: Tensor, key: Tensor, value: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
+        numbers = scale, precision, dropout_p
+        return launch_forward(program, query, key, value, others[:-1], *numbers, others[-1], with_state)
+
+    what = program.launch, exact(scale), precision, dropout_p, with_state
+    out, state = run_planned(what, query.device, compute, (query, key, value, *inputs, seed))
+    return out, state
+
+
+def _compute_backward(
+    program: Program,
+    grads: tuple[Tensor, Tensor | None],
+    tensors: tuple[Tensor, Tensor, Tensor, Sequence[Tensor]],
+    results: tuple[Tensor, Tensor],
+    options: Options,
+    wanted: Sequence[bool],
+) -> Sequence[Tensor]:
+    """Return the gradients of query, key, value and of those inputs that are wanted; by a plan on a device."""
+    (query, key, value, inputs), (scale, precision, dropout_p, seed) = tensors, options
+    if not runs_triton(query.device):
+        return compute_backward(program, grads, tensors, results, scale, precision, Dropout.of(dropout_p, seed), wanted)
+
+    def compute(*given: Any) -> list[Tensor]:
+        grad_out, grad_lse, query, key, value, *inputs, out, state, seed = given
+        return compute_backward(
+            program, (grad_out, grad_lse), (query, key, value, inputs), (out, state), scale, precision,
+            Dropout.of(dropout_p, seed), wanted,
+        )  # fmt: skip
+
+    what = program.gradients, exact(scale), precision, dropout_p, tuple(wanted)
+    return run_planned(what, query.device, compute, (*grads, query, key, value, *inputs, *results, seed))
 
 
 class _Recorded(torch.autograd.Function):
@@ -120,11 +154,9 @@ def make_backward(program: Program, operator: Any) -> Callable[..., tuple[Any, .
             dropout = Dropout.of(ctx.dropout_p, seed)
             found = composite_backward(program, (grad_out, grad_lse), tensors, ctx.scale, dropout, ctx.wanted)
         elif not torch.is_grad_enabled() and is_plain((grad_out, grad_lse, *tensors[:3], *tables, out, state, seed)):
-            dropout = Dropout.of(ctx.dropout_p, seed)
+            options = ctx.scale, ctx.precision, ctx.dropout_p, seed
             with torch._C._AutoDispatchBelowAutograd():
-                found = compute_backward(
-                    program, (grad_out, grad_lse), tensors, results, ctx.scale, ctx.precision, dropout, ctx.wanted
-                )
+                found = [*_compute_backward(program, (grad_out, grad_lse), tensors, results, options, ctx.wanted)]
         else:
             options = ctx.scale, ctx.precision, ctx.dropout_p, seed
             found = operator(grad_out, grad_lse, query, key, value, tables, out, state, *options, ctx.wanted)

@@ -13,20 +13,25 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from attnc.runtime.call_recorder import recorder_here
 from attnc.runtime.gluon_kernels import TensorDescriptor, gl
-from attnc.runtime.launch import Launch, compile_options, is_describable
+from attnc.runtime.kernel_launch import compile_options
+from attnc.runtime.launch import Launch, is_describable
 from attnc.runtime.tiles import FEW_ROWS, Tiles, TileTable, choose_tiles, target_of
 from attnc.runtime.transforms import PLAIN_TENSORS, is_watched
-from attnc.runtime.tuned import find_tuned
+from attnc.runtime.tuned import find_tuned, watch_kernels
 
 TEMPLATE = "ATTNC_TEMPLATE"
-"""Environment variable: `gluon` takes kernels in Gluon where a module has them and the device is an sm_90."""
+"""Environment variable: `gluon` takes kernels in Gluon where a module has them and the device is an sm_90.
+
+It is read once, at the first call of such a module: what calls come to is remembered.
+"""
 
 GROUPS = 2
 """Groups of four warps that compute rows."""
@@ -63,9 +68,16 @@ def prefer_template(template: str) -> Iterator[None]:
     """Take kernels of a template, `gluon` or `tl`, while the block runs in this thread."""
     token = _TEMPLATE.set(template)
     try:
-        yield
+        with watch_kernels():  # what other calls came to is not taken, nor is what these come to remembered
+            yield
     finally:
         _TEMPLATE.reset(token)
+
+
+@cache
+def template_of_environment() -> str:
+    """Return the template that the environment asks for; empty if none."""
+    return os.environ.get(TEMPLATE, "")
 
 
 def gluon_launch(call: Launch, *, tiles: TileTable, kernel: str) -> GluonLaunch | None:
@@ -76,7 +88,7 @@ def gluon_launch(call: Launch, *, tiles: TileTable, kernel: str) -> GluonLaunch 
         tiles: the kernel's table of tiles.
         kernel: what tuned tiles know it by.
     """
-    chosen = _TEMPLATE.get() or os.environ.get(TEMPLATE, "")
+    chosen = _TEMPLATE.get() or template_of_environment()
     if chosen == "tl" or why_not_gluon(call):
         return None
     sizes = (call.head_size, call.value_size)
@@ -123,7 +135,15 @@ def why_not_gluon(call: Launch) -> str:
 
 def gluon_launchable(kernel: Any, launch: GluonLaunch) -> Any:
     """Return the kernel in the form that is called with its arguments."""
-    return partial(kernel[launch.grid], num_warps=launch.tiles.warps, **compile_options(False, nvidia=True))
+    options = {"num_warps": launch.tiles.warps, **compile_options(False, nvidia=True)}
+    recorder = recorder_here()
+    if recorder is None:
+        return partial(kernel[launch.grid], **options)
+
+    def start(**arguments: Any) -> None:  # descriptors cannot be told again: such calls are computed as they always were
+        recorder.launch(kernel, launch.grid, options, None, arguments)
+
+    return start
 
 
 def _repeats(tensor: Tensor) -> bool:

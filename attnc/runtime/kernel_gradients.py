@@ -11,6 +11,7 @@ from attnc.runtime.blocks import bind_tables, compute_dtype, head_pairs
 from attnc.runtime.calls import call_sizes
 from attnc.runtime.checks import check_head_sizes
 from attnc.runtime.dropout import Dropout
+from attnc.runtime.gpu_library import is_window_call, window_backward
 from attnc.runtime.gradient_strips import PAIR_AXES, PairSum
 from attnc.runtime.pairs import Pairs
 from attnc.runtime.program import Program
@@ -40,6 +41,9 @@ def kernel_backward(
         wanted: one entry for each input.
     """
     query, key, value, inputs = tensors
+    plain = grads[1] is None and not any(wanted)
+    if plain and is_window_call(program, query, key, value, 0.0 if dropout is None else 1.0, backward=True):
+        return window_backward(program, grads[0].to(query.dtype), (query, key, value), results, scale)
     check_head_sizes(program.name, query, value)
     here = program.at(query.shape[2], key.shape[2])
     if here.gradients is None:
@@ -65,7 +69,7 @@ def kernel_backward(
 
 def _delta_of_rows(grad_out: Tensor, out: Tensor, grad_lse: Tensor | None) -> Tensor:
     """Return what the gradients of all weights of a row have in common, float32 `(B, H, N)`."""
-    delta = (grad_out.float() * out.float()).sum(-1)
+    delta = (grad_out.float() * out).sum(-1)
     return delta if grad_lse is None else delta - grad_lse
 
 

@@ -56,7 +56,7 @@ def load_tile(
 @triton.jit
 def read_scalar(argument):
     """Return the value of a scalar input that was given as a number or as a pointer to one element."""
-    value = tl.to_tensor(argument)
+    value = tl.core.to_tensor(argument)
     if value.dtype.is_ptr():
         return tl.load(value)
     else:  # noqa: RET505 - one of the two is compiled
@@ -108,7 +108,7 @@ def floor_div_float(x, y):
 
     In float64 a quotient of two float32 that is no integer never rounds to one, unless float32 cannot tell anyway.
     """
-    wide, divisor = tl.to_tensor(x).to(tl.float64), tl.to_tensor(y).to(tl.float64)
+    wide, divisor = tl.core.to_tensor(x).to(tl.float64), tl.core.to_tensor(y).to(tl.float64)
     quotient = tl.floor(wide / divisor)
     below = tl.where(wide * divisor < 0.0, -1.0, quotient)
     quotient = tl.where(tl.abs(divisor) == float("inf"), below, quotient)
@@ -123,7 +123,7 @@ def floor_mod_float(x, y):
     Long division by 28 bits of the quotient at a time, as many times as two float32 can need: in float64 each digit is
     off by at most one and each remainder is exact.
     """
-    dividend, divisor = tl.broadcast(tl.to_tensor(x).to(tl.float64), tl.to_tensor(y).to(tl.float64))
+    dividend, divisor = tl.broadcast(tl.core.to_tensor(x).to(tl.float64), tl.core.to_tensor(y).to(tl.float64))
     wide, size = tl.abs(dividend), tl.abs(divisor)
     inverse = 1.3817869688151111e-76 / tl.where(size > 0.0, size, 1.0)  # 2**-252
     unit = tl.where(size < float("inf"), size, 1.0) * 7.237005577332262e75
@@ -219,7 +219,7 @@ def cos(x):
 @triton.jit
 def power(x, y):
     """`x ** y` of floats as in IEEE 754's `pow`: NaN for a negative base with an exponent that is no integer."""
-    base, exponent = tl.broadcast(tl.to_tensor(x), tl.to_tensor(y))
+    base, exponent = tl.broadcast(tl.core.to_tensor(x), tl.core.to_tensor(y))
     whole = tl.floor(exponent) == exponent
     odd = whole & (tl.abs(exponent - 2.0 * tl.floor(0.5 * exponent)) == 1.0)
     magnitude = tl.exp2(exponent * tl.log2(tl.abs(base)))

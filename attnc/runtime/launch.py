@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -18,7 +17,6 @@ from torch import Tensor
 from attnc.runtime.dropout import Dropout
 from attnc.runtime.row_orders import PLAIN_ROWS, GridRows, RowOrder
 from attnc.runtime.tiles import FEW_ROWS, Tiles, TileTable, are_tiles_assumed, count_shares, padded
-from attnc.runtime.transforms import PLAIN_TENSORS, is_watched
 from attnc.runtime.tuned import tiles_of_launch
 
 LOG2_E = math.log2(math.e)
@@ -42,9 +40,6 @@ ROW_STEP = 16
 
 MOST_DESCRIBING = 2**20
 """Programs beyond which none makes descriptors: each takes 256 bytes of the device's memory for them."""
-
-MOST_REGISTERS = 255
-"""Registers that one thread can have on NVIDIA's devices."""
 
 
 @dataclass(slots=True)
@@ -115,17 +110,6 @@ class Launch:
     def all_registers(self) -> bool:
         """Whether the kernel may use all registers, see `compile_options`."""
         return self.joined > 0
-
-
-class Launchable(Protocol):
-    """What `launchable` needs to know of a launch."""
-
-    query: Tensor
-    tiles: Tiles
-
-    @property
-    def all_registers(self) -> bool:
-        """Whether the kernel may use all registers, see `compile_options`."""
 
 
 class TableReader(Protocol):
@@ -368,56 +352,6 @@ def read_tables(
         found.append(table.to(torch.int32) if table.dtype in (torch.uint8, torch.int8, torch.int16) else table)
     call.wide_tables = any(isinstance(table, Tensor) and _extent(table) >= 2**31 for table in found)
     return tuple(found)
-
-
-def launchable(kernel: Any, call: Launchable) -> Any:
-    """Return the kernel in the form that `torch.compile` can see; Triton's interpreter runs it as it is."""
-    if call.query.device.type == "cpu":
-        return kernel
-    if call.tiles.descriptors and _provide_scratch not in kernel.pre_run_hooks:
-        kernel.add_pre_run_hook(_provide_scratch)
-    if is_watched() or type(call.query) not in PLAIN_TENSORS:
-        traceable = torch.library.wrap_triton(kernel)
-        if traceable is not kernel:
-            return traceable
-    return _WithOptions(kernel, compile_options(call.all_registers, nvidia=torch.version.hip is None))
-
-
-def compile_options(all_registers: bool, *, nvidia: bool) -> dict[str, bool | int]:
-    """Return how a kernel is compiled besides its tiles. What `torch.compile` traces takes Triton's defaults.
-
-    Multiply-adds are fused: by default Triton fuses before 3.10 and not from then on, and 3.9 warns where nothing is
-    said. What joins sums, or computes gradients, may use all registers: the assembler would leave some to a second
-    program, and spill others.
-
-    Args:
-        all_registers: of a thread.
-        nvidia: whether the device is one of NVIDIA's; only their assembler takes a number of registers.
-    """
-    fused: dict[str, bool | int] = {"enable_fp_fusion": True}
-    return fused | {"maxnreg": MOST_REGISTERS} if all_registers and nvidia else fused
-
-
-@dataclass(frozen=True, slots=True)
-class _WithOptions:
-    """A kernel that is launched with options."""
-
-    kernel: Any
-    options: dict[str, bool | int]
-
-    def __getitem__(self, grid: tuple[int]) -> Any:
-        return partial(self.kernel[grid], **self.options)
-
-
-def _provide_scratch(*_: object, **__: object) -> None:
-    """Give Triton memory for the descriptors of a launch.
-
-    Triton keeps its allocator for each thread and context apart, so that every launch sets it; what `torch.compile`
-    makes of a kernel does so by itself.
-    """
-    import triton
-
-    triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device="cuda"))
 
 
 def is_describable(matrices: Tensor) -> bool:

@@ -226,6 +226,8 @@ class Program:
         scale_reads, sink_reads: of float tables in the scale and the sink.
         launch, gradients: run the Triton kernels; None where triton is missing.
         library: `full` or `causal` where one call of `scaled_dot_product_attention` does it all.
+        window: keys before and behind a query that it sees for as many keys as queries, -1 for all, where that is all
+            that the attention is; None where it is anything else.
     """
 
     name: str
@@ -258,6 +260,7 @@ class Program:
     launch: Callable[..., None] | None = field(default=None, compare=False)
     gradients: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = field(default=None, compare=False)
     library: str | None = None
+    window: tuple[int, int] | None = None
 
     @property
     def has_lse(self) -> bool:

@@ -114,6 +114,11 @@ def assume_target(target: str, tiles: Tiles | None = None, *, shares: int = 0) -
         _SHARES.reset(tokens[2])
 
 
+def assumptions() -> tuple[str | None, Tiles | None, int]:
+    """Return what `assume_target` says here: target, tiles, shares."""
+    return _TARGET.get(), _TILES.get(), _SHARES.get()
+
+
 def are_tiles_assumed() -> bool:
     """Tell whether `assume_target` says which tiles to take."""
     return _TILES.get() is not None

@@ -49,6 +49,21 @@ class Slabs:
 
 
 @dataclass(frozen=True, slots=True)
+class LibraryCall:
+    """That a library computes a pass, and no kernel of the module's.
+
+    Attributes:
+        name: `flash`, PyTorch's FlashAttention, is the only one.
+    """
+
+    name: str = "flash"
+
+
+Tuned = Tiles | Slabs | LibraryCall
+"""What can be found best."""
+
+
+@dataclass(frozen=True, slots=True)
 class TunedTiles:
     """Tiles that were found best for one kernel.
 
@@ -61,7 +76,7 @@ class TunedTiles:
         value_size: of the value, padded.
         queries: about so many, a power of two.
         keys: the same.
-        tiles: of a Triton kernel, or of the CPU program.
+        tiles: of a Triton kernel, or of the CPU program; or that a library takes the place of kernels.
     """
 
     kernel: str
@@ -72,7 +87,7 @@ class TunedTiles:
     value_size: int
     queries: int
     keys: int
-    tiles: Tiles | Slabs
+    tiles: Tuned
 
 
 _Name = tuple[str, str, str, str, int, int]
@@ -91,13 +106,15 @@ class _Known:
         remembered: what they said, by device.
         tried: tiles that are being measured, before all others.
         asked: kernels that launches have asked for, in order; None where nobody wants to know.
+        version: another one after each change, so that what follows from tiles is not kept for longer.
     """
 
-    written: dict[_Name, dict[tuple[int, int], Tiles | Slabs]] = field(default_factory=dict)
+    written: dict[_Name, dict[tuple[int, int], Tuned]] = field(default_factory=dict)
     sources: list[Source] = field(default_factory=list)
-    remembered: dict[str, dict[_Name, dict[tuple[int, int], Tiles | Slabs]]] = field(default_factory=dict)
-    tried: dict[str, Tiles | Slabs] = field(default_factory=dict)
+    remembered: dict[str, dict[_Name, dict[tuple[int, int], Tuned]]] = field(default_factory=dict)
+    tried: dict[str, Tuned] = field(default_factory=dict)
     asked: list[str] | None = None
+    version: object = field(default_factory=object)
 
 
 _KNOWN = _Known()
@@ -106,25 +123,37 @@ _KNOWN = _Known()
 def use_tuned(entries: Iterable[TunedTiles]) -> None:
     """Take tiles that a generated module was written with; they come before what sources say."""
     _add(_KNOWN.written, entries)
+    _KNOWN.version = object()
 
 
 def use_source(source: Source) -> None:
     """Ask a source for tiles from now on."""
     if source not in _KNOWN.sources:
         _KNOWN.sources.append(source)
-        _KNOWN.remembered.clear()
+        forget_tuned()
 
 
 def forget_tuned() -> None:
     """Ask sources again at the next call: they have changed."""
     _KNOWN.remembered.clear()
+    _KNOWN.version = object()
+
+
+def tuned_version() -> tuple[object, ...]:
+    """Return what is equal for as long as the same tiles are taken for the same calls."""
+    return (_KNOWN.version, *_KNOWN.tried.items())
+
+
+def are_kernels_watched() -> bool:
+    """Tell whether `watch_kernels` wants to know which kernels are launched."""
+    return _KNOWN.asked is not None
 
 
 @contextmanager
-def try_tiles(tiles: Mapping[str, Tiles | Slabs]) -> Iterator[None]:
+def try_tiles(tiles: Mapping[str, Tuned]) -> Iterator[None]:
     """Take these tiles, by kernel, while the block runs, in every thread: gradients are computed in others."""
-    before = dict(_KNOWN.tried)
-    _KNOWN.tried.update(tiles)
+    before = _KNOWN.tried
+    _KNOWN.tried = before | dict(tiles)
     try:
         yield
     finally:
@@ -164,9 +193,30 @@ def tiles_of_launch(
     return choose_tiles(table, query, max(sizes), rows, descriptors=descriptors)
 
 
+def takes_library(kernel: str, query: Tensor, value_size: int, lengths: tuple[int, int]) -> bool:
+    """Tell whether a library was found to be faster for such calls; never without having been measured.
+
+    Args:
+        kernel: see `TunedTiles`.
+        query: on the device.
+        value_size: of a head of the value.
+        lengths: numbers of queries and keys.
+    """
+    if _KNOWN.asked is not None:
+        _KNOWN.asked.append(kernel)
+    sizes = padded(query.shape[3]), padded(value_size)
+    return isinstance(find_tuned(kernel, query, sizes, lengths, versions=versions_of_library()), LibraryCall)
+
+
 def find_tuned(
-    kernel: str, query: Tensor, sizes: tuple[int, int], lengths: tuple[int, int], *, program: bool = False
-) -> Tiles | Slabs | None:
+    kernel: str,
+    query: Tensor,
+    sizes: tuple[int, int],
+    lengths: tuple[int, int],
+    *,
+    program: bool = False,
+    versions: str | None = None,
+) -> Tuned | None:
     """Return tiles that were tuned for a kernel and such calls; None where there are none.
 
     Args:
@@ -175,6 +225,7 @@ def find_tuned(
         sizes: padded head sizes of query and value.
         lengths: numbers of queries and keys.
         program: whether the CPU program runs, and not a kernel.
+        versions: on which it depends what is best, if not on those of the program's or the kernel's.
     """
     known = _KNOWN
     if program and known.asked is not None:
@@ -183,7 +234,7 @@ def find_tuned(
         return known.tried[kernel]
     if not (known.written or known.sources) or is_target_assumed():
         return None
-    dtype, versions = str(query.dtype).removeprefix("torch."), versions_of(program)
+    dtype, versions = str(query.dtype).removeprefix("torch."), versions or versions_of(program)
     devices = [device_name(query.device, program)]
     # what was measured on the device comes before what was ranked for all of its kind
     for device in devices if program else (*devices, target_of(query.device)):
@@ -199,7 +250,7 @@ def is_pinned() -> bool:
     return os.environ.get(PINNED, "") not in ("", "0")
 
 
-def _remembered(device: str) -> dict[_Name, dict[tuple[int, int], Tiles | Slabs]]:
+def _remembered(device: str) -> dict[_Name, dict[tuple[int, int], Tuned]]:
     found = _KNOWN.remembered.get(device)
     if found is None:
         found = {}
@@ -209,13 +260,13 @@ def _remembered(device: str) -> dict[_Name, dict[tuple[int, int], Tiles | Slabs]
     return found
 
 
-def _add(known: dict[_Name, dict[tuple[int, int], Tiles | Slabs]], entries: Iterable[TunedTiles]) -> None:
+def _add(known: dict[_Name, dict[tuple[int, int], Tuned]], entries: Iterable[TunedTiles]) -> None:
     for one in entries:
         name = (one.kernel, one.device, one.versions, one.dtype, one.head_size, one.value_size)
         known.setdefault(name, {})[one.queries, one.keys] = one.tiles
 
 
-def _closest(entries: dict[tuple[int, int], Tiles | Slabs], queries: int, keys: int) -> Tiles | Slabs:
+def _closest(entries: dict[tuple[int, int], Tuned], queries: int, keys: int) -> Tuned:
     """Return what was tuned for lengths whose ratio to these is the least; keys count first."""
     near = _nearest(sorted({of_keys for _, of_keys in entries}), keys)
     return entries[_nearest(sorted(own for own, of_keys in entries if of_keys == near), queries), near]
@@ -246,6 +297,11 @@ def _triton_version() -> str:
     except ImportError:
         return "no triton"
     return f"triton {triton.__version__}"
+
+
+def versions_of_library() -> str:
+    """Return the versions on which it depends whether a library is faster than kernels: of both."""
+    return f"{versions_of(program=True)}, {versions_of(program=False)}"
 
 
 def device_name(device: torch.device, program: bool = False) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from attnc.runtime.load import cache_folder, replace_file, warn_of_cache
 from attnc.runtime.tiles import Tiles
-from attnc.runtime.tuned import Slabs, TunedTiles, forget_tuned, use_source
+from attnc.runtime.tuned import LibraryCall, Slabs, Tuned, TunedTiles, forget_tuned, use_source
 
 FORMAT = "attnc tuned tiles, 1"
 
@@ -106,12 +106,15 @@ def tuned_text(found: Iterable[Measured]) -> str:
 
 def _as_json(one: Measured) -> dict[str, Any]:
     tiles = one.entry.tiles
+    more = {"seconds": one.seconds, "default_seconds": one.default_seconds, "when": one.when or None}
+    more = {key: value for key, value in more.items() if value is not None}
     named: dict[str, Any] = {name: getattr(one.entry, name) for name in _NAMES}
+    if isinstance(tiles, LibraryCall):
+        return named | {"library": tiles.name} | more
     shape = {part.name: getattr(tiles, part.name) for part in fields(tiles)}
     told = {part.name: shape[part.name] for part in fields(tiles) if shape[part.name] != part.default}
-    more = {"seconds": one.seconds, "default_seconds": one.default_seconds, "when": one.when or None}
     kind = "slabs" if isinstance(tiles, Slabs) else "tiles"
-    return named | {kind: told} | {key: value for key, value in more.items() if value is not None}
+    return named | {kind: told} | more
 
 
 def parse_tuned(text: str) -> list[Measured]:
@@ -137,12 +140,20 @@ def _parse(number: int, given: Any) -> Measured:
         raise MalformedTilesError(f"entry {number} is not an object")
     kinds = {field.name: field.type for field in fields(TunedTiles)}
     values = {name: _value(number, given, name, {"str": str, "int": int}[str(kinds[name])]) for name in _NAMES}
-    if "slabs" in given:
-        tiles: Tiles | Slabs = Slabs(**_shape(number, given["slabs"], Slabs, powers=("rows",)))
+    if "library" in given:
+        tiles: Tuned = LibraryCall(_library(number, given["library"]))
+    elif "slabs" in given:
+        tiles = Slabs(**_shape(number, given["slabs"], Slabs, powers=("rows",)))
     else:
         tiles = Tiles(**_shape(number, given.get("tiles"), Tiles, powers=("query", "key", "warps")))
     times = [_seconds(number, given.get(name)) for name in ("seconds", "default_seconds")]
     return Measured(TunedTiles(**values, tiles=tiles), times[0], times[1], str(given.get("when", "")))
+
+
+def _library(number: int, given: object) -> str:
+    if given != LibraryCall().name:
+        raise MalformedTilesError(f'entry {number}: "library" is {given!r}')
+    return LibraryCall().name
 
 
 def _seconds(number: int, given: object) -> float | None:

@@ -79,3 +79,25 @@ def are_joined(tensors: Iterable[Tensor]) -> bool:
         tensor.shape[0] == 1 or tensor.shape[1] == 1 or tensor.stride(0) == tensor.shape[1] * tensor.stride(1)
         for tensor in tensors
     )
+
+
+def block_product(left: Tensor, right: Tensor) -> Tensor:
+    """Return `left @ right` of blocks `[X, G, S, I, K]` and `[X, G, S, K, J]`, views that may overlap in memory.
+
+    `torch.matmul` would copy every window of keys before it multiplies.
+    """
+    entries, groups, blocks = right.shape[:3]
+    if blocks == 1:
+        return left @ right
+    if right.stride(2) == 0:  # blocks that read the same keys are one
+        return torch.unflatten(left.flatten(2, 3) @ right[:, :, 0], 2, left.shape[2:4])
+    result = left.new_empty((blocks, entries, groups, left.shape[3], right.shape[4]))
+    joined = are_joined((left, right))
+    for number in range(blocks):
+        factors = left[:, :, number], right[:, :, number]
+        if joined:
+            torch.bmm(*(factor.flatten(0, 1) for factor in factors), out=result[number].flatten(0, 1))
+            continue
+        for entry in range(entries):
+            torch.bmm(*(factor[entry] for factor in factors), out=result[number, entry])
+    return result.movedim(0, 2)

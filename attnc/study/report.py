@@ -140,11 +140,12 @@ def as_json(study: Study) -> Any:
         "machine": dict(study.machine),
         "settings": dict(study.settings),
         "complete": study.complete,
-        "tasks": [_task_json(report) for report in study.tasks],
+        "tasks": [task_json(report) for report in study.tasks],
     }
 
 
-def _task_json(report: TaskReport) -> dict[str, Any]:
+def task_json(report: TaskReport) -> dict[str, Any]:
+    """Return one task ready for `json.dumps`."""
     task, recipe = report.task, report.recipe
     return {
         "task": task.name,

@@ -1,11 +1,11 @@
-"""One run of `attnc study`: task after task, printed as each is done, files written whole each time."""
+"""One run of `attnc study`: trial after trial, files written whole after each, tasks printed when they are done."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ from attnc.study.hugging_face import transformers_version
 from attnc.study.models import Size
 from attnc.study.presets import PRESETS, Changes, configure
 from attnc.study.report import Study, TaskReport, as_json, as_markdown, lay_out
+from attnc.study.store import Trials, read_trials, require_same
 from attnc.study.tasks import Task
 from attnc.study.training import Recipe
 from attnc.study.trial import Progress, Trial, Wanted, run_trial
@@ -45,6 +46,7 @@ class StudyRequest:
         device: a torch device, or `auto`.
         threads: cores to compute with; None for the preset's choice.
         json, markdown, plot: files to write; None for none.
+        redo: run again what the JSON file has already.
     """
 
     preset: str
@@ -59,19 +61,22 @@ class StudyRequest:
     json: Path | None
     markdown: Path | None
     plot: Path | None
+    redo: bool = False
 
 
 def run_study(request: StudyRequest, files: Sequence[tuple[str, Compiled]]) -> None:
     """Train everything that was asked for; print and write what came out.
 
-    Files are written after each task, with the tasks that are done: an interrupted study leaves those.
+    Files are written after each trial, with the trials that are done: an interrupted study leaves those, and the same
+    request goes on with the others.
 
     Args:
         request: what to study.
         files: the user's patterns; what stands before one is added to the names of its attentions.
 
     Raises:
-        CompileError: the device is not there, something does not fit, or a result cannot be written.
+        CompileError: the device is not there, something does not fit, the JSON file is of another study, or a result
+            cannot be written.
     """
     device = pick(request.device)
     threads = request.threads or PRESETS[request.preset].threads
@@ -87,13 +92,18 @@ def run_study(request: StudyRequest, files: Sequence[tuple[str, Compiled]]) -> N
     console.print(_heading(request, machine, size))
     machine["transformers"] = transformers_version()
     study = Study(machine, _settings(request, planned[0][1]), ())
-    for task, recipe, everybody in planned:
-        report = _study_task(task, recipe, everybody, request, device)
-        study = Study(machine, study.settings, (*study.tasks, report), len(study.tasks) + 1 == len(planned))
+    trials = _known(request, study, planned)
+    if trials:
+        _write(request, _with_trials(study, planned, trials, request.seeds))  # a report may be new
+    for one in planned:
+        for seed in request.seeds:
+            if (one[0].name, seed) not in trials:
+                trials[one[0].name, seed] = _run(*one, request, seed, device)
+                _write(request, _with_trials(study, planned, trials, request.seeds))
         console.print()
-        for part in lay_out(report, console.width):
+        for part in lay_out(_report(*one, trials, request.seeds), console.width):
             console.print(part, markup=False)
-        _write(request, study, console)
+    _say_what_was_written(request, console)
 
 
 def _prepare(
@@ -111,18 +121,41 @@ def _prepare(
     return planned, names
 
 
-def _study_task(
-    task: Task, recipe: Recipe, everybody: Sequence[Contender], request: StudyRequest, device: torch.device
+_Planned = tuple[Task, Recipe, list[Contender]]
+
+
+def _known(request: StudyRequest, study: Study, planned: Sequence[_Planned]) -> Trials:
+    """Return the trials that an earlier run has left in the JSON file."""
+    if request.redo:
+        return {}
+    known = read_trials(request.json, study, [_report(*one, {}, ()) for one in planned], request.seeds)
+    require_same(request.json, known, {task.name: everybody for task, _, everybody in planned})
+    return known
+
+
+def _report(
+    task: Task, recipe: Recipe, everybody: Sequence[Contender], trials: Trials, seeds: Sequence[int]
 ) -> TaskReport:
-    """Run the trials of one task."""
-    taking_part = [one for one in everybody if not one.missing]
+    """Return what is known of one task."""
     missing = tuple((one.name, one.missing) for one in everybody if one.missing)
-    trials: list[Trial] = []
-    for seed in request.seeds:
-        label = task.name if len(request.seeds) == 1 else f"{task.name}, seed {seed}"
-        with _bars(taking_part, recipe, label) as progress:
-            trials.append(run_trial(taking_part, task, recipe, seed, device, request.wanted, progress))
-    return TaskReport(task, recipe, tuple(trials), missing)
+    known = tuple(trials[task.name, seed] for seed in seeds if (task.name, seed) in trials)
+    return TaskReport(task, recipe, known, missing)
+
+
+def _with_trials(study: Study, planned: Sequence[_Planned], trials: Trials, seeds: Sequence[int]) -> Study:
+    """Return the study with the tasks of which something is known."""
+    reports = tuple(report for one in planned if (report := _report(*one, trials, seeds)).trials)
+    return replace(study, tasks=reports, complete=len(trials) == len(planned) * len(seeds))
+
+
+def _run(
+    task: Task, recipe: Recipe, everybody: Sequence[Contender], request: StudyRequest, seed: int, device: torch.device
+) -> Trial:
+    """Run one trial."""
+    taking_part = [one for one in everybody if not one.missing]
+    label = task.name if len(request.seeds) == 1 else f"{task.name}, seed {seed}"
+    with _bars(taking_part, recipe, label) as progress:
+        return run_trial(taking_part, task, recipe, seed, device, request.wanted, progress)
 
 
 def _require_somebody(planned: Sequence[tuple[Task, Recipe, list[Contender]]], files: Sequence[str]) -> None:
@@ -168,7 +201,8 @@ def _heading(request: StudyRequest, machine: Mapping[str, object], size: Size) -
 
 
 def _settings(request: StudyRequest, recipe: Recipe) -> dict[str, object]:
-    return {
+    budgets = {name: value for name, value in asdict(request.wanted).items() if value is not None}
+    return budgets | {
         "preset": request.preset,
         "seeds": list(request.seeds),
         "width": recipe.size.width,
@@ -179,7 +213,7 @@ def _settings(request: StudyRequest, recipe: Recipe) -> dict[str, object]:
     }
 
 
-def _write(request: StudyRequest, study: Study, console: Console) -> None:
+def _write(request: StudyRequest, study: Study) -> None:
     if request.json is not None and (study.complete or str(request.json) != STANDARD):
         text = json.dumps(as_json(study), indent=1, allow_nan=False) + "\n"
         if str(request.json) == STANDARD:
@@ -192,7 +226,9 @@ def _write(request: StudyRequest, study: Study, console: Console) -> None:
         from attnc.study.plot import draw_study
 
         write_bytes(request.plot, draw_study(study))
-    if study.complete:
-        written = [one for one in (request.json, request.markdown, request.plot) if one is not None]
-        if any(str(one) != STANDARD for one in written):
-            console.print("wrote " + ", ".join(str(one) for one in written if str(one) != STANDARD), markup=False)
+
+
+def _say_what_was_written(request: StudyRequest, console: Console) -> None:
+    written = [str(one) for one in (request.json, request.markdown, request.plot) if one is not None]
+    if any(one != STANDARD for one in written):
+        console.print("wrote " + ", ".join(one for one in written if one != STANDARD), markup=False)

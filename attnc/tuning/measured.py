@@ -24,8 +24,20 @@ from attnc.bench.measure import Timing, Work, measure
 from attnc.bench.run import Settings, make_case
 from attnc.plan.kernel_plan import Plan
 from attnc.runtime.blocks import compute_dtype
+from attnc.runtime.gpu_library import is_library_name
 from attnc.runtime.tiles import Tiles, padded
-from attnc.runtime.tuned import Slabs, TunedTiles, device_name, round_length, try_tiles, versions_of, watch_kernels
+from attnc.runtime.tuned import (
+    LibraryCall,
+    Slabs,
+    Tuned,
+    TunedTiles,
+    device_name,
+    round_length,
+    try_tiles,
+    versions_of,
+    versions_of_library,
+    watch_kernels,
+)
 
 GAIN = 0.02
 """Share of the default's time that a candidate has to save: less is not told from noise."""
@@ -38,7 +50,7 @@ SLABS = tuple(
 )[1:]  # fmt: skip
 """What the CPU program is tried with, besides what its estimate chooses."""
 
-Shown = Tiles | Slabs | None
+Shown = Tuned | None
 """A configuration; None is what would be taken anyway."""
 
 
@@ -82,13 +94,18 @@ class TunedKernel:
         return first if first.timing.median < (1 - GAIN) * self.default.timing.median else self.default
 
 
-Candidates = Callable[[str, bool], Iterable[Tiles | Slabs]]
+Candidates = Callable[[str, bool], Iterable[Tuned]]
 """Returns what a kernel may be tried with, by its identity and whether it is of the backward pass, the best first."""
 
 
 def slab_candidates(identity: str, backward: bool) -> tuple[Slabs, ...]:
     """Return those of the CPU program."""
     return SLABS
+
+
+def library_candidates(identity: str) -> tuple[LibraryCall, ...]:
+    """Return what may take the place of all kernels of a pass, where the identity is that of a library's call."""
+    return (LibraryCall(),) if is_library_name(identity) else ()
 
 
 def tune(
@@ -118,11 +135,16 @@ def tune(
     bench = _Bench.of(plan, module, shape, settings)
     forward, backward = bench.kernels()
     end = time.monotonic() + budget
-    found = []
-    for number, identity in enumerate((*forward, *backward)):
-        share = (end - time.monotonic()) / (len(forward) + len(backward) - number)
+    found: list[TunedKernel] = []
+    # a library is measured against the best that kernels do
+    ordered = sorted((*forward, *backward), key=is_library_name)
+    for number, identity in enumerate(ordered):
+        share = (end - time.monotonic()) / (len(ordered) - number)
         is_backward = identity in backward
-        found.append(_tune_kernel(bench, identity, is_backward, candidates(identity, is_backward), share, progress))
+        best = {one.identity: one.best.tiles for one in found if one.best.tiles is not None}
+        with try_tiles(best if is_library_name(identity) else {}):
+            tried = candidates(identity, is_backward)
+            found.append(_tune_kernel(bench, identity, is_backward, tried, share, progress))
     return tuple(found)
 
 
@@ -197,7 +219,7 @@ def _tune_kernel(
     bench: _Bench,
     identity: str,
     backward: bool,
-    candidates: Iterable[Tiles | Slabs],
+    candidates: Iterable[Tuned],
     budget: float,
     progress: Callable[[str], None],
 ) -> TunedKernel:
@@ -210,7 +232,7 @@ def _tune_kernel(
     default: Timing | None = None
     while waiting and (default is None or time.monotonic() < end):
         some, waiting = waiting[:AT_ONCE], waiting[AT_ONCE:]
-        right: list[Tiles | Slabs] = []
+        right: list[Tuned] = []
         for tiles in some:
             progress(f"{_label(identity, backward)}: checking {describe(tiles)}")
             with try_tiles({identity: tiles}):
@@ -234,7 +256,7 @@ def _tune_kernel(
 
 
 def _label(identity: str, backward: bool) -> str:
-    return identity.split()[0] + (", backward" if backward else "")
+    return identity.split()[0] + (", backward" if backward else "") + (", whole" if is_library_name(identity) else "")
 
 
 def _measure(bench: _Bench, identity: str, backward: bool, tried: Mapping[Shown, None]) -> dict[Shown, Timing]:
@@ -262,6 +284,8 @@ def describe(tiles: Shown) -> str:
         case Tiles():
             more = ", descriptors" if tiles.descriptors else ""
             return f"{tiles.query} x {tiles.key}, {tiles.warps} warps, {tiles.stages} stages{more}"
+        case LibraryCall():
+            return f"the library ({tiles.name})"
         case Slabs():
             rows = f"{tiles.rows} rows" if tiles.rows else "rows by estimate"
             return rows + {None: "", True: ", full ranges alone", False: ", one call for all keys"}[tiles.alone]
@@ -278,12 +302,12 @@ def entry_of(kernel: TunedKernel, case_shape: Shape, settings: Settings) -> Tune
     return new_entry(kernel.identity, device, str(dtype).removeprefix("torch."), case_shape, tiles)
 
 
-def new_entry(identity: str, device: str, dtype: str, shape: Shape, tiles: Tiles | Slabs) -> TunedTiles:
+def new_entry(identity: str, device: str, dtype: str, shape: Shape, tiles: Tuned) -> TunedTiles:
     """Return an entry for calls of about a shape, under the versions that are installed."""
     return TunedTiles(
         identity,
         device,
-        versions_of(isinstance(tiles, Slabs)),
+        versions_of_library() if isinstance(tiles, LibraryCall) else versions_of(isinstance(tiles, Slabs)),
         dtype,
         padded(shape.head_size),
         padded(shape.value_size),

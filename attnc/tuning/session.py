@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 
@@ -22,17 +22,18 @@ from attnc.bench.session import pick
 from attnc.compiler import Compiled, import_compiled, render
 from attnc.diagnostics import CompileError, Diagnostic
 from attnc.files import STANDARD, cannot_write, write_text
-from attnc.plan.configs import SlabConfig, TileConfig, TunedConfig
+from attnc.plan.configs import LibraryConfig, SlabConfig, TileConfig, TunedConfig
 from attnc.plan.kernel_plan import Plan
 from attnc.runtime.aot import ARCHITECTURES
 from attnc.runtime.tiles import Tiles, target_of
-from attnc.runtime.tuned import Slabs
+from attnc.runtime.tuned import LibraryCall, Slabs, Tuned
 from attnc.runtime.tuned_store import MalformedTilesError, Measured, parse_tuned, remember_tuned, tuned_text
 from attnc.tuning.measured import (
     Candidates,
     TunedKernel,
     WrongResultError,
     entry_of,
+    library_candidates,
     new_entry,
     slab_candidates,
     tune,
@@ -229,11 +230,11 @@ def _survivors(rankings: Iterable[Ranking]) -> Candidates:
         ranking.identity: [one.tiles for one in ranking.candidates if one.works and not one.is_default][:SURVIVORS]
         for ranking in rankings
     }
-    return lambda identity, backward: by_identity.get(identity, [])
+    return lambda identity, backward: by_identity.get(identity, []) or library_candidates(identity)
 
 
 def _kernel_json(kernel: TunedKernel) -> dict[str, Any]:
-    def trial(tiles: Tiles | Slabs | None, seconds: float | None, problem: str) -> dict[str, Any]:
+    def trial(tiles: Tuned | None, seconds: float | None, problem: str) -> dict[str, Any]:
         return {"tiles": None if tiles is None else asdict(tiles), "seconds": seconds, "problem": problem}
 
     every = (kernel.default, *kernel.trials)
@@ -285,12 +286,22 @@ def _configs(found: Sequence[Measured]) -> list[TunedConfig]:
     configs = []
     for one in found:
         entry, tiles = one.entry, one.entry.tiles
-        config = (
-            SlabConfig(tiles.rows, tiles.alone) if isinstance(tiles, Slabs) else TileConfig(**asdict(tiles))
-        )  # fmt: skip
         fields = {name: getattr(entry, name) for name in TunedConfig.__dataclass_fields__ if hasattr(entry, name)}
-        configs.append(TunedConfig(**fields, config=config, note=_note(one)))
+        configs.append(TunedConfig(**fields, config=_config(tiles), note=_note(one)))
     return configs
+
+
+def _config(tiles: Tuned) -> TileConfig | SlabConfig | LibraryConfig:
+    """Return what was found best as the compiler has it."""
+    match tiles:
+        case Slabs():
+            return SlabConfig(tiles.rows, tiles.alone)
+        case LibraryCall():
+            return LibraryConfig(tiles.name)
+        case Tiles():
+            return TileConfig(**asdict(tiles))
+        case _:
+            assert_never(tiles)
 
 
 def _note(one: Measured) -> str:

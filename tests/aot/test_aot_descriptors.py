@@ -40,7 +40,8 @@ with FakeTensorMode(), torch.no_grad(), whole, mock.patch("torch.cuda.get_device
 """
 
 SCRATCH = """
-from attnc.runtime.launch import launchable, start_launch
+from attnc.runtime.kernel_launch import launchable
+from attnc.runtime.launch import start_launch
 from attnc.runtime.tiles import assume_target
 from triton.runtime import _allocation
 

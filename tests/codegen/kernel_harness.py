@@ -24,6 +24,7 @@ from attnc.syntax.parse import parse_source
 
 HEADER = """from attnc.runtime.kernel_loads import *
 from attnc.runtime.kernel_math import *
+from attnc.runtime.kernel_launch import *
 from attnc.runtime.launch import *
 from attnc.runtime.tiles import Tiles
 from attnc.runtime.summaries import with_summaries

@@ -10,11 +10,18 @@ from attnc.compiler import compile as compile_file
 from attnc.diagnostics import CompileError
 from attnc.runtime import tuned
 from attnc.runtime.dropout import Dropout
-from attnc.runtime.gluon_launch import prefer_template
+from attnc.runtime.gluon_launch import prefer_template, template_of_environment
 from attnc.runtime.tiles import Tiles, assume_target
 from attnc.source import SourceFile
 
 CAUSAL = "attention causal { mask causal }"
+
+
+@pytest.fixture(autouse=True)
+def environment_is_read_again():
+    yield
+    template_of_environment.cache_clear()
+
 
 UNSUITABLE = {
     "attention a { normalize sigmoid() }": "its weights are not a softmax",
@@ -99,6 +106,7 @@ def takes_gluon(monkeypatch, template):
 
     module, _, name = module_of(CAUSAL)
     monkeypatch.setenv("ATTNC_TEMPLATE", template)
+    template_of_environment.cache_clear()  # it is read once
     tensors, out, lse = data(N=100)
     with assume_target("sm_90", shares=1):
         tables = {"tiles": vars(module)[f"_{name}_tiles"], "kernel": "causal"}

@@ -49,6 +49,7 @@ QUERY_RUNS = Layout(runs(16, 3, 1), IDENTITY)
 WIDE_RUNS = Layout(runs(16, 5, 3), IDENTITY)
 
 
+INSIDE = "abs(j // 8 - min(max(i // 8, 2), M // 8 - 3)) <= 2 and abs(j % 8 - min(max(i % 8, 2), 5)) <= 2"
 CELLS = "(i // 8 + 2) // 4 == (j // 8 + 2) // 4 and (i % 8 + 2) // 4 == (j % 8 + 2) // 4"
 
 PLANS = {
@@ -85,6 +86,7 @@ PLANS = {
     "grid": [in_grid("grid_near(8, 2)", (8, 0, 4), (1, 8, 4))],
     "causal grid": [in_grid("causal and grid_near(12, 3)", (12, 0, 8), (1, 12, 8))],
     "grid with ends": [in_grid("grid_near(10, 2)", (10, 0, 3, 1), (1, 10, 7, 2))],
+    "grid moved inside": [in_grid(INSIDE, (8, 0, 4), (1, 8, 4))],
     "cells": [in_grid(CELLS, (8, 0, 4, 2), (1, 8, 4, 2))],
     "cubes": [
         in_grid("abs(i // 16 - j // 16) < 2 and abs(i // 4 % 4 - j // 4 % 4) < 2", (16, 0, 2), (4, 4, 2), (1, 4, 4))

@@ -21,6 +21,7 @@ from attnc.source import SourceFile
 NEAR = "abs(i // 128 - j // 128) <= 3 and abs(i % 128 - j % 128) <= 3"
 CELLS = "(i // 128 + 4) // 8 == (j // 128 + 4) // 8 and (i % 128 + 4) // 8 == (j % 128 + 4) // 8"
 CUBES = "abs(i // 256 - j // 256) <= 2 and abs(i // 16 % 16 - j // 16 % 16) <= 2 and abs(i % 16 - j % 16) <= 2"
+INSIDE = "abs(j // 128 - min(max(i // 128, 3), M // 128 - 4)) <= 3 and abs(j % 128 - min(max(i % 128, 3), 124)) <= 3"
 HOLES = (
     "abs(i // 128 - j // 128) <= 6 and abs(i % 128 - j % 128) <= 6 and (i // 128 - j // 128) % 2 == 0"
     " and (i % 128 - j % 128) % 2 == 0"
@@ -28,6 +29,7 @@ HOLES = (
 
 CHOSEN = {
     NEAR: ["tile(128, 8, 8)"],
+    INSIDE: ["tile(128, 8, 8)"],
     f"j <= i and {NEAR}": ["tile(128, 4, 16)"],
     NEAR.replace("128", "100"): ["tile(100, 8, 8)"],
     CELLS: ["tile(128, 8, 8, from -4, -4)"],
@@ -48,7 +50,7 @@ def test_grids_are_chosen_by_cost(mask):
     assert sorted(str(one.layout) for one in passes) == CHOSEN[mask]
 
 
-@pytest.mark.parametrize(("mask", "most"), [(NEAR, 5), (CELLS, 1.5), (CUBES, 4.5), (HOLES, 5)])
+@pytest.mark.parametrize(("mask", "most"), [(NEAR, 5), (CELLS, 1.5), (CUBES, 4.5), (HOLES, 5), (INSIDE, 5.1)])
 def test_waste_at_64_by_64(mask, most):
     example = attention(mask)
     computed = sum(estimate_pass(example, one, 8192).computed for one in choose_passes(example)[0].passes)

@@ -117,6 +117,7 @@ FIXED = (
 )
 
 NEAR = in_grid("grid_near(8, 2)", (8, 0, 4), (1, 8, 4))
+INSIDE = "abs(j // 8 - min(max(i // 8, 2), M // 8 - 3)) <= 2 and abs(j % 8 - min(max(i % 8, 2), 5)) <= 2"
 CELLS = "(i // 8 + 2) // 4 == (j // 8 + 2) // 4 and (i % 8 + 2) // 4 == (j % 8 + 2) // 4"
 
 SPLITS = {
@@ -172,6 +173,7 @@ SPLITS = {
     "grid_start": Split((NEAR,), tail="align start"),
     "grid_causal": Split((in_grid("causal and grid_near(12, 3)", (12, 0, 8), (1, 12, 8)),)),
     "grid_ends": Split((in_grid("grid_near(10, 2)", (10, 0, 3, 1), (1, 10, 7, 2)),)),
+    "grid_inside": Split((in_grid(INSIDE, (8, 0, 4), (1, 8, 4)),)),
     "grid_cells": Split((in_grid(CELLS, (8, 0, 4, 2), (1, 8, 4, 2)),)),
     "grid_cubes": Split(
         (in_grid("abs(i // 16 - j // 16) < 2 and abs(i // 4 % 4 - j // 4 % 4) < 2", (16, 0, 2), (4, 4, 2), (1, 4, 4)),)

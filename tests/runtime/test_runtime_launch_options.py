@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from attnc.runtime.launch import launchable
+from attnc.runtime.kernel_launch import launchable
 from attnc.runtime.tiles import Tiles
 
 CUDA = SimpleNamespace(

@@ -13,7 +13,7 @@ from attnc.reference.dense import reference
 from attnc.runtime import tuned
 from attnc.runtime.load import CacheWarning
 from attnc.runtime.tiles import Tiles
-from attnc.runtime.tuned import Slabs, TunedTiles, find_tuned, round_length, try_tiles, watch_kernels
+from attnc.runtime.tuned import LibraryCall, Slabs, TunedTiles, find_tuned, round_length, try_tiles, watch_kernels
 from attnc.runtime.tuned_store import (
     MalformedTilesError,
     Measured,
@@ -206,6 +206,7 @@ def test_what_is_written_is_read_again():
         Measured(entry(Slabs(64, alone=False), kernel="p 0")),
         Measured(entry(Slabs(0, alone=True), kernel="p 1")),
         Measured(entry(Slabs(32), kernel="p 2")),
+        Measured(entry(LibraryCall(), kernel="p 3, library"), 1.5e-3, 2e-3, "2026-01-02"),
     ]
     assert parse_tuned(tuned_text(found)) == found
     assert parse_tuned(tuned_text([])) == []
@@ -256,6 +257,7 @@ BROKEN = {
     changed(tiles=GOOD["entries"][0]["tiles"] | {"code": "import os"}): "entry 1: tiles are not an object with",
     changed(slabs={"rows": 33}): 'entry 1: slabs: "rows" is 33',
     changed(seconds="fast"): "entry 1: a time is not a number",
+    changed(library="natten"): "entry 1: \"library\" is 'natten'",
 }  # fmt: skip
 
 

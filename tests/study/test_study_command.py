@@ -162,6 +162,73 @@ def test_an_interrupted_study_leaves_whole_files_of_what_was_done(monkeypatch):
     assert sorted(one.name for one in Path().iterdir()) == ["a.json", "a.md", "a.png"]
 
 
+def trained(monkeypatch, before=99):
+    """Return a list that learns which trials are run; the one of that number is interrupted."""
+    found, run_trial = [], session.run_trial
+
+    def watched(contenders, task, recipe, seed, *rest):
+        if len(found) == before:
+            raise KeyboardInterrupt
+        found.append((task.name, seed))
+        return run_trial(contenders, task, recipe, seed, *rest)
+
+    monkeypatch.setattr(session, "run_trial", watched)
+    return found
+
+
+ASKED = (*RECALL, *COPYING, "--task", "recall,copying", "--with", "torch", "--seeds", 2, "--json", "a.json")
+
+
+def test_the_same_command_goes_on_where_an_interrupted_one_stopped(monkeypatch):
+    with monkeypatch.context() as patch:
+        assert trained(patch, before=3) == []
+        study(*ASKED, code=130)
+    first = json.loads(Path("a.json").read_text())
+    assert [len(one["trials"]) for one in first["tasks"]] == [2, 1]
+    assert first["complete"] is False
+    ran = trained(monkeypatch)
+    output = study(*ASKED, "--markdown", "a.md").stdout
+    assert ran == [("copying", 1)]
+    found = json.loads(Path("a.json").read_text())
+    assert found["complete"] is True
+    assert found["tasks"][0] == first["tasks"][0]
+    assert found["tasks"][1]["trials"][0] == first["tasks"][1]["trials"][0]
+    assert "recall: length 32" in output
+    study(*ASKED)
+    assert len(ran) == 1
+    assert json.loads(Path("a.json").read_text()) == found
+    study(*ASKED, "--seeds", 3)
+    assert ran[1:] == [("recall", 2), ("copying", 2)]
+    study(*RECALL, "--with", "torch", "--json", "a.json", "--redo")
+    assert ran[3:] == [("recall", 0)]
+
+
+OTHERS = {
+    "--learning-rate 0.5": "learning_rate, recipe of `recall`",
+    "--flops 1e9": "flops",
+    "--seeds 1": "seed",
+    "--with dense": "contenders of `recall`",
+    "--set power=1": "settings of `recall`",
+}
+
+
+def test_results_of_another_study_are_refused_and_left_alone(monkeypatch):
+    trained(monkeypatch)
+    asked = (*RECALL, "--with", "torch", "--seeds", 2, "--json", "a.json")
+    study(*asked)
+    text = Path("a.json").read_text()
+    for options, what in OTHERS.items():
+        assert study(*asked, *options.split(), code=1).stderr == (
+            f"error[other-settings]: the results in `a.json` are of another study: {what}\n"
+            "help: write to another file, give the same options, or start again with --redo\n"
+        )
+    copying = ("--task", "copying", *SMALL, *COPYING, "--with", "torch", "--seeds", 2, "--json", "a.json")
+    assert "are of another study: task\n" in study(*copying, code=1).stderr
+    assert Path("a.json").read_text() == text
+    Path("a.json").write_text('{"tasks": 3}')
+    assert "error[not-a-study]: `a.json` holds no results of a study" in study(*asked, code=1).stderr
+
+
 MISTAKES = {
     "--task sorting": "error[unknown-task]: there is no task `sorting`\n"
     "help: choose from recall, copying, selective, listops\n",

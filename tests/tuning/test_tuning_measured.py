@@ -14,11 +14,20 @@ from attnc.bench.run import Settings
 from attnc.compiler import import_compiled, plan_source
 from attnc.runtime import tuned
 from attnc.runtime.tiles import Tiles
-from attnc.runtime.tuned import Slabs, TunedTiles
+from attnc.runtime.tuned import LibraryCall, Slabs, TunedTiles
 from attnc.runtime.tuned_store import Measured, parse_tuned, tuned_text, use_remembered_tiles
 from attnc.source import SourceFile
 from attnc.tuning import measured
-from attnc.tuning.measured import Trial, TunedKernel, WrongResultError, describe, entry_of, slab_candidates, tune
+from attnc.tuning.measured import (
+    Trial,
+    TunedKernel,
+    WrongResultError,
+    describe,
+    entry_of,
+    library_candidates,
+    slab_candidates,
+    tune,
+)
 
 TEXT = "attention w { mask causal and i - j < 60 }"
 SHAPE = square(300, heads=2, head_size=16)
@@ -61,6 +70,56 @@ def test_both_passes_are_tuned_with_every_candidate(monkeypatch):
 def test_the_forward_pass_alone():
     (forward,) = tuned_kernels(backward=False)
     assert not forward.backward
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_library_is_measured_against_the_best_kernels(right, monkeypatch):
+    from attnc.runtime import gpu_library
+
+    monkeypatch.setenv("ATTNC_TARGET", "triton")
+    monkeypatch.setattr(gpu_library, "runs_flash_attention", lambda device: True)
+    seen = []
+
+    def flash(query, key, value, *arguments, scale=None, window_size_left=None, window_size_right=None):
+        assert (window_size_left, window_size_right) == (3, 0)
+        seen.append(dict(tuned._KNOWN.tried))
+        i, j = torch.arange(query.shape[1])[:, None], torch.arange(query.shape[1])[None, :]
+        mask = torch.where((j <= i) & (i - j < (4 if right else 5)), 0.0, -torch.inf)
+        given = [one.transpose(1, 2).float() for one in (query, key, value)]
+        library = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        out, lse = library(*given, attn_mask=mask, scale=scale)
+        return out.to(query.dtype).transpose(1, 2).contiguous(), lse
+
+    monkeypatch.setattr(gpu_library, "_flash_forward", flash)
+    compiled = plan_source(SourceFile("w.attn", "attention w { mask causal and i - j < 4 }"))
+    chosen = Tiles(16, 16, 4, 1)
+
+    def candidates(identity, backward):
+        return library_candidates(identity) or [chosen]
+
+    def timings(bench, identity, backward, tried):
+        times = {None: 3.0, chosen: 2.0, LibraryCall(): 1.0}
+        return {tiles: Timing(times[tiles], times[tiles], times[tiles], 1) for tiles in tried}
+
+    monkeypatch.setattr(measured, "_measure", timings)
+    half = Settings(torch.device("cpu"), torch.float16, (), Mode.FORWARD, seconds=0.0, least=1)
+    shape = square(20, heads=1, head_size=16)
+    kernel, library = tune(compiled.plans[0], import_compiled(compiled), shape, half, candidates, budget=60.0)
+    assert kernel.best.tiles == chosen
+    assert library.identity == f"{import_compiled(compiled)._w_program.identity}, library"
+    assert seen[-1] == {kernel.identity: chosen, library.identity: LibraryCall()}
+    if not right:
+        assert library.trials[0].problem.startswith("wrong output")
+        assert entry_of(library, shape, half) is None
+        return
+    entry = entry_of(library, shape, half)
+    assert (entry.tiles, entry.versions) == (LibraryCall(), tuned.versions_of_library())
+    assert parse_tuned(tuned_text([Measured(entry, 1.0, 3.0)])) == [Measured(entry, 1.0, 3.0)]
+    tuned.use_tuned([entry])
+    seen.clear()
+    query = torch.randn(1, 1, 20, 16, dtype=torch.float16)
+    import_compiled(compiled).w(query, query, query)
+    assert len(seen) == 1
 
 
 def test_a_budget_ends_the_search_and_says_what_it_left_out():
@@ -134,6 +193,7 @@ def test_what_is_remembered_of_a_kernel():
         (Slabs(64), "64 rows"),
         (Slabs(0, alone=True), "rows by estimate, full ranges alone"),
         (Slabs(64, alone=False), "64 rows, one call for all keys"),
+        (LibraryCall(), "the library (flash)"),
     ],
 )
 def test_configurations_in_words(tiles, text):

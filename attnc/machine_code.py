@@ -52,9 +52,7 @@ def machine_code_table(compiled: Compiled, gpu: str, head_size: int, template: s
     return table
 
 
-def _rows(
-    module: object, name: str, gpu: str, dtype: str, head_size: int, template: str
-) -> list[tuple[str, ...]]:
+def _rows(module: object, name: str, gpu: str, dtype: str, head_size: int, template: str) -> list[tuple[str, ...]]:
     """Return a line for each launch of an attention's kernels: those of outputs, of gradients, and in Gluon."""
     import torch
 

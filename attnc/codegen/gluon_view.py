@@ -20,9 +20,9 @@ from attnc.codegen.kernel_view import KernelView, kernel_view, weighing_of
 from attnc.codegen.loops import Body
 from attnc.codegen.reads_triton import Argument
 from attnc.codegen.sweeps import Sweep, sweeps_of
-from attnc.ir.nodes import TRUE, Call, Score
+from attnc.ir.nodes import TRUE, Binary, BinaryOp, Call, Expr, IndexName, Score
 from attnc.ir.program import NormalizeKind
-from attnc.ir.walk import walk
+from attnc.ir.walk import indices, walk
 from attnc.plan.configs import TileConfig, TileRow
 from attnc.plan.kernel_plan import Form, Plan
 
@@ -33,11 +33,15 @@ GROUP_ROWS, GROUPS = 64, 2
 
 KEYS = {
     # head size: keys of a tile by the most operations on a pair, and by the most loops, for which nothing spills
-    64: ((6, 5, 128), (20, 32, 64)),
-    128: ((5, 3, 128), (14, 5, 64), (20, 32, 32)),
+    64: ((6, 5, 128), (20, 8, 64)),
+    128: ((5, 2, 128), (14, 5, 64), (20, 8, 32)),
 }
-CALL_WORK = 8
-"""Operations that a function of scores counts as: its steps take registers beside those of scores and weights."""
+CALL_WORK, DIVISION_WORK = 8, 4
+"""Operations that a function of scores counts as, and a division of keys: their steps take registers beside those of
+scores and weights."""
+
+MOST_LOOPS = 8
+"""Loops over keys beyond which their bounds alone take too many registers."""
 
 RESERVED = frozenset(
     re.findall(
@@ -142,6 +146,8 @@ def unsuitable_for_gluon(plan: Plan) -> str:
     intervals = [interval for one in sweep.passes for interval in one.tiles.intervals]
     if not intervals:
         return "no key is ever visited"
+    if len(intervals) > MOST_LOOPS:
+        return f"it has {len(intervals)} loops over keys, and there are registers for the bounds of {MOST_LOOPS}"
     if any(interval.tile_test is not None and fold(interval.tile_test) != TRUE for interval in intervals):
         return "data decide which tiles of keys are visited"
     if sweep.query_tile < GROUPS * GROUP_ROWS or sweep.key_tile < GROUP_ROWS:
@@ -367,12 +373,19 @@ def _slice(statements: Sequence[_Statement], wanted: set[str]) -> tuple[str, ...
     return tuple(line for statement in reversed(chosen) for line in statement.lines)
 
 
+def _divisions(expr: Expr) -> int:
+    """Count divisions of keys."""
+    divided = (node for node in walk(expr) if isinstance(node, Binary) and node.op in (BinaryOp.FLOORDIV, BinaryOp.MOD))
+    return sum(IndexName.KEY in indices(node) for node in divided)
+
+
 def _tiles(plan: Plan, sweep: Sweep) -> tuple[str, ...]:
     """Return the lines of the table of tiles: fewer keys where scores take many registers, and so more buffers."""
     score = weighing_of(plan).score
     intervals = [interval for one in sweep.passes for interval in one.tiles.intervals]
     work = pair_work(score) + max(pair_work(interval.residual) for interval in intervals)
     work += CALL_WORK * sum(isinstance(node, Call) and Score() in walk(node) for node in walk(score))
+    work += DIVISION_WORK * max(_divisions(interval.residual) for interval in intervals)
     rows = []
     for size, choices in KEYS.items():
         fitting = (keys for most, loops, keys in choices if work <= most and len(intervals) <= loops)

@@ -140,7 +140,9 @@ def gluon_launchable(kernel: Any, launch: GluonLaunch) -> Any:
     if recorder is None:
         return partial(kernel[launch.grid], **options)
 
-    def start(**arguments: Any) -> None:  # descriptors cannot be told again: such calls are computed as they always were
+    def start(
+        **arguments: Any,
+    ) -> None:  # descriptors cannot be told again: such calls are computed as they always were
         recorder.launch(kernel, launch.grid, options, None, arguments)
 
     return start

@@ -20,7 +20,7 @@ from attnc.codegen.kernel_view import KernelView, kernel_view, weighing_of
 from attnc.codegen.loops import Body
 from attnc.codegen.reads_triton import Argument
 from attnc.codegen.sweeps import Sweep, sweeps_of
-from attnc.ir.nodes import TRUE, Binary, BinaryOp, Call, Expr, IndexName, Score
+from attnc.ir.nodes import TRUE, Binary, BinaryOp, Call, Expr, IndexName, Read, Score
 from attnc.ir.program import NormalizeKind
 from attnc.ir.walk import indices, walk
 from attnc.plan.configs import TileConfig, TileRow
@@ -36,9 +36,9 @@ KEYS = {
     64: ((6, 5, 128), (20, 8, 64)),
     128: ((5, 2, 128), (14, 5, 64), (20, 8, 32)),
 }
-CALL_WORK, DIVISION_WORK = 8, 4
-"""Operations that a function of scores counts as, and a division of keys: their steps take registers beside those of
-scores and weights."""
+CALL_WORK, KEY_WORK = 8, 4
+"""Operations that a function of scores counts as, and a division or a read by keys: their steps take registers beside
+those of scores and weights."""
 
 MOST_LOOPS = 8
 """Loops over keys beyond which their bounds alone take too many registers."""
@@ -373,10 +373,13 @@ def _slice(statements: Sequence[_Statement], wanted: set[str]) -> tuple[str, ...
     return tuple(line for statement in reversed(chosen) for line in statement.lines)
 
 
-def _divisions(expr: Expr) -> int:
-    """Count divisions of keys."""
-    divided = (node for node in walk(expr) if isinstance(node, Binary) and node.op in (BinaryOp.FLOORDIV, BinaryOp.MOD))
-    return sum(IndexName.KEY in indices(node) for node in divided)
+def _key_steps(expr: Expr) -> int:
+    """Count divisions and reads by keys."""
+    divisions = (BinaryOp.FLOORDIV, BinaryOp.MOD)
+    nodes = (
+        node for node in walk(expr) if isinstance(node, Read) or (isinstance(node, Binary) and node.op in divisions)
+    )
+    return sum(IndexName.KEY in indices(node) for node in nodes)
 
 
 def _tiles(plan: Plan, sweep: Sweep) -> tuple[str, ...]:
@@ -385,7 +388,7 @@ def _tiles(plan: Plan, sweep: Sweep) -> tuple[str, ...]:
     intervals = [interval for one in sweep.passes for interval in one.tiles.intervals]
     work = pair_work(score) + max(pair_work(interval.residual) for interval in intervals)
     work += CALL_WORK * sum(isinstance(node, Call) and Score() in walk(node) for node in walk(score))
-    work += DIVISION_WORK * max(_divisions(interval.residual) for interval in intervals)
+    work += KEY_WORK * (_key_steps(score) + max(_key_steps(interval.residual) for interval in intervals))
     rows = []
     for size, choices in KEYS.items():
         fitting = (keys for most, loops, keys in choices if work <= most and len(intervals) <= loops)

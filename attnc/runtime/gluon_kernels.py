@@ -101,10 +101,12 @@ def load_tiles(
 def start_scores(q, keys, key_ready, turn, layout: gl.constexpr):
     """Wait for a tile of keys and start multiplying its transpose by the rows `q`; a wait gives the dot products."""
     stages: gl.constexpr = keys.shape[0]
+    rows: gl.constexpr = q.shape[0]
+    columns: gl.constexpr = keys.shape[3]
     stage = turn % stages
-    k = keys.index(stage).reshape([keys.shape[3], keys.shape[4]]).permute((1, 0))
+    k = keys.index(stage).reshape([columns, keys.shape[4]]).permute((1, 0))
     mbarrier.wait(key_ready.index(stage), turn // stages & 1)
-    nothing = gl.zeros([q.shape[0], keys.shape[3]], gl.float32, layout)
+    nothing = gl.zeros([rows, columns], gl.float32, layout)
     return warpgroup_mma(q, k, nothing, use_acc=False, is_async=True)
 
 

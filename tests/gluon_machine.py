@@ -203,7 +203,7 @@ class Machine:
         self.copies, self.buffers, self.partitions, self.stopped, self.stores = [], [], [], False, 0
         self.back = threading.Semaphore(0)
         self.program = 0
-        common = SimpleNamespace(**FUNCTIONS)
+        common = SimpleNamespace(**FUNCTIONS, core=SimpleNamespace(**FUNCTIONS))
         gl = SimpleNamespace(
             **FUNCTIONS,
             program_id=lambda axis: scalar(self.program),

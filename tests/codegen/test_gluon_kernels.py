@@ -29,7 +29,8 @@ SIZES = [(1, 1), (63, 63), (64, 64), (65, 65), (100, 100), (257, 257), (40, 150)
 @pytest.mark.parametrize("name", PATTERNS)
 def test_outputs_and_log_sum_exps(name):
     for queries, keys in SIZES:
-        tensors, out, lse = data(B=2, H=4, G=2, N=queries, M=keys, seed=queries)
+        several = {"B": 2, "H": 4, "G": 2} if queries == 65 else {"B": 1, "H": 2, "G": 1}
+        tensors, out, lse = data(**several, N=queries, M=keys, seed=queries)
         check(PATTERNS[name], tensors, out, lse, seed=keys)
 
 
@@ -41,12 +42,11 @@ def test_heads_of_128(name, queries, keys, dtype):
     check(PATTERNS[name], tensors, out, lse, tolerance=4e-3 if dtype == torch.float16 else 3e-2)
 
 
-@pytest.mark.parametrize("stages", [1, 2, 3])
-@pytest.mark.parametrize("keys", [32, 64, 128])
+@pytest.mark.parametrize(("stages", "keys"), [(1, 64), (2, 128), (3, 32), (4, 64)])
 def test_rings_of_any_depth(stages, keys):
     tensors, out, lse = data(N=200, M=390)
     tiles = Tiles(128, keys, warps=4, stages=stages)
-    for seed in range(4):
+    for seed in range(3):
         check(PATTERNS["sinks"], tensors, out.fill_(float("nan")), lse.fill_(float("nan")), tiles=tiles, seed=seed)
 
 
@@ -105,7 +105,7 @@ def test_no_log_sum_exp():
     assert torch.equal(out, whole)
 
 
-@pytest.mark.parametrize("name", ["causal", "window", "sinks", "half_empty", "scaled_rows"])
+@pytest.mark.parametrize("name", ["causal", "sinks", "scaled_rows"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_masked_values_do_not_matter(name, bad):
     """Masked pairs have no effect, whatever their values and keys are."""

@@ -19,7 +19,8 @@ from attnc.bench.standard_row import StandardRow
 from attnc.compiler import load as load_pattern
 from attnc.runtime import tuned
 from attnc.runtime.tiles import Tiles
-from attnc.runtime.tuned_store import use_remembered_tiles
+from attnc.runtime.tuned import LibraryCall
+from attnc.runtime.tuned_store import parse_tuned, use_remembered_tiles
 
 ROOT = Path(__file__).parent.parent
 
@@ -249,7 +250,7 @@ def test_what_tuning_enters_is_imported_and_taken(bundle, tmp_path, monkeypatch)
         call()
 
     monkeypatch.setattr(tuning, "measure", clock)
-    row = tuning.tune("standard/window", SIZES, identity, False, [slow, fast], 0.0, "cpu")
+    row = tuning.tune("standard/window", SIZES, identity, False, [slow, fast], {}, 0.0, "cpu")
     assert row["entry"]["seconds"] == 1.0
     path = tmp_path / "tuned.json"
     path.write_text(results.tuned_text([row]))
@@ -286,7 +287,38 @@ def test_a_slower_configuration_is_not_entered(bundle, monkeypatch):
 
     monkeypatch.setattr(tuning, "measure", lambda work, device, **_: {name: Timing(1.0, 1.0, 1.0, 3) for name in work})
     identity = identities(bundle / "standard" / "window.py")[0]
-    assert tuning.tune("standard/window", SIZES, identity, True, [CARRIED], 0.0, "cpu")["entry"] is None
+    assert tuning.tune("standard/window", SIZES, identity, True, [CARRIED], {}, 0.0, "cpu")["entry"] is None
+
+
+def test_a_library_in_the_place_of_kernels_is_entered_and_read(bundle):
+    from bundle import results, tuning
+    from bundle.data import module_of, patterns
+
+    pattern = patterns()["standard/window"]
+    entry = tuning._entry(module_of(pattern), "window_pattern 0, library", SIZES, "cpu", {"library": "flash"})
+    (found,) = parse_tuned(results.tuned_text([{"entry": entry}]))
+    assert found.entry.tiles == LibraryCall("flash")
+    assert found.entry.versions == tuned.versions_of_library()
+
+
+def test_a_library_is_measured_beside_the_tiles_that_were_found(bundle, tmp_path):
+    from bundle.plan import Steps
+    from bundle.results import Results
+
+    found = Results(tmp_path, {}, {})
+    steps = Steps("cpu", ["window"])
+    (asked,) = steps.kernels()
+    kernel, library = next(iter(steps.manifest["tuned"][0]["candidates"])), "window_pattern 0, library"
+    found.put("kernels", asked.key, {"ok": True, "forward": [kernel, library], "backward": []})
+    gates = list(steps.gates(found))
+    assert [gate.given["tiles"] for gate in gates] == [CARRIED, {"library": "flash"}]
+    for gate in gates:
+        found.put("gates", gate.key, {"ok": True})
+    (own,) = steps.tunings(found, library=False)
+    assert own.given["others"] == {}
+    found.put("tuned", own.key, {"ok": True, "entry": {"kernel": kernel, "tiles": CARRIED}})
+    (other,) = steps.tunings(found, library=True)
+    assert other.given["others"] == {kernel: CARRIED}
 
 
 def test_targets_are_laid_out(tools):

@@ -14,7 +14,6 @@ strip of rows at a time (`runtime.gradient_strips`).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from enum import Enum
 
 from attnc.algebra.coordinates import IDENTITY, KEY_REACH, CoordinateMap, MapKind, query_reach
 from attnc.algebra.gradients import Axes
@@ -24,14 +23,13 @@ from attnc.codegen.default_tiles import gradient_tiles
 from attnc.codegen.expr_triton import Writer
 from attnc.codegen.functions_triton import fold
 from attnc.codegen.gradient_loops import GradientBody, Slopes, slopes_of, write_gradient_body
+from attnc.codegen.gradient_parameters import Kind, ReadSum, gradient_parameters, used_names
 from attnc.codegen.kernel_pieces import (
     InputView,
-    dropout_arguments,
     header_of,
     identity_of,
     input_view,
     is_unshifted,
-    state_tensors,
     tile_lines,
     write_scale,
     write_shift,
@@ -41,27 +39,18 @@ from attnc.codegen.kernel_view import aliases_of, weighing_of
 from attnc.codegen.launch_view import summaries_text, variant_name
 from attnc.codegen.loops import Loop, Walk, write_loop
 from attnc.codegen.positions import KeyOrder, RowOrder, write_key_order, write_query_order, write_row_order
-from attnc.codegen.reads_triton import Argument, Tables
+from attnc.codegen.reads_triton import Tables
 from attnc.codegen.sweeps import Sweep, positions_apart, sweeps_of
 from attnc.ir.nodes import TRUE, And, Binary, BinaryOp, Expr, Index, IndexName, SizeName
 from attnc.ir.program import Attention, NormalizeKind
 from attnc.ir.types import Type
-from attnc.plan.kernel_plan import Plan
+from attnc.plan.kernel_plan import Plan, Trend
 from attnc.plan.row_state import state_of
 from attnc.plan.transposed import transposed_plan
 
 ROW_AXES = (Axes.HEAD, Axes.ROW)
 KEY_AXES = (Axes.ROW,)
 """In the terms of the transposed attention, whose rows are keys."""
-
-
-class Kind(Enum):
-    """What a kernel computes gradients of."""
-
-    QUERIES = "query"
-    KEYS = "key"
-    PAIRS = "pair"
-    """Of each pair, for tables."""
 
 
 _AXES = {Kind.QUERIES: ROW_AXES, Kind.KEYS: KEY_AXES, Kind.PAIRS: (Axes.DIAGONAL, Axes.PAIR)}
@@ -77,21 +66,6 @@ _TURNED = {
     "BLOCK_N": "BLOCK_M",
 }
 """What a kernel of keys calls coordinates of the transposed attention."""
-
-
-@dataclass(frozen=True, slots=True)
-class ReadSum:
-    """A read of a table whose gradient a kernel sums up for each of its rows.
-
-    Attributes:
-        number: of the read among all.
-        name: of the sum.
-        pointer: of where it goes.
-    """
-
-    number: int
-    name: str
-    pointer: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +104,7 @@ class GradientKernel:
     scale: str
     scale_axis: str
     reverse: bool
+    uneven: bool
     rows: RowOrder | None
     adds: bool
     reads: tuple[ReadSum, ...]
@@ -185,7 +160,7 @@ def _kernel(
     tables = Tables(names, (*attention.tensors, *(summary_tensor(attention, name) for name in summaries)))
     writer = Writer(names, tables, _aliases(own, plan, sweep), transposed=of_keys)
     before_shift, shift, clamped = write_shift(writer, plan.attention)
-    reverse = not of_keys and bool(plan.facts.causal)
+    reverse = sweep.trend is Trend.RISING
     size = SizeName.KEYS if of_keys else SizeName.QUERIES
     rows = write_row_order(writer, sweep.query, shifted=bool(shift) and not of_keys, reverse=reverse, size=size)
     writer.base = 1 if of_keys else 0
@@ -205,11 +180,11 @@ def _kernel(
         walked = tuple(line.replace("BLOCK_M", "CHUNK_N") for line in scale_lines) if of_keys else scale_lines
         careful = None if careful is None else replace(careful, scale_lines=walked)
     prologue = tuple(writer.blocks[0].lines)
-    used = _close(writer, loops, rows, of_keys=of_keys, careful=careful is not None)
+    used = used_names(writer, loops, rows, of_keys=of_keys, careful=careful is not None)
     tiles = gradient_tiles(sweep, weighing, loops, of_keys=of_keys)
     stem = "_".join(part for part in (attention.name, variant, kind.value, sweep.label) if part)
     state = state_of(attention)
-    values = _parameters(kind, attention, used, tables, reads, state, careful=careful is not None)
+    values = gradient_parameters(kind, attention, used, tables, reads, state, careful=careful is not None)
     return GradientKernel(
         function=f"_{stem}_gradient_kernel",
         table=f"_{stem}_gradient_tiles",
@@ -229,6 +204,7 @@ def _kernel(
         scale=scale,
         scale_axis=scale_axis,
         reverse=reverse,
+        uneven=sweep.trend in (Trend.RISING, Trend.FALLING),
         rows=rows,
         adds=adds,
         reads=reads,
@@ -342,80 +318,6 @@ def _write_scale(
     writer.blocks, writer.margin = [outer], 1
     axis = {Shape.ROW: "[:, None]", Shape.KEY: "[None, :]"}.get(shape, "")
     return text, axis, lines
-
-
-def _close(
-    writer: Writer, loops: tuple[Loop[GradientBody], ...], rows: RowOrder | None, *, of_keys: bool, careful: bool
-) -> frozenset[str]:
-    """Return all fixed names that the kernel mentions, those of the template's own statements included."""
-    used = {*writer.used, "N", "M", "H", "g", "value", "load_tile", "draw_rows", "keeps_pair", "shift"}
-    if any(loop.order is not None for loop in loops) or rows is not None:
-        used.add("gather_tile")
-    if careful:
-        used |= {"dot_rows", "is_spoiled", "finite_part", "nonfinite_code", "nonfinite_sum", "shift"}
-    if any(loop.body.uses_dot for loop in loops):
-        used.add("dot")
-    if any(loop.body.factor for loop in loops):
-        used.add("weighted_exp2")
-    own_low, own_high = ("kv_lo", "kv_hi") if of_keys else ("q_lo", "q_hi")
-    if rows is not None and rows.classes and used & {"residue", own_low, own_high}:
-        used |= {"floor_div", "floor_mod", "shift"} | ({"first_local"} if used & {own_low, own_high} else set())
-    return frozenset(used)
-
-
-def _parameters(
-    kind: Kind,
-    attention: Attention,
-    used: frozenset[str],
-    tables: Tables,
-    reads: tuple[ReadSum, ...],
-    state: str,
-    *,
-    careful: bool,
-) -> tuple[Argument, ...]:
-    """Return the kernel's parameters and what the launcher passes for them, in order."""
-    tensors = {"query": "q", "key": "k", "value": "v", "grad_out": "do"}
-    results = {
-        Kind.QUERIES: {"grad_query": "dq"},
-        Kind.KEYS: {"grad_key": "dk", "grad_value": "dv"},
-        Kind.PAIRS: {},
-    }[kind]
-    values = [Argument(f"{tensor}_ptr", f"call.{tensor}") for tensor in (*tensors, *results)]
-    values.extend(Argument(f"{one}_ptr", f"call.{one}") for one in state_tensors(state))
-    if state:
-        values.append(Argument("delta_ptr", "call.delta"))
-    sums = "pairs" if kind is Kind.PAIRS else "sums"
-    values.extend(Argument(one.pointer, f"{sums}[{one.number}]") for one in reads)
-    if kind is Kind.PAIRS:
-        values.extend(Argument(f"{name}_ptr", f"call.{name}") for name in ("strip_rows", "strip_keys", "strip_heads"))
-        values.extend(Argument(name, f"call.{name}", specialize=False) for name in ("first_program", "slots"))
-    values.extend(argument for table in tables.all for argument in table.arguments.values())
-    for tensor, letter in (tensors | results).items():
-        for axis, suffix in enumerate("bhn"):
-            values.append(Argument(f"{letter}_stride_{suffix}", f"call.{tensor}.stride({axis})"))
-    values.extend(Argument(size, f"call.{size}", specialize=False) for size in "NMHgBD" if size in used)
-    values.append(Argument("qk_scale", "call.qk_scale", specialize=False))
-    if kind is not Kind.PAIRS:
-        grad_scale = "call.key_scale" if kind is Kind.KEYS else "call.query_scale"
-        values.append(Argument("grad_scale", grad_scale, specialize=False))
-    constants = [
-        ("HEAD_SIZE", "head_size"),
-        ("VALUE_SIZE", "value_size"),
-        ("BLOCK_M", "tiles.query"),
-        ("BLOCK_N", "tiles.key"),
-        ("BLOCK_D", "block_d"),
-        ("BLOCK_V", "block_v"),
-        ("PRECISION", "precision"),
-    ]
-    if careful:
-        constants.extend([("CHUNK_N", "chunk_n"), ("CHUNK_V", "chunk_v")])
-    if "dot" in used and attention.scale is not None:
-        constants.append(("SCALE_GIVEN", "scale_given"))
-    if "index_type" in used:
-        constants.append(("WIDE_TABLES", "wide_tables"))
-    values.extend(Argument(name, f"call.{source}", constant=True) for name, source in constants)
-    values.extend(dropout_arguments("call"))
-    return tuple(values)
 
 
 @dataclass(frozen=True, slots=True)

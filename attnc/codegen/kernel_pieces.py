@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from attnc.codegen.expr_torch import quoted
 from attnc.codegen.expr_triton import UNROLLED, Writer
 from attnc.codegen.functions_triton import fold
 from attnc.codegen.kernel_text import INDENT, Block, Shape, places
@@ -126,8 +127,10 @@ def tile_lines(row: TileRow) -> list[str]:
 
 def tiles_text(config: TileConfig) -> str:
     """Return a configuration as a module says it."""
-    more = (", descriptors=True" if config.descriptors else "") + (f", chunk={config.chunk}" if config.chunk else "")
-    return f"Tiles({config.query}, {config.key}, warps={config.warps}, stages={config.stages}{more})"
+    sizes = f"{config.query}, {config.key}, warps={config.warps}, stages={config.stages}"
+    told = {"descriptors": config.descriptors, "chunk": config.chunk, "fused": config.fused}
+    more = "".join(f", {name}={value}" for name, value in told.items() if value)
+    return f"Tiles({sizes}{more}{f', order={quoted(config.order)}' if config.order else ''})"
 
 
 def identity_of(view: Any, attention: str) -> str:

@@ -25,7 +25,7 @@ MATH_FUNCTIONS = frozenset(
         """
         clamp_position floor_div floor_mod checked_div checked_mod floor_div_float floor_mod_float float_to_int
         hash_mix tanh sin cos power read_scalar load_tile tile_source read_tile gather_tile dot_rows weighted_exp2
-        is_spoiled finite_part nonfinite_code nonfinite_sum draw_rows keeps_pair
+        is_spoiled finite_part nonfinite_code nonfinite_sum draw_rows keeps_pair take_turn
         """,
     )
 )
@@ -47,7 +47,7 @@ RESERVED = MATH_FUNCTIONS | frozenset(
         keep_sums kept_out_ptr kept_m_ptr kept_l_ptr first_kept m_kept l_kept earlier taken
         SHARES JOINED share wait first_slot number slots within acc_part m_part l_part beta
         DROPOUT seed_ptr drop_below keep_scale draws dropped_keys kept took_part
-        part_out_ptr part_m_ptr part_l_ptr launch_steps step row_start row_end
+        part_out_ptr part_m_ptr part_l_ptr launch_steps step row_start row_end row_tile sequence turn take_turn FUSED
         """,
     )
 )

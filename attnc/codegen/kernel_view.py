@@ -21,6 +21,7 @@ from attnc.algebra.summaries import summary_tensor
 from attnc.codegen.default_tiles import forward_tiles
 from attnc.codegen.expr_triton import Writer
 from attnc.codegen.functions_triton import fold
+from attnc.codegen.fused_loops import fuse
 from attnc.codegen.kernel_pieces import (
     InputView,
     base_2,
@@ -58,7 +59,8 @@ from attnc.ir.nodes import (
 from attnc.ir.program import Attention, NormalizeKind
 from attnc.ir.types import Type
 from attnc.ir.walk import walk
-from attnc.plan.kernel_plan import Plan
+from attnc.plan.fusing import may_fuse
+from attnc.plan.kernel_plan import Plan, Trend
 from attnc.plan.row_state import state_of
 
 _REAL_KEY = Binary(BinaryOp.LT, Index(IndexName.KEY), Size(SizeName.KEYS), Type.BOOL)
@@ -79,12 +81,14 @@ class KernelView:
         shift: text of `i - r`; empty if it is 0 and `q_idx` is the row itself.
         clamped: whether positions are clamped because `shift` is the caller's.
         prologue: statements before all loops.
+        fused: the same as fewer loops, for configurations that ask for it; empty where there cannot be fewer.
         scale: text of the pattern's own scale, base 2 under softmax; empty where the launcher computes it.
         scale_is_row: whether it differs between query rows.
         sink: text per row or program; empty without one.
         careful: body of the second walk that masked pairs with a NaN or infinite value ask for; None if no pair is
             masked.
         reverse: whether the last query tiles start first, having the most work.
+        uneven: whether it is known which rows have the most work, so that heads take turns at starting those.
         rows: the order of rows; None for plain order.
         most_keys: about how many keys a program visits at most, as text; empty where longer sequences have more.
         long_rows: how many of the first rows have many more keys than the others, as text over `call`; empty for none.
@@ -110,11 +114,13 @@ class KernelView:
     clamped: bool
     prologue: tuple[str, ...]
     loops: tuple[Loop[Body], ...]
+    fused: tuple[Loop[Body], ...]
     scale: str
     scale_is_row: bool
     sink: str
     careful: Body | None
     reverse: bool
+    uneven: bool
     rows: RowOrder | None
     most_keys: str
     long_rows: str
@@ -175,11 +181,12 @@ def kernel_view(
     own_names = {"BLOCK_M": rows} if rows != "BLOCK_M" else {}
     writer = Writer(names, tables, aliases_of(attention, sweep) | own_names)
     before_shift, shift, clamped = write_shift(writer, attention)
-    reverse = bool(plan.facts.causal)
+    reverse = sweep.trend is Trend.RISING
     row_order = write_row_order(writer, sweep.query, shifted=bool(shift), reverse=reverse)
     weighing = weighing_of(plan)
     orders: dict[CoordinateMap, KeyOrder] = {}
-    loops = _write_loops(writer, sweep, weighing, orders)
+    fuses = not own_names and may_fuse(attention, sweep.passes)
+    loops, fused = _write_loops(writer, sweep, weighing, orders, fuses=fuses)
     scale, scale_shape = write_scale(writer, attention, softmax=softmax)
     resumed = _write_resumed(writer, sweep)
     sink = _write_row(writer, base_2(attention.normalize.sink), "sink") if softmax and sweep.resumed != TRUE else ""
@@ -189,7 +196,8 @@ def kernel_view(
     used = _close(writer, loops, careful, row_order, careful_order)
     defaults = forward_tiles(sweep, weighing, loops)
     long_rows = "" if row_order is not None or not loops else _long_rows(plan)
-    values = _parameters(attention, used, tables, sweep, careful=careful is not None, ranged=bool(long_rows))
+    flags = {"careful": careful is not None, "ranged": bool(long_rows), "fused": bool(fused)}
+    values = _parameters(attention, used, tables, sweep, **flags)
     stem = "_".join(part for part in (attention.name, variant, sweep.label) if part)
     return KernelView(
         function=f"_{stem}_kernel",
@@ -203,11 +211,13 @@ def kernel_view(
         clamped=clamped,
         prologue=tuple(writer.blocks[0].lines),
         loops=loops,
+        fused=fused,
         scale=scale,
         scale_is_row=scale_shape is Shape.ROW,
         sink=sink,
         careful=careful,
         reverse=reverse,
+        uneven=sweep.trend in (Trend.RISING, Trend.FALLING) and bool(loops),
         rows=row_order,
         most_keys=str(sweep.most_keys) if loops and sweep.most_keys is not None else "",
         long_rows=long_rows,
@@ -225,10 +235,11 @@ def kernel_view(
 
 
 def _write_loops(
-    writer: Writer, sweep: Sweep, weighing: Weighing, orders: dict[CoordinateMap, KeyOrder]
-) -> tuple[Loop[Body], ...]:
-    """Write the loops of each pass in turn, and the orders of their keys."""
+    writer: Writer, sweep: Sweep, weighing: Weighing, orders: dict[CoordinateMap, KeyOrder], *, fuses: bool
+) -> tuple[tuple[Loop[Body], ...], tuple[Loop[Body], ...]]:
+    """Write the loops of each pass in turn, and the orders of their keys; and the loops again, fused where they may."""
     loops: list[Loop[Body]] = []
+    fused: list[Loop[Body]] = []
 
     def body(writer: Writer, mask: Expr) -> Body:
         return write_body(writer, mask, weighing)
@@ -238,11 +249,14 @@ def _write_loops(
         opens = key != IDENTITY and key not in orders and bool(one.tiles.intervals)
         if opens:
             orders[key] = write_key_order(writer, key)
+        walk, own = Walk(orders.get(key)), []
         for position, interval in enumerate(one.tiles.intervals):
-            walk = Walk(orders.get(key))
             loop = write_loop(writer, interval, body, first=position == 0, walk=walk)
-            loops.append(replace(loop, opens=opens and position == 0))
-    return tuple(loops)
+            own.append(replace(loop, opens=opens and position == 0))
+        loops += own
+        if fuses:
+            fused += fuse(writer, own, one.tiles.intervals, body, walk) if key == IDENTITY else own
+    return tuple(loops), tuple(fused)
 
 
 def _write_resumed(writer: Writer, sweep: Sweep) -> str:
@@ -342,7 +356,7 @@ def _close(
     careful_order: KeyOrder | None,
 ) -> frozenset[str]:
     """Return all fixed names that the kernel mentions, those of the template's own statements included."""
-    used = {*writer.used, "N", "H"}
+    used = {*writer.used, "N", "H", "B", "take_turn"}
     if loops:
         used |= {"M", "g", "value", "draw_rows", "keeps_pair", "shift"}
     if len(loops) > 1:
@@ -371,7 +385,14 @@ def _close(
 
 
 def _parameters(
-    attention: Attention, used: frozenset[str], tables: Tables, sweep: Sweep, *, careful: bool, ranged: bool
+    attention: Attention,
+    used: frozenset[str],
+    tables: Tables,
+    sweep: Sweep,
+    *,
+    careful: bool,
+    ranged: bool,
+    fused: bool,
 ) -> tuple[Argument, ...]:
     """Return the kernel's parameters and what the launcher passes for them, in order."""
     dot, call = "dot" in used, "step" if "value" in used else "call"
@@ -394,6 +415,7 @@ def _parameters(
         for axis, suffix in enumerate("bhn"):
             values.append(Argument(f"{letter}_stride_{suffix}", f"{call}.{tensor}.stride({axis})"))
     values.extend(Argument(size, f"{call}.{size}", specialize=False) for size in "NMHgBD" if size in used)
+    values.append(Argument("turn", f"{call}.turn", specialize=False))
     if ranged:
         values.extend(Argument(name, f"{call}.{name}", specialize=False) for name in ("row_start", "row_end"))
     constants = [("VALUE_SIZE", "value_size"), ("BLOCK_M", "tiles.query")]
@@ -410,6 +432,8 @@ def _parameters(
     if "value" in used:
         constants.extend([("PRECISION", "precision"), ("SHARES", "shares"), ("JOINED", "joined")])
         values.extend(dropout_arguments(call))
+    if fused:
+        constants.append(("FUSED", "fused"))
     if "values" in used:
         constants.append(("DESCRIPTORS", "tiles.descriptors"))
     if "index_type" in used:

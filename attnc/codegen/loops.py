@@ -93,8 +93,23 @@ PLAIN_WALK = Walk()
 
 
 @dataclass(frozen=True, slots=True)
+class MaskTest:
+    """What a loop over several intervals tests in the tiles of one of them.
+
+    Attributes:
+        where: condition of the steps that lead to those.
+        lines: statements that `mask` needs.
+        mask: text of a condition that broadcasts against the tile.
+    """
+
+    where: str
+    lines: tuple[str, ...]
+    mask: str
+
+
+@dataclass(frozen=True, slots=True)
 class Loop(Generic[BodyType]):
-    """One interval's loop.
+    """One interval's loop, or that of several which follow each other (`fused_loops`).
 
     Attributes:
         title: comment above it.
@@ -107,6 +122,9 @@ class Loop(Generic[BodyType]):
         order: of its keys; None for plain order.
         opens: whether it is the first loop in that order.
         origin: text of the number of the first key, which tiles are counted from; empty for 0.
+        steps: several intervals: text of how many tiles they have together; empty for one interval.
+        finds: statements of each step that compute its `tile`.
+        tests: of the tiles of the intervals that need some; `body` tests none.
     """
 
     title: str
@@ -121,6 +139,9 @@ class Loop(Generic[BodyType]):
     order: KeyOrder | None = None
     opens: bool = False
     origin: str = ""
+    steps: str = ""
+    finds: tuple[str, ...] = ()
+    tests: tuple[MaskTest, ...] = ()
 
 
 def write_loop(
@@ -142,7 +163,7 @@ def write_loop(
     """
     outer, order = writer.blocks[0], walk.order
     origin = "" if walk.origin == ZERO else writer.write_named(walk.origin, "first").text
-    setup = _write_setup(writer, interval, outer, walk.origin, first=first)
+    setup = write_setup(writer, interval, outer, walk.origin, first=first)
     writer.blocks = [outer, Block()]
     test = ""
     before: tuple[str, ...] = ()
@@ -164,7 +185,7 @@ def write_loop(
     text = "\n".join((*before, test, body.text))
     position, low, last = (writer.aliases.get(name, name) for name in ("kv_idx", "kv_lo", "kv_hi"))
     return Loop(
-        title=_one_line(title),
+        title=one_line(title),
         setup=setup,
         before=before,
         tile_test=test,
@@ -201,7 +222,7 @@ def write_body(writer: Writer, mask: Expr, weighing: Weighing) -> Body:
     return Body(uses_dot, tuple(block.lines), condition, factor)
 
 
-def _write_setup(writer: Writer, interval: KeyInterval, outer: Block, origin: Expr, *, first: bool) -> tuple[str, ...]:
+def write_setup(writer: Writer, interval: KeyInterval, outer: Block, origin: Expr, *, first: bool) -> tuple[str, ...]:
     """Round the interval to whole tiles, after those that earlier loops have visited."""
     # The statements stand just above their loop; what block 0 has already is taken from there.
     setup = Block(written=dict(outer.written))
@@ -229,5 +250,6 @@ def _tile_text(writer: Writer, bound: Expr, *, up: bool) -> str:
     return f"tl.cdiv({text}, {block})" if up else f"{text} // {block}"
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """Return text that can stand in a comment."""
     return "".join(character if character.isprintable() else " " for character in text)

@@ -15,7 +15,8 @@ from attnc.codegen.int_ranges import POSITION_LIMIT
 from attnc.diagnostics import InternalError
 from attnc.ir.nodes import FALSE, TRUE, And, Binary, BinaryOp, Const, Expr, Index, IndexName, Or
 from attnc.ir.types import Type
-from attnc.plan.kernel_plan import Form, Pass, Plan
+from attnc.plan.kernel_plan import Form, Pass, Plan, Trend
+from attnc.plan.row_lengths import trend_together
 
 _LAST = {MapKind.RUNS: 0, MapKind.RESIDUE: 1, MapKind.GRID: 1, MapKind.IDENTITY: 2}
 """Some rows first, all rows in plain order last."""
@@ -62,6 +63,11 @@ class Sweep:
         """About how many keys a program visits at most, where no longer sequence has more."""
         counts = [one.most_keys for one in self.passes if one.most_keys is not None]
         return sum(counts) if len(counts) == len(self.passes) else None
+
+    @property
+    def trend(self) -> Trend:
+        """How the number of keys changes along its rows."""
+        return trend_together(one.trend for one in self.passes)
 
     @property
     def query_tile(self) -> int:

@@ -21,13 +21,10 @@ from attnc.ir.program import AlignKind, Attention, NormalizeKind
 from attnc.plan.kernel_plan import Choice, Form, Library, Pass, Plan, Scoring, Short
 from attnc.plan.lengths import cheapest_by_length
 from attnc.plan.overrides import alternatives
-from attnc.plan.row_lengths import count_long_rows, most_keys
+from attnc.plan.row_lengths import LENGTH, count_long_rows, most_keys, trend_of
 from attnc.plan.split import Part, decompositions
 from attnc.plan.weighing import DENSE, GOOD, Weigher, make_passes
 from attnc.source import Span
-
-LENGTH = 8192
-"""Length for which plans are compared unless the caller has another one in hand."""
 
 MOST_CHOICES = 8
 """So many ways to compute a mask are weighed."""
@@ -58,7 +55,7 @@ def plan_attention(attention: Attention, *, length: int = LENGTH) -> Plan:
         plan = replace(plan, window=prove_window(simplified))
     if asked in (None, "none") and library is not None:
         only = Pass(Form.LIBRARY, simplified.mask, derive_tiles(simplified), library=library)
-        return replace(plan, passes=(only,))
+        return replace(plan, passes=(replace(only, trend=trend_of(simplified, only, LENGTH)),))
     choices = choose_passes(simplified, length)
     plan = _chosen(replace(plan, choices=choices, weighed_at=length))
     if asked is not None:
@@ -69,7 +66,10 @@ def plan_attention(attention: Attention, *, length: int = LENGTH) -> Plan:
 def _chosen(plan: Plan) -> Plan:
     """Take the cheapest of the choices, and find out how long its rows are."""
     attention, passes = plan.attention, plan.choices[0].passes
-    passes = tuple(replace(one, most_keys=most_keys(attention, one, LENGTH)) for one in passes)
+    passes = tuple(
+        replace(one, most_keys=most_keys(attention, one, LENGTH), trend=trend_of(attention, one, LENGTH))
+        for one in passes
+    )
     return _with_proof(replace(plan, passes=passes, long_rows=count_long_rows(attention, passes, LENGTH)))
 
 

@@ -24,6 +24,8 @@ class TileConfig:
         stages: depth of the software pipeline.
         descriptors: whether keys and values are read through tensor descriptors (sm_90 and later).
         chunk: keys that the walk for spoiled values takes at once; 0 for what suits the head size.
+        order: one of `ORDERS`: in which programs are started; empty for what suits the lengths of the kernel's rows.
+        fused: whether keys are walked in fewer loops, as far as the kernel can.
     """
 
     query: int
@@ -32,6 +34,8 @@ class TileConfig:
     stages: int
     descriptors: bool = False
     chunk: int = 0
+    order: str = ""
+    fused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +108,9 @@ TARGETS = ("sm_80", "sm_86", "sm_90", "sm_100", "gfx942")
 
 SHARED_MEMORY = {"sm_80": 163, "sm_86": 99, "sm_90": 227, "sm_100": 227, "gfx942": 64}
 """What one program may use, in KiB."""
+
+ORDERS = ("heads", "turns")
+"""One head after the other, or the longest rows of several heads first."""
 
 _Config = TypeVar("_Config", TileConfig, TileConfig | None)
 

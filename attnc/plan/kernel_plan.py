@@ -34,6 +34,16 @@ class Library(Enum):
     CAUSAL = "causal"
 
 
+class Trend(Enum):
+    """How the number of keys that rows visit changes from the first row of a sequence to the last."""
+
+    RISING = "rising"
+    FALLING = "falling"
+    LEVEL = "level"
+    MIXED = "mixed"
+    """It rises and falls, or data decides it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Scoring:
     """How the dot product of a pair becomes its score.
@@ -61,6 +71,7 @@ class Pass:
         library: set where `form` is LIBRARY; such a pass still has its tiles, for counting.
         most_keys: about how many keys a tile of rows visits, however long the sequence is; None where it has more in a
             longer one, or that is not known.
+        trend: of the number of keys along the rows.
     """
 
     form: Form
@@ -69,6 +80,7 @@ class Pass:
     layout: Layout = PLAIN
     library: Library | None = None
     most_keys: int | None = None
+    trend: Trend = Trend.MIXED
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
-from attnc.plan.configs import SHARED_MEMORY, TileConfig
+from attnc.plan.configs import ORDERS, SHARED_MEMORY, TileConfig
+from attnc.plan.kernel_plan import Trend
 
 QUERIES = (16, 32, 64, 128)
 KEYS = (16, 32, 64, 128)
@@ -43,6 +44,8 @@ class Kernel:
         query_limit, key_limit: the largest tiles that a plan's residuals hold for.
         gradients: how many sums of rows it has more than the forward kernel's one: 0 for that, else 1 for gradients of
             queries and 2 for those of keys and values.
+        trend: of the number of keys along its rows.
+        fuses: whether it can have fewer loops, which pays where keys are read by descriptors (`plan.fusing`).
     """
 
     element_size: int
@@ -51,6 +54,8 @@ class Kernel:
     query_limit: int
     key_limit: int
     gradients: int = 0
+    trend: Trend = Trend.LEVEL
+    fuses: bool = False
 
 
 def tile_space(target: str, kernel: Kernel) -> tuple[TileConfig, ...]:
@@ -66,8 +71,24 @@ def _all(target: str, kernel: Kernel) -> Iterator[TileConfig]:
     queries, keys = ([n for n in sizes if n > SMALL_TILES or large] or sizes for sizes in (queries, keys))
     stages = (1, 2) if target == "gfx942" else (2, 3, 4) if not kernel.gradients else (1, 2, 3)
     for query, key, warps, depth in product(queries, keys, WARPS, stages):
-        for descriptors in (True, False) if describes else (False,):
-            yield TileConfig(query, key, warps, depth, descriptors)
+        for descriptors, order in product((True, False) if describes else (False,), _orders(kernel.trend)):
+            for fused in (False, True) if descriptors and kernel.fuses else (False,):
+                yield TileConfig(query, key, warps, depth, descriptors, order=order, fused=fused)
+
+
+def _orders(trend: Trend) -> tuple[str, ...]:
+    """Return the orders of programs that may differ in time: the default, empty, and the other one.
+
+    Where all rows visit as many keys, nothing is gained by starting some of them first, and neighbours that are
+    computed one after the other read the same keys.
+    """
+    match trend:
+        case Trend.RISING | Trend.FALLING:
+            return ("", ORDERS[0])
+        case Trend.MIXED:
+            return ("", ORDERS[1])
+        case Trend.LEVEL:
+            return ("",)
 
 
 def _is_large(kernel: Kernel) -> bool:

@@ -8,6 +8,7 @@ from attnc.algebra.tiles import derive_tiles
 from attnc.algebra.transposition import transpose, transpose_expression, transpose_layout
 from attnc.ir.program import Attention
 from attnc.plan.kernel_plan import Form, Pass, Plan, Scoring
+from attnc.plan.row_lengths import LENGTH, trend_of
 
 
 def transposed_plan(plan: Plan) -> Plan:
@@ -30,4 +31,5 @@ def transposed_plan(plan: Plan) -> Plan:
 def _transposed(attention: Attention, plan: Plan, one: Pass) -> Pass:
     own = replace(attention, mask=transpose_expression(one.mask, plan.attention.align.kind))
     layout = transpose_layout(one.layout, own)
-    return Pass(Form.SOFTMAX, own.mask, derive_tiles(own, layout=layout, summaries=True), layout)
+    turned = Pass(Form.SOFTMAX, own.mask, derive_tiles(own, layout=layout, summaries=True), layout)
+    return replace(turned, trend=trend_of(own, turned, LENGTH))

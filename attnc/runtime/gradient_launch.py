@@ -20,10 +20,10 @@ from attnc.runtime.launch import (
     check_lengths,
     dropout_numbers,
     precision_of,
-    with_contiguous_rows,
 )
 from attnc.runtime.row_orders import PLAIN_ROWS, GridRows, RowOrder
-from attnc.runtime.tiles import FEW_ROWS, Tiles, TileTable, are_tiles_assumed, padded
+from attnc.runtime.tensor_rows import with_contiguous_rows
+from attnc.runtime.tiles import BY_HEADS, FEW_ROWS, IN_TURNS, Tiles, TileTable, are_tiles_assumed, count_turn, padded
 from attnc.runtime.tuned import tiles_of_launch
 
 
@@ -36,6 +36,7 @@ class GradientLaunch:
         tiles, grid: of the kernel.
         seed, drop_below, keep_scale: of dropout; None without.
         first_program: number of the first program of a strip.
+        turn: as that of `Launch`.
         slots: tiles of keys that a program may visit, in strips.
         strip_rows, strip_keys, strip_heads: rows, keys of each slot, and heads of all batch entries that a strip's
             programs compute pairs of.
@@ -87,6 +88,7 @@ class GradientLaunch:
     strip_keys: Tensor | None = None
     strip_heads: Tensor | None = None
     apart: int = 0
+    turn: int = 1
 
     @property
     def all_registers(self) -> bool:
@@ -175,7 +177,13 @@ def _new_gradient(like: Tensor, starts_at_0: bool, dtype: torch.dtype) -> Tensor
 
 
 def cut_gradients(
-    call: GradientLaunch, *, tiles: TileTable, kernel: str, of_keys: bool, order: RowOrder | GridRows = PLAIN_ROWS
+    call: GradientLaunch,
+    *,
+    tiles: TileTable,
+    kernel: str,
+    of_keys: bool,
+    order: RowOrder | GridRows = PLAIN_ROWS,
+    uneven: bool = False,
 ) -> GradientLaunch:
     """Prepare the launch of one kernel.
 
@@ -185,6 +193,7 @@ def cut_gradients(
         kernel: what tuned tiles know it by.
         of_keys: whether its rows are keys.
         order: of its rows.
+        uneven: whether rows become longer or shorter along the sequence; the longest are started first.
 
     Raises:
         ValueError: it needs more programs than a launch may have.
@@ -198,10 +207,16 @@ def cut_gradients(
     if isinstance(order, GridRows):
         own = min(own, order.rows)
     chosen = replace(chosen, key=own) if of_keys else replace(chosen, query=own)
-    programs = order.classes(count) * -(-rows // own) * heads * call.B
+    classes = order.classes(count)
+    programs = classes * -(-rows // own) * heads * call.B
     if programs > MOST_PROGRAMS:
         raise ValueError(f"a launch has up to {MOST_PROGRAMS} programs, this one needs {programs}")
-    return replace(call, tiles=chosen, grid=(programs,))
+    # a key head's queries are those of its whole group; the query heads of a group walk the same keys
+    together, walked = (1, call.g * call.N) if of_keys else (call.g, call.M)
+    size = walked * (call.head_size + call.value_size) * call.key.element_size()
+    launched = chosen.order or (IN_TURNS if uneven else BY_HEADS)
+    turn = count_turn(launched, classes * heads * call.B, together * classes, size, call.query.device)
+    return replace(call, tiles=chosen, grid=(programs,), turn=turn)
 
 
 def finish_gradients(call: GradientLaunch) -> tuple[Tensor, Tensor, Tensor]:

@@ -54,6 +54,19 @@ def load_tile(
 
 
 @triton.jit
+def take_turn(pid, tiles, sequences, turn):
+    """Return which tile of which sequence a program computes: that of a head of a batch entry, or a class of its rows.
+
+    `turn` sequences take turns: first tile 0 of each of them, then tile 1, and so on; then come the next ones. With 1
+    it is one sequence after the other.
+    """
+    first = pid // (tiles * turn) * turn
+    members = tl.minimum(turn, sequences - first)
+    number = pid - first * tiles
+    return number // members, first + number % members
+
+
+@triton.jit
 def read_scalar(argument):
     """Return the value of a scalar input that was given as a number or as a pointer to one element."""
     value = tl.core.to_tensor(argument)

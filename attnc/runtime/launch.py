@@ -16,7 +16,18 @@ from torch import Tensor
 
 from attnc.runtime.dropout import Dropout
 from attnc.runtime.row_orders import PLAIN_ROWS, GridRows, RowOrder
-from attnc.runtime.tiles import FEW_ROWS, Tiles, TileTable, are_tiles_assumed, count_shares, padded
+from attnc.runtime.tensor_rows import in_rows, is_describable
+from attnc.runtime.tiles import (
+    BY_HEADS,
+    FEW_ROWS,
+    IN_TURNS,
+    Tiles,
+    TileTable,
+    are_tiles_assumed,
+    count_shares,
+    count_turn,
+    padded,
+)
 from attnc.runtime.tuned import tiles_of_launch
 
 LOG2_E = math.log2(math.e)
@@ -24,19 +35,10 @@ LOG2_E = math.log2(math.e)
 LONGEST = 2**30 - 1024
 """Most queries or keys: kernels count positions, those of a last incomplete tile included, below 2**30."""
 
-WIDEST_ROW = 2**23
-"""Elements between rows below which offsets inside of a tile of 256 rows take 32 bits."""
-
 LEAST_CHUNK = 16
 """Keys that a second walk takes at once where nothing else needs registers."""
 
 MOST_PROGRAMS = 2**31 - 1
-
-DESCRIPTOR_ALIGNMENT = 16
-"""Bytes: a tensor descriptor's matrix, and each of its rows, starts at a multiple of it."""
-
-ROW_STEP = 16
-"""Elements: Triton reads rows in vectors where they are a multiple of it apart, and else number by number."""
 
 MOST_DESCRIBING = 2**20
 """Programs beyond which none makes descriptors: each takes 256 bytes of the device's memory for them."""
@@ -63,6 +65,7 @@ class Launch:
         part_out, part_m, part_l: sums that such programs leave.
         seed, drop_below, keep_scale: of dropout; None without.
         row_start, row_end: the rows of this launch, where a kernel takes them: all of them or some.
+        turn: heads, or classes of their rows, that take turns at starting a tile of rows each.
     """
 
     query: Tensor
@@ -102,6 +105,7 @@ class Launch:
     part_l: Tensor | None = None
     row_start: int = 0
     row_end: int = 0
+    turn: int = 1
     seed: Tensor | None = None
     drop_below: int = 0
     keep_scale: float = 1.0
@@ -110,6 +114,11 @@ class Launch:
     def all_registers(self) -> bool:
         """Whether the kernel may use all registers, see `compile_options`."""
         return self.joined > 0
+
+    @property
+    def fused(self) -> bool:
+        """Whether loops are fused: masked dot products are minus infinity there, and times 0 they would be NaN."""
+        return self.tiles.fused and self.qk_scale > 0
 
 
 class TableReader(Protocol):
@@ -136,6 +145,7 @@ def start_launch(
     dropout: Dropout | None = None,
     order: RowOrder | GridRows = PLAIN_ROWS,
     most_keys: int = LONGEST,
+    uneven: bool = False,
 ) -> Launch | None:
     """Prepare a launch; None if there is nothing to compute.
 
@@ -154,6 +164,7 @@ def start_launch(
         dropout: of weights.
         order: of the kernel's rows.
         most_keys: about how many keys a program visits at most.
+        uneven: whether rows become longer or shorter along the sequence.
 
     Raises:
         ValueError: a size or the number of programs exceeds what a kernel can count.
@@ -163,12 +174,9 @@ def start_launch(
     check_lengths(queries, keys)
     if out.numel() == 0:
         return None
-    block_d, block_v = padded(head_size), padded(value_size)
-    query, key, value, written = _in_rows(query, key, value, out)
-    chosen, programs, shares = _cut_grid((kernel, tiles), (query, key, value), order, most_keys)
-    factor = head_size**-0.5 if scale is None else float(scale)
-    if factor < 0:  # kernels take it out of the maximum of a row
-        query, factor = -query, -factor
+    query, key, value, written = in_rows(query, key, value, out)
+    cut = _cut_grid((kernel, tiles), (query, key, value), order, most_keys, uneven)
+    query, factor = _with_factor(query, head_size**-0.5 if scale is None else float(scale))
     written_lse = None if lse is None else lse.contiguous()
     kept, total = _parts_of_state(written_lse)
     return Launch(
@@ -181,8 +189,8 @@ def start_launch(
         total=total,
         written_lse=written_lse,
         target_lse=lse,
-        tiles=chosen,
-        grid=(programs,),
+        tiles=cut.tiles,
+        grid=(cut.programs,),
         qk_scale=factor * LOG2_E if base_2 else factor,
         scale_given=scale is not None,
         precision=precision_of(query, precision),
@@ -194,13 +202,19 @@ def start_launch(
         g=heads // key.shape[1],
         head_size=query.shape[3],
         value_size=value.shape[3],
-        block_d=block_d,
-        block_v=block_v,
-        chunk_n=_chunk(max(block_d, block_v), chosen),
-        shares=shares,
+        block_d=padded(head_size),
+        block_v=padded(value_size),
+        chunk_n=_chunk(padded(max(head_size, value_size)), cut.tiles),
+        shares=cut.shares,
+        turn=cut.turn,
         row_end=queries,
         **dropout_numbers(dropout),
     )
+
+
+def _with_factor(query: Tensor, factor: float) -> tuple[Tensor, float]:
+    """Return queries and a factor that is not negative: kernels take it out of the maximum of a row."""
+    return (-query, -factor) if factor < 0 else (query, factor)
 
 
 def check_lengths(queries: int, keys: int) -> None:
@@ -224,16 +238,22 @@ def dropout_numbers(dropout: Dropout | None) -> dict[str, Any]:
 
 
 def next_launch(
-    call: Launch, *, tiles: TileTable, kernel: str, order: RowOrder | GridRows = PLAIN_ROWS, most_keys: int = LONGEST
+    call: Launch,
+    *,
+    tiles: TileTable,
+    kernel: str,
+    order: RowOrder | GridRows = PLAIN_ROWS,
+    most_keys: int = LONGEST,
+    uneven: bool = False,
 ) -> Launch:
     """Prepare the launch of the next kernel of the same call, with tiles and an order of rows of its own.
 
     Raises:
         ValueError: it needs more programs than a launch may have.
     """
-    chosen, programs, shares = _cut_grid((kernel, tiles), (call.query, call.key, call.value), order, most_keys)
-    chunk = _chunk(max(call.block_d, call.block_v), chosen)
-    return replace(call, tiles=chosen, grid=(programs,), chunk_n=chunk, shares=shares)
+    cut = _cut_grid((kernel, tiles), (call.query, call.key, call.value), order, most_keys, uneven)
+    chunk = _chunk(max(call.block_d, call.block_v), cut.tiles)
+    return replace(call, tiles=cut.tiles, grid=(cut.programs,), chunk_n=chunk, shares=cut.shares, turn=cut.turn)
 
 
 def keep_sums(call: Launch, *, rows: int) -> None:
@@ -287,10 +307,24 @@ def _new_sums(call: Launch, shape: tuple[int, ...], rows: int) -> tuple[Tensor, 
     return out, sums[0], sums[1]
 
 
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """How a launch is cut: programs with rows of their own, how many share the keys of each, and who takes turns."""
+
+    tiles: Tiles
+    programs: int
+    shares: int
+    turn: int
+
+
 def _cut_grid(
-    kernel: tuple[str, TileTable], tensors: tuple[Tensor, Tensor, Tensor], order: RowOrder | GridRows, most_keys: int
-) -> tuple[Tiles, int, int]:
-    """Choose tiles, count the programs that have rows of their own, and choose how many share the keys of each."""
+    kernel: tuple[str, TileTable],
+    tensors: tuple[Tensor, Tensor, Tensor],
+    order: RowOrder | GridRows,
+    most_keys: int,
+    uneven: bool,
+) -> _Cut:
+    """Choose tiles, count the programs, and choose how many share keys, and how many take turns."""
     query, key, value = tensors
     batch, heads, queries, head_size = query.shape
     rows = order.most(queries)
@@ -307,11 +341,15 @@ def _cut_grid(
         if rows > LONGEST:
             raise ValueError(f"a kernel takes up to {LONGEST} points of a grid, these {queries} queries have {rows}")
         chosen = replace(chosen, query=min(chosen.query, order.rows))
-    programs = order.classes(queries) * -(-rows // chosen.query) * heads * batch
+    classes = order.classes(queries)
+    programs = classes * -(-rows // chosen.query) * heads * batch
     if programs > MOST_PROGRAMS:
         raise ValueError(f"a launch has up to {MOST_PROGRAMS} programs, this one needs {programs}")
-    keys = min(-(-key.shape[2] // order.classes(queries)), most_keys)
-    return chosen, programs, count_shares(chosen, programs, keys, query.device)
+    keys = min(-(-key.shape[2] // classes), most_keys)
+    together, walked = heads // key.shape[1] * classes, key.shape[2] * (key.shape[3] + value.shape[3])
+    launched = chosen.order or (IN_TURNS if uneven else BY_HEADS)
+    turn = count_turn(launched, classes * heads * batch, together, walked * key.element_size(), query.device)
+    return _Cut(chosen, programs, count_shares(chosen, programs, keys, query.device), turn)
 
 
 def _chunk(width: int, tiles: Tiles) -> int:
@@ -354,54 +392,11 @@ def read_tables(
     return tuple(found)
 
 
-def is_describable(matrices: Tensor) -> bool:
-    """Tell whether a program can make a tensor descriptor for a matrix of keys or values `(B, G, M, D)`.
-
-    A tensor without data, as `torch.compile` traces with, is taken to lie in memory that begins at a multiple of
-    `DESCRIPTOR_ALIGNMENT`; code that it compiles moves tensors that do not.
-    """
-    size = matrices.element_size()
-    if matrices.numel() == 0 or matrices.stride(3) != 1 or matrices.stride(2) < matrices.shape[3]:
-        return False
-    steps = [step for length, step in zip(matrices.shape[:3], matrices.stride()[:3], strict=True) if length > 1]
-    if matrices.stride(2) * size % DESCRIPTOR_ALIGNMENT or any(step * size % DESCRIPTOR_ALIGNMENT for step in steps):
-        return False
-    has_data = type(matrices) in (Tensor, torch.nn.Parameter) and not matrices.is_meta
-    start = matrices.data_ptr() if has_data else matrices.storage_offset() * size
-    return start % DESCRIPTOR_ALIGNMENT == 0
-
-
 def precision_of(query: Tensor, precision: str | None) -> str:
     """Only products of float32 have a choice, and only some targets have TF32."""
     if query.dtype != torch.float32 or precision is None:
         return "ieee"
     return precision
-
-
-def with_contiguous_rows(tensor: Tensor) -> Tensor:
-    """Return the tensor, or a copy where elements of a row or rows of a tile lie too far apart."""
-    return tensor if tensor.stride(-1) == 1 and tensor.stride(-2) < WIDEST_ROW else tensor.contiguous()
-
-
-def _in_rows(query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the tensors, or copies and memory for the output, as kernels can read and write their rows."""
-    query, key, value = (with_contiguous_rows(tensor) for tensor in (query, key, value))
-    written = with_contiguous_rows(out)
-    if query.shape[2] > FEW_ROWS and query.element_size() <= 2:
-        query, key, value = (_with_aligned_rows(tensor) for tensor in (query, key, value))
-        written = written if value.shape[3] == out.shape[3] else out.new_empty((*out.shape[:3], value.shape[3]))
-    return query, key, value, written
-
-
-def _with_aligned_rows(tensor: Tensor) -> Tensor:
-    """Return a tensor of 16-bit numbers, or a copy with zeros behind its rows where those could not be read as vectors.
-
-    Number by number they take as many addresses, for which registers do not suffice. The copy is linear in the rows.
-    """
-    width = tensor.shape[3]
-    if width % ROW_STEP == 0 and tensor.stride(2) % ROW_STEP == 0 and is_describable(tensor):
-        return tensor
-    return torch.nn.functional.pad(tensor, (0, -width % ROW_STEP)).contiguous()
 
 
 def _number(given: Any, device: torch.device) -> Tensor | float | int:

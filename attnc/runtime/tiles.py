@@ -16,6 +16,20 @@ FEW_ROWS = 16
 MULTIPROCESSORS = {"sm_80": 108, "sm_86": 84, "sm_90": 132, "sm_100": 148, "gfx942": 304, "cpu": 8}
 """Of targets for which kernels are compiled ahead of time, and of the device that Triton's interpreter stands for."""
 
+BY_HEADS, IN_TURNS = "heads", "turns"
+ORDERS = (BY_HEADS, IN_TURNS)
+"""In which programs are started: one head after the other, or the longest rows of several heads first."""
+
+CACHE_SIZES = {
+    "sm_80": 40 << 20,
+    "sm_86": 6 << 20,
+    "sm_90": 50 << 20,
+    "sm_100": 126 << 20,
+    "gfx942": 32 << 20,
+    "cpu": 1 << 15,
+}
+"""Bytes of the last cache of the same targets, all of its parts; little for the interpreter, so that heads matter."""
+
 LEAST_SHARE = 4
 """Tiles of keys that are worth a program of their own."""
 
@@ -30,6 +44,9 @@ class Tiles:
     Attributes:
         descriptors: whether tiles of keys and values are read through tensor descriptors (sm_90 and later).
         chunk: keys that a second walk takes at once; 0 for what suits the head size.
+        order: one of `ORDERS`: whether one head is computed after the other, or heads take turns at their longest rows;
+            empty for what suits the lengths of the kernel's rows.
+        fused: whether keys are walked in fewer loops, as far as the kernel can.
     """
 
     query: int
@@ -38,6 +55,8 @@ class Tiles:
     stages: int
     descriptors: bool = False
     chunk: int = 0
+    order: str = ""
+    fused: bool = False
 
 
 _TARGET: ContextVar[str | None] = ContextVar("attnc_target", default=None)
@@ -152,6 +171,38 @@ def count_shares(tiles: Tiles, programs: int, keys: int, device: torch.device) -
     while 2 * shares * programs <= room and 2 * shares * LEAST_SHARE * tiles.key <= keys and shares < MOST_SHARES:
         shares *= 2
     return shares
+
+
+def count_turn(order: str, sequences: int, together: int, walked: int, device: torch.device) -> int:
+    """Return how many heads, or classes of their rows, take turns at starting a tile of rows each.
+
+    Taking turns, the longest rows of all of them come first, and short ones are left for the end. But what they walk
+    should fit into the cache together, in half of it, for it is read again by every tile. They are a power of two,
+    times those that share keys: of as many heads as models have, none are then left whose long rows would come last.
+
+    Args:
+        order: one of `ORDERS`.
+        sequences: of rows: heads of all batch entries, or their classes.
+        together: how many of them, one after the other, walk the same keys, or parts of them.
+        walked: bytes of those.
+        device: of the call.
+    """
+    if order != IN_TURNS:
+        return 1
+    fitting = 1
+    while 2 * fitting * walked <= cache_size(device) // 2 and fitting * together < sequences:
+        fitting *= 2
+    return min(sequences, fitting * together)
+
+
+def cache_size(device: torch.device) -> int:
+    """Return the bytes of a device's last cache; fixed as `multiprocessors` is."""
+    assumed = _TARGET.get()
+    if assumed is None and device.type == "cuda":
+        if torch.cuda.is_available():
+            return int(torch.cuda.get_device_properties(device).L2_cache_size)
+        return CACHE_SIZES["sm_90"]
+    return CACHE_SIZES[assumed or "cpu"]
 
 
 def multiprocessors(device: torch.device) -> int:

@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from attnc.runtime.load import cache_folder, replace_file, warn_of_cache
-from attnc.runtime.tiles import Tiles
+from attnc.runtime.tiles import ORDERS, Tiles
 from attnc.runtime.tuned import LibraryCall, Slabs, Tuned, TunedTiles, forget_tuned, use_source
 
 FORMAT = "attnc tuned tiles, 1"
 
 LARGEST = {"query": 1024, "key": 1024, "warps": 32, "stages": 16, "chunk": 1024, "rows": 1024}
 """Numbers beyond which an entry is not one that was written here."""
+
+WORDS = {"order": ORDERS}
+"""What those that are no numbers may say."""
 
 _NAMES = tuple(field.name for field in fields(TunedTiles) if field.name != "tiles")
 
@@ -179,10 +182,17 @@ def _shape(number: int, given: Any, kind: type, powers: tuple[str, ...]) -> dict
     if kind is Tiles and not {"query", "key", "warps", "stages"} <= set(given):
         raise MalformedTilesError(f"{wanted} lack one of query, key, warps, stages")
     for name, value in given.items():
-        is_flag = known[name].startswith("bool")
-        if isinstance(value, bool) is not is_flag or (not is_flag and not _is_size(name, value, powers)):
+        if not _is_possible(name, value, known[name], powers):
             raise MalformedTilesError(f'{wanted}: "{name}" is {value!r}')
     return dict(given)
+
+
+def _is_possible(name: str, value: Any, kind: str, powers: tuple[str, ...]) -> bool:
+    if kind == "str":
+        return value in WORDS[name]
+    if kind.startswith("bool") or isinstance(value, bool):
+        return kind.startswith("bool") and isinstance(value, bool)
+    return _is_size(name, value, powers)
 
 
 def _is_size(name: str, value: Any, powers: tuple[str, ...]) -> bool:

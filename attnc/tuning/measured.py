@@ -25,7 +25,7 @@ from attnc.bench.run import Settings, make_case
 from attnc.plan.kernel_plan import Plan
 from attnc.runtime.blocks import compute_dtype
 from attnc.runtime.gpu_library import is_library_name
-from attnc.runtime.tiles import Tiles, padded
+from attnc.runtime.tiles import BY_HEADS, IN_TURNS, Tiles, padded
 from attnc.runtime.tuned import (
     LibraryCall,
     Slabs,
@@ -282,13 +282,22 @@ def describe(tiles: Shown) -> str:
         case None:
             return "default"
         case Tiles():
-            more = ", descriptors" if tiles.descriptors else ""
-            return f"{tiles.query} x {tiles.key}, {tiles.warps} warps, {tiles.stages} stages{more}"
+            sizes = f"{tiles.query} x {tiles.key}, {tiles.warps} warps, {tiles.stages} stages"
+            return ", ".join((sizes, *(word for word, holds in _more(tiles).items() if holds)))
         case LibraryCall():
             return f"the library ({tiles.name})"
         case Slabs():
             rows = f"{tiles.rows} rows" if tiles.rows else "rows by estimate"
             return rows + {None: "", True: ", full ranges alone", False: ", one call for all keys"}[tiles.alone]
+
+
+def _more(tiles: Tiles) -> dict[str, bool]:
+    return {
+        "descriptors": tiles.descriptors,
+        "head by head": tiles.order == BY_HEADS,
+        "heads in turns": tiles.order == IN_TURNS,
+        "fused loops": tiles.fused,
+    }
 
 
 def entry_of(kernel: TunedKernel, case_shape: Shape, settings: Settings) -> TunedTiles | None:

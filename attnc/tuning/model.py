@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from attnc.runtime.aot import ARCHITECTURES, KernelReport
 from attnc.tuning.disassembly import MATRIX, Loop
+from attnc.tuning.schedule import UNKNOWN_ROWS, Rows, imbalance
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +109,13 @@ class Work:
         programs: number of them.
         products: multiplications of matrices for each tile: 2 for outputs, 3 for gradients of queries, 4 for those of
             keys and values.
+        rows: what is known of the lengths of rows and the order of programs.
     """
 
     tiles: float
     programs: float
     products: int = 2
+    rows: Rows = UNKNOWN_ROWS
 
 
 def estimate(report: KernelReport, loop: Loop | None, work: Work) -> Estimate:
@@ -129,6 +132,7 @@ def estimate(report: KernelReport, loop: Loop | None, work: Work) -> Estimate:
     each = max(matrix, other) + (ALONE if takes_turns else 1.0) * min(matrix, other)
     rounds = max(1.0, work.programs / machine.multiprocessors)
     cycles = work.tiles / machine.multiprocessors * each + rounds * START / programs
+    cycles *= imbalance(work.rows, machine.multiprocessors * programs, START / (each * programs))
     return Estimate(cycles / machine.clock, matrix, other, programs, others)
 
 

@@ -10,15 +10,14 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
 import torch
 
-from attnc.bench.cases import Shape, make_data
-from attnc.bench.waste import pairs_in_tiles
+from attnc.bench.cases import Shape
 from attnc.compiler import Compiled, render
 from attnc.plan.configs import TileConfig
 from attnc.plan.kernel_plan import Plan
@@ -26,19 +25,15 @@ from attnc.plan.tile_space import Kernel, tile_space
 from attnc.runtime.aot import KernelReport, compile_kernels
 from attnc.runtime.load import load_module
 from attnc.runtime.tiles import Tiles, padded
+from attnc.tuning.counting import FORWARD, KEYS, QUERIES, TileCounter, part_fuses, trend_of_part
 from attnc.tuning.disassembly import Loop, main_loop
 from attnc.tuning.measured import describe
-from attnc.tuning.model import Estimate, Work, estimate
+from attnc.tuning.model import Estimate, estimate
 
 DOUBT = 0.15
 """Share of the time by which estimates have to differ for the order of two candidates to mean something."""
 
 INTERPRETER = "TRITON_INTERPRET"
-
-FORWARD, QUERIES, KEYS = "forward", "query gradient", "key gradient"
-
-PRODUCTS = {FORWARD: 2, QUERIES: 3, KEYS: 4}
-"""Products of matrices for each tile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +120,7 @@ def rank(
         OSError: the tools that come with it cannot be run.
     """
     jobs = list(_jobs(plan, target, gradients))
-    count = TileCounter(plan, target.shape)
+    count = TileCounter(plan, target.gpu, target.shape, getattr(torch, target.dtype).itemsize)
     found: dict[str, list[Candidate]] = defaultdict(list)
     left: Counter[str] = Counter()
     end = time.monotonic() + budget
@@ -138,7 +133,7 @@ def rank(
                 left[job.part] += 1
                 continue
             for report, loop in future.result():
-                found[report.identity].append(_candidate(job, report, loop, count))
+                found[report.identity].extend(_candidates(job, report, loop, count))
             if time.monotonic() > end:
                 _cancel(waiting)
     return tuple(
@@ -152,24 +147,27 @@ def _cancel(waiting: dict[Future[list[_Found]], _Job]) -> None:
             future.cancel()
 
 
-def _candidate(job: _Job, report: KernelReport, loop: Loop | None, count: TileCounter) -> Candidate:
-    tiles = report.tiles
-    return Candidate(
-        report.kernel.strip("_").removesuffix("_kernel"),
-        report.identity,
-        tiles,
-        report.registers,
-        report.spills,
-        report.shared,
-        estimate(report, loop, count.work(job.part, tiles)),
-        job.tiles is None,
-    )
+def _candidates(job: _Job, report: KernelReport, loop: Loop | None, count: TileCounter) -> Iterator[Candidate]:
+    """Yield a candidate for each order of programs: they share the code."""
+    for order in job.orders:
+        tiles = replace(report.tiles, order=order)
+        yield Candidate(
+            report.kernel.strip("_").removesuffix("_kernel"),
+            report.identity,
+            tiles,
+            report.registers,
+            report.spills,
+            report.shared,
+            estimate(report, loop, count.work(job.part, tiles)),
+            job.tiles is None and not order,
+        )
 
 
 def _ranking(candidates: list[Candidate], left: int) -> Ranking:
     default = next(one for one in candidates if one.is_default)
-    others = [one for one in candidates if not one.is_default and not _alike(one.tiles, default.tiles)]
-    ordered = sorted((default, *others), key=lambda one: (one.estimate.seconds, not one.is_default))
+    # kernels that cannot fuse loops, beside others that can, are compiled twice
+    others = {replace(one.tiles, chunk=0): one for one in candidates if not _alike(one.tiles, default.tiles)}
+    ordered = sorted((default, *others.values()), key=lambda one: (one.estimate.seconds, not one.is_default))
     return Ranking(default.kernel, default.identity, tuple(ordered), left)
 
 
@@ -182,12 +180,18 @@ def _alike(one: Tiles, other: Tiles) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """One compilation of the kernels of a part of an attention; `tiles` is None for the default ones."""
+    """One compilation of the kernels of a part of an attention.
+
+    Attributes:
+        tiles: None for the default ones.
+        orders: of programs that are tried with them.
+    """
 
     attention: str
     part: str
     target: Target
     tiles: Tiles | None
+    orders: tuple[str, ...]
 
     @property
     def label(self) -> str:
@@ -198,12 +202,15 @@ class _Job:
 def _jobs(plan: Plan, target: Target, gradients: bool) -> Iterator[_Job]:
     """Yield the default configurations first, and then all others, those with the largest tiles first."""
     parts = (FORWARD, QUERIES, KEYS) if gradients else (FORWARD,)
+    every: dict[tuple[str, TileConfig], list[str]] = defaultdict(list)
     for part in parts:
-        yield _Job(plan.attention.name, part, target, None)
-    every = [(part, config) for part in parts for config in configs_of(plan, target, part)]
-    for part, config in sorted(every, key=lambda one: -one[1].query * one[1].key):
-        tiles = Tiles(config.query, config.key, config.warps, config.stages, config.descriptors, config.chunk)
-        yield _Job(plan.attention.name, part, target, tiles)
+        for config in configs_of(plan, target, part):
+            every[part, replace(config, order="")].append(config.order)
+    for part in parts:
+        orders = next((orders for (known, _), orders in every.items() if known == part), [""])
+        yield _Job(plan.attention.name, part, target, None, tuple(orders))
+    for (part, config), orders in sorted(every.items(), key=lambda one: -one[0][1].query * one[0][1].key):
+        yield _Job(plan.attention.name, part, target, Tiles(**asdict(config)), tuple(orders))
 
 
 def configs_of(plan: Plan, target: Target, part: str) -> tuple[TileConfig, ...]:
@@ -215,6 +222,8 @@ def configs_of(plan: Plan, target: Target, part: str) -> tuple[TileConfig, ...]:
         query_limit=min(one.tiles.query_tile for one in plan.passes),
         key_limit=min(one.tiles.key_tile for one in plan.passes),
         gradients=(FORWARD, QUERIES, KEYS).index(part),
+        trend=trend_of_part(plan, target.shape, part),
+        fuses=part_fuses(plan, target.shape, part),
     )
     return tile_space(target.gpu, kernel)
 
@@ -223,25 +232,6 @@ def part_of(kernel: str, attention: str) -> str:
     """Return what a kernel of an attention computes, by the name of its function."""
     rest = kernel.strip("_").removeprefix(attention)
     return KEYS if "key_gradient" in rest else QUERIES if "gradient" in rest else FORWARD
-
-
-class TileCounter:
-    """Counts the pairs in tiles of a size, each size once."""
-
-    def __init__(self, plan: Plan, shape: Shape) -> None:
-        self._plan, self._shape = plan, shape
-        self._data = make_data(plan.attention, shape, seed=0)
-        self._known: dict[tuple[int, int], float] = {}
-
-    def work(self, part: str, tiles: Tiles) -> Work:
-        """Return what the kernels of a part do with such tiles, all passes together."""
-        sizes, shape = (tiles.query, tiles.key), self._shape
-        if sizes not in self._known:
-            self._known[sizes] = pairs_in_tiles(self._plan, shape, self._data, *sizes)
-        heads = shape.heads * shape.batch
-        rows, size = (shape.keys, tiles.key) if part == KEYS else (shape.queries, tiles.query)
-        own = heads // shape.group if part == KEYS else heads
-        return Work(self._known[sizes] * heads / (tiles.query * tiles.key), -(-rows // size) * own, PRODUCTS[part])
 
 
 # -- the processes that compile

@@ -20,6 +20,7 @@ from attnc.codegen.launch_view import launch_views
 from attnc.codegen.render import render_module
 from attnc.plan.choose import plan_attention
 from attnc.runtime.aot import compile_kernels
+from attnc.runtime.tiles import Tiles
 from attnc.sema.check import check_program
 from attnc.source import SourceFile
 from attnc.syntax.parse import parse_source
@@ -27,7 +28,7 @@ from attnc.syntax.parse import parse_source
 def kernels_of(plan):
     return {kernel.function: kernel for launch in launch_views(plan) for kernel in launch.written}
 
-def reports(pattern, folder, targets, head_sizes, dtypes, shares, gradients):
+def reports(pattern, folder, targets, head_sizes, dtypes, shares, gradients, tiles):
     source = SourceFile(pattern, open(pattern).read())
     plans = [plan_attention(a) for a in check_program(parse_source(source), params={}).attentions]
     path = folder + "/generated.py"
@@ -42,6 +43,7 @@ def reports(pattern, folder, targets, head_sizes, dtypes, shares, gradients):
                 for dtype in dtypes:
                     kernels, name = kernels_of(plan), plan.attention.name
                     options = {"name": name, "shares": shares, "gradients": gradients}
+                    options["tiles"] = Tiles(**tiles) if tiles else None
                     made = compile_kernels(module, target, getattr(torch, dtype), size, **options)
                     yield from ((kernels.get(report.kernel), size, report) for report in made)
 
@@ -92,8 +94,10 @@ def compile_example(compiler, tmp_path):
     """Return a function that compiles an example for targets, head sizes and element types."""
     process, said = compiler
 
-    def compile_one(path, targets=TARGETS, head_sizes=HEAD_SIZES, dtypes=("bfloat16",), shares=0, gradients=False):
-        request = [str(path), str(tmp_path), targets, head_sizes, dtypes, shares, gradients]
+    def compile_one(
+        path, targets=TARGETS, head_sizes=HEAD_SIZES, dtypes=("bfloat16",), shares=0, gradients=False, tiles=None
+    ):
+        request = [str(path), str(tmp_path), targets, head_sizes, dtypes, shares, gradients, tiles]
         process.stdin.write(json.dumps(request) + "\n")
         process.stdin.flush()
         answer = process.stdout.readline()
@@ -159,6 +163,14 @@ def test_head_sizes_between_powers_of_two(path, compile_example):
 def test_head_sizes_between_powers_of_two_on_other_targets(name, compile_example):
     targets = ("sm_80", "sm_100", "gfx942")
     for report in compile_example(ROOT / "examples" / f"{name}.attn", targets, (32, 60, 80, 100, 124, 252)):
+        check_report(report)
+
+
+@pytest.mark.parametrize("targets", [("sm_90",), pytest.param(("sm_80", "sm_100", "gfx942"), marks=pytest.mark.slow)])
+def test_fused_loops_compile(targets, compile_example):
+    """Small tiles: where keys are read by pointers, one loop for all of them takes more registers."""
+    tiles = {"query": 64, "key": 32, "warps": 4, "stages": 1, "descriptors": True, "fused": True}
+    for report in compile_example(ROOT / "examples" / "streaming.attn", targets, (64,), shares=1, tiles=tiles):
         check_report(report)
 
 

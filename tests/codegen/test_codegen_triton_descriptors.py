@@ -7,7 +7,8 @@ import pytest
 import torch
 from kernel_harness import check_kernel, load_kernel, plan_text, render_kernel, sample_inputs, tensors
 
-from attnc.runtime.launch import is_describable, start_launch
+from attnc.runtime.launch import start_launch
+from attnc.runtime.tensor_rows import is_describable
 from attnc.runtime.tiles import Tiles, assume_target, choose_tiles
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")

@@ -5,6 +5,9 @@ import pytest
 from attnc.compiler import check_source
 from attnc.explanation import explain_plan
 from attnc.plan.choose import plan_attention
+from attnc.plan.kernel_plan import Trend
+from attnc.plan.row_lengths import trend_together
+from attnc.plan.transposed import transposed_plan
 from attnc.source import SourceFile
 
 
@@ -68,3 +71,40 @@ def test_rows_of_bounded_length(statements, expected):
 )
 def test_rows_that_grow_with_the_sequence(statements):
     assert all(one.most_keys is None for one in plan_of(statements).passes)
+
+
+@pytest.mark.parametrize(
+    ("statements", "rows", "keys"),
+    [
+        ("mask causal", "rising", "falling"),
+        ("mask j >= i", "falling", "rising"),
+        ("mask causal and (i - j) % 64 == 0", "rising", "falling"),  # classes are causal sequences
+        ("mask causal and i - j < 4096", "rising", "falling"),  # half of the rows have fewer keys than the others
+        ("mask causal and i - j < 512", "level", "level"),
+        ("mask window(257) or globals(1)", "level", "level"),
+        ("mask abs(i - j) < 500", "level", "level"),
+        ("mask abs(i - j) < 5000", "mixed", "mixed"),  # longest in the middle
+        ("", "level", "level"),
+        ("mask j < 3000", "level", "falling"),
+        ("mask j <= i and i + j < M", "mixed", "falling"),  # longest in the middle
+        ("input doc: int[B, N] sorted; mask causal and same(doc)", "mixed", "mixed"),  # data decides
+    ],
+)
+def test_trends_of_rows_and_of_keys(statements, rows, keys):
+    plan = plan_of(statements)
+    assert {one.trend.value for one in plan.passes} == {rows}
+    assert {one.trend.value for one in transposed_plan(plan).passes} == {keys}
+
+
+@pytest.mark.parametrize(
+    ("trends", "together"),
+    [
+        ((), Trend.LEVEL),
+        ((Trend.LEVEL, Trend.RISING), Trend.RISING),
+        ((Trend.FALLING, Trend.FALLING), Trend.FALLING),
+        ((Trend.FALLING, Trend.RISING), Trend.MIXED),
+        ((Trend.RISING, Trend.MIXED), Trend.MIXED),
+    ],
+)
+def test_passes_that_share_rows(trends, together):
+    assert trend_together(trends) is together

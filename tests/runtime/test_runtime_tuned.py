@@ -203,6 +203,7 @@ def identity(text):
 def test_what_is_written_is_read_again():
     found = [
         Measured(entry(Tiles(128, 64, 8, 3, descriptors=True, chunk=16)), 1.5e-3, 2e-3, "2026-01-02"),
+        Measured(entry(Tiles(64, 64, 4, 2, order="heads", fused=True), kernel="c 0")),
         Measured(entry(Slabs(64, alone=False), kernel="p 0")),
         Measured(entry(Slabs(0, alone=True), kernel="p 1")),
         Measured(entry(Slabs(32), kernel="p 2")),
@@ -210,6 +211,12 @@ def test_what_is_written_is_read_again():
     ]
     assert parse_tuned(tuned_text(found)) == found
     assert parse_tuned(tuned_text([])) == []
+
+
+def test_what_was_written_before_there_were_orders_is_read():
+    tiles = {"query": 64, "key": 32, "warps": 4, "stages": 2}
+    (found,) = parse_tuned(changed(tiles=tiles))
+    assert found.entry.tiles == Tiles(64, 32, 4, 2)
 
 
 def test_new_entries_replace_those_for_the_same_calls():
@@ -254,6 +261,8 @@ BROKEN = {
     changed(tiles=GOOD["entries"][0]["tiles"] | {"query": 48}): "entry 1: tiles: \"query\" is 48",
     changed(tiles=GOOD["entries"][0]["tiles"] | {"query": 1 << 40}): f'entry 1: tiles: "query" is {1 << 40}',
     changed(tiles=GOOD["entries"][0]["tiles"] | {"descriptors": 1}): 'entry 1: tiles: "descriptors" is 1',
+    changed(tiles=GOOD["entries"][0]["tiles"] | {"order": "best"}): "entry 1: tiles: \"order\" is 'best'",
+    changed(tiles=GOOD["entries"][0]["tiles"] | {"order": 1}): 'entry 1: tiles: "order" is 1',
     changed(tiles=GOOD["entries"][0]["tiles"] | {"code": "import os"}): "entry 1: tiles are not an object with",
     changed(slabs={"rows": 33}): 'entry 1: slabs: "rows" is 33',
     changed(seconds="fast"): "entry 1: a time is not a number",

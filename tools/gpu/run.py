@@ -126,7 +126,8 @@ def take(step: str, steps: Steps, results: Results, pool: Pool, deadline: float,
             run(steps.kernels(), alone=False)
             run(steps.gates(results), alone=False)
         case "tune":
-            run(steps.tunings(results), alone=True)
+            run(steps.tunings(results, library=False), alone=True)
+            run(steps.tunings(results, library=True), alone=True)
         case "long":
             run(steps.long(), alone=True)
         case "rest":

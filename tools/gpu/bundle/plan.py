@@ -48,6 +48,9 @@ DRY = {"length": 128, "batch": 1, "heads": 2, "kv_heads": 1, "head_size": 16, "d
 SECONDS = 0.2
 """Time of samples of each provider."""
 
+LIBRARY = ", library"
+"""In names of what stands for a library's call, and for no kernel: see `runtime/gpu_library.py`."""
+
 MOST_TRIED = 8
 """Candidates of a kernel that are checked and measured."""
 
@@ -143,14 +146,18 @@ class Steps:
                     given |= {"tiles": candidates[rank]}
                     yield Job("gates", _gate_key(tuned, identity, candidates[rank]), "gate", given)
 
-    def tunings(self, results: Results) -> Iterator[Job]:
-        """Yield the measurement of each kernel with the candidates that were right."""
+    def tunings(self, results: Results, *, library: bool) -> Iterator[Job]:
+        """Yield the measurement of each kernel with the candidates that were right; or of the library instead."""
         gates = results.part("gates")
         for tuned, identity, backward, candidates in self._kernels(results):
+            if (LIBRARY in identity) != library:
+                continue
             right = [one for one in candidates if gates.get(_gate_key(tuned, identity, one), {}).get("ok")]
             if right:
                 given = {"key": tuned["pattern"], "sizes": self._sizes(tuned), "identity": identity}
-                given |= {"backward": backward, "tiles": right, "seconds": self._seconds()}
+                entered = [row["entry"] for row in results.part("tuned").values() if row.get("entry")]
+                others = {one["kernel"]: one["tiles"] for one in entered if library and "tiles" in one}
+                given |= {"backward": backward, "tiles": right, "others": others, "seconds": self._seconds()}
                 yield Job("tuned", f"{_tuned_key(tuned)} {identity}", "tune", given)
 
     def _kernels(self, results: Results) -> Iterator[tuple[dict[str, Any], str, bool, list[dict[str, Any]]]]:
@@ -158,7 +165,8 @@ class Steps:
             found = results.part("kernels").get(_tuned_key(tuned), {})
             for backward in (False, True):
                 for identity in found.get("backward" if backward else "forward", ()):
-                    yield tuned, identity, backward, tuned["candidates"].get(identity, [])[:MOST_TRIED]
+                    known = [{"library": "flash"}] if LIBRARY in identity else tuned["candidates"].get(identity, [])
+                    yield tuned, identity, backward, known[:MOST_TRIED]
 
     def long(self) -> Iterator[Job]:
         """Yield long sequences: attnc alone, then FlexAttention's mask where it can be tried."""

@@ -22,7 +22,7 @@ AT_ONCE = 4
 GATE_LENGTHS = (1024, 257)
 
 Tiles = dict[str, Any]
-"""The fields of `runtime.tiles.Tiles`."""
+"""The fields of `runtime.tiles.Tiles`; or `library`, the name of what may take the place of all kernels of a pass."""
 
 
 def kernels(key: str, sizes: dict[str, Any], device: str) -> dict[str, Any]:
@@ -42,25 +42,48 @@ def gate(key: str, sizes: dict[str, Any], identity: str, tiles: Tiles, device: s
     module = module_of(pattern)
     for length in GATE_LENGTHS if device == "cuda" else (65,):
         shape = Shape(1, sizes["heads"], sizes["kv_heads"], length, length, sizes["head_size"])
-        with module.try_tiles({identity: module.Tiles(**tiles)}):
+        with module.try_tiles({identity: _made(module, tiles)}):
             found = checks.check(pattern, shape, sizes["dtype"], device)
         if not found["ok"]:
             return {"ok": False, "wrong": found["wrong"], "length": length}
     return {"ok": True}
 
 
+def _made(module: Any, tiles: Tiles) -> Any:
+    return module.LibraryCall(tiles["library"]) if "library" in tiles else module.Tiles(**tiles)
+
+
 def tune(
-    key: str, sizes: dict[str, Any], identity: str, backward: bool, tiles: list[Tiles], seconds: float, device: str
+    key: str,
+    sizes: dict[str, Any],
+    identity: str,
+    backward: bool,
+    tiles: list[Tiles],
+    others: dict[str, Tiles],
+    seconds: float,
+    device: str,
 ) -> dict[str, Any]:
-    """Measure configurations that are right against what the kernel would take anyway, and enter the fastest."""
+    """Measure configurations that are right against what would be taken anyway, and enter the fastest.
+
+    Args:
+        key: of the pattern.
+        sizes: of the calls.
+        identity: of the kernel, or of a library's call.
+        backward: whether it is of the backward pass.
+        tiles: what to measure.
+        others: what other kernels take meanwhile: a library is measured against the best that kernels do.
+        seconds: of samples.
+        device: where.
+    """
     module = module_of(patterns()[key])
     work = _work(key, sizes, device, backward=backward)
+    taken = {name: _made(module, one) for name, one in others.items()}
 
     def with_tiles(number: int | None) -> Callable[[], object]:
-        tried = {} if number is None else {identity: module.Tiles(**tiles[number])}
+        tried = {} if number is None else {identity: _made(module, tiles[number])}
 
         def run() -> object:
-            with module.try_tiles(tried):
+            with module.try_tiles(taken | tried):
                 return work()
 
         return run
@@ -112,17 +135,20 @@ def _work(key: str, sizes: dict[str, Any], device: str, *, backward: bool) -> Ca
 def _entry(module: Any, identity: str, sizes: dict[str, Any], device: str, tiles: Tiles) -> dict[str, Any]:
     """Return an entry for calls of about a shape, under the versions that are installed."""
     length = module.round_length(sizes["length"])
-    return {
+    found = {
         "kernel": identity,
         "device": module.device_name(torch.device(device, 0) if device == "cuda" else torch.device(device)),
-        "versions": module.versions_of(False),
+        "versions": module.versions_of_library() if "library" in tiles else module.versions_of(False),
         "dtype": sizes["dtype"],
         "head_size": module.padded(sizes["head_size"]),
         "value_size": module.padded(sizes["head_size"]),
         "queries": length,
         "keys": length,
-        "tiles": {name: value for name, value in tiles.items() if value or name in ("query", "key", "warps", "stages")},
     }
+    if "library" in tiles:
+        return found | tiles
+    told = {name: value for name, value in tiles.items() if value or name in ("query", "key", "warps", "stages")}
+    return found | {"tiles": told}
 
 
 def _today() -> str:

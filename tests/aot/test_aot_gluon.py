@@ -12,14 +12,20 @@ from attnc.compiler import plan_source
 from attnc.files import read_pattern
 
 COMPILE = """
-import importlib.util, json, sys
-import torch
+import importlib.util, json, re, subprocess, sys
+import torch, triton
 from pathlib import Path
 from attnc.compiler import compile
 from attnc.runtime.aot import compile_kernels
-from attnc.tuning.disassembly import _of_binary
 
 pattern, folder, sizes, dtypes = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3]), json.loads(sys.argv[4])
+def instructions(binary):
+    path = folder / "kernel.cubin"
+    path.write_bytes(binary)
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
+    text = subprocess.run([tool, "-c", path], capture_output=True, text=True, check=True).stdout
+    return re.findall(r"/\\*[0-9a-f]{4,}\\*/\\s+(?:@!?U?P\\w+\\s+)?([A-Z][\\w.]*)", text)
+
 path = compile(pattern, out=folder / "generated.py", template="gluon")
 spec = importlib.util.spec_from_file_location("generated", path)
 module = importlib.util.module_from_spec(spec)
@@ -32,7 +38,7 @@ for size in sizes:
             row = {field: getattr(report, field) for field in fields}
             row["copies"] = report.assembly.count("cp.async.bulk.tensor")
             row["products"] = report.assembly.count("wgmma.mma_async")
-            row["names"] = _of_binary(report.binary)[0]
+            row["names"] = instructions(report.binary)
             print(json.dumps(row))
 """
 

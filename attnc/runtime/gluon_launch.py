@@ -22,7 +22,8 @@ from torch import Tensor
 from attnc.runtime.call_recorder import recorder_here
 from attnc.runtime.gluon_kernels import TensorDescriptor, gl
 from attnc.runtime.kernel_launch import compile_options
-from attnc.runtime.launch import Launch, is_describable
+from attnc.runtime.launch import Launch
+from attnc.runtime.tensor_rows import is_describable
 from attnc.runtime.tiles import FEW_ROWS, Tiles, TileTable, choose_tiles, target_of
 from attnc.runtime.transforms import PLAIN_TENSORS, is_watched
 from attnc.runtime.tuned import find_tuned, watch_kernels

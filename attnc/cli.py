@@ -55,6 +55,13 @@ class Target(StrEnum):
     FLEX = "flex"
 
 
+class Template(StrEnum):
+    """Which templates write a module's kernels."""
+
+    TL = "tl"
+    GLUON = "gluon"
+
+
 def main() -> None:
     """Run the command line and leave with its exit code."""
     _open_closed_streams()
@@ -175,6 +182,10 @@ def compile_(
     target: Annotated[
         Target, typer.Option("--target", help="What the module runs: its own kernels, or PyTorch's FlexAttention.")
     ] = Target.TRITON,
+    template: Annotated[
+        Template,
+        typer.Option("--template", help="`gluon` writes a kernel for sm_90 besides, for ATTNC_TEMPLATE=gluon."),
+    ] = Template.TL,
     emit: Annotated[Stage | None, typer.Option("--emit", help="Print a stage instead of writing a module.")] = None,
     gpu: Annotated[
         str | None,
@@ -190,10 +201,10 @@ def compile_(
         commands.emit(file, parameters, emit.value, out)
         return
     if gpu is not None:
-        commands.report_machine_code(file, parameters, gpu, head_size)
+        commands.report_machine_code(file, parameters, gpu, head_size, template.value)
         if out is None:
             return
-    commands.compile_file(file, parameters, out, standalone=standalone, target=target.value)
+    commands.compile_file(file, parameters, out, standalone=standalone, target=target.value, template=template.value)
 
 
 @app.command(

@@ -46,7 +46,9 @@ def check(files: Sequence[Path], parameters: Parameters) -> bool:
     return all(diagnostic.severity is not Severity.ERROR for diagnostic in found)
 
 
-def compile_file(file: Path, parameters: Parameters, out: Path | None, *, standalone: bool, target: str) -> None:
+def compile_file(
+    file: Path, parameters: Parameters, out: Path | None, *, standalone: bool, target: str, template: str
+) -> None:
     """Compile a pattern and say where the module went."""
     if out is None:
         out = Path(STANDARD) if str(file) == STANDARD else default_output(file, ".py")
@@ -54,7 +56,7 @@ def compile_file(file: Path, parameters: Parameters, out: Path | None, *, standa
     if to_file:
         require_writable(out, file)
     compiled = _planned(file, parameters)
-    text = render(compiled, standalone=standalone, target=target)
+    text = render(compiled, standalone=standalone, target=target, template=template)
     if to_file:
         write_text(out, text)
         names = ", ".join(plan.attention.name for plan in compiled.plans)
@@ -79,12 +81,12 @@ def emit(file: Path, parameters: Parameters, stage: str, out: Path | None) -> No
         print(text, end="")
 
 
-def report_machine_code(file: Path, parameters: Parameters, gpu: str, head_size: int) -> None:
+def report_machine_code(file: Path, parameters: Parameters, gpu: str, head_size: int, template: str) -> None:
     """Compile a pattern's kernels for a GPU that need not be there, and print their figures."""
     from attnc.machine_code import machine_code_table
 
     compiled = _planned(file, parameters)
-    terminal.output().print(machine_code_table(compiled, gpu, head_size))
+    terminal.output().print(machine_code_table(compiled, gpu, head_size, template))
 
 
 def explain(file: Path, parameters: Parameters, length: int, heads: int, head_size: int, *, json: bool) -> None:

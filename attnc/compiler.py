@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from attnc.diagnostics import CompileError, Diagnostic, Severity
+from attnc.diagnostics import CompileError, Diagnostic, Label, Severity
 from attnc.files import read_pattern, require_writable, write_text
 from attnc.ir.nodes import Parameter
 from attnc.ir.program import Attention, Program, expressions
@@ -146,14 +146,25 @@ TARGETS = ("triton", "flex")
 """What a module runs: Triton kernels and their CPU program, or PyTorch's FlexAttention."""
 
 
+TEMPLATES = ("tl", "gluon")
+"""Which templates write kernels: Triton's language alone, or Gluon beside it."""
+
+
 def render(
-    compiled: Compiled, *, standalone: bool = False, target: str = "triton", tuned: Sequence[TunedConfig] = ()
+    compiled: Compiled,
+    *,
+    standalone: bool = False,
+    target: str = "triton",
+    tuned: Sequence[TunedConfig] = (),
+    template: str = "tl",
 ) -> str:
     """Return the text of the module; `tuned` are configurations that its kernels take before others.
 
     Raises:
-        CompileError: names that cannot stand together, or what FlexAttention has no form for.
+        CompileError: names that cannot stand together, or what FlexAttention or the template has no form for.
     """
+    if template == "gluon":
+        _require_gluon(compiled, target)
     if target == "flex":
         from attnc.algebra.tiles import derive_tiles
         from attnc.codegen.render_flex import render_flex_module
@@ -164,7 +175,31 @@ def render(
     from attnc.runtime.load import BUILDING
 
     with BUILDING:
-        return render_module(compiled.plans, source=compiled.source, standalone=standalone, tuned=tuned)
+        return render_module(
+            compiled.plans, source=compiled.source, standalone=standalone, tuned=tuned, gluon=template == "gluon"
+        )
+
+
+def _require_gluon(compiled: Compiled, target: str) -> None:
+    """Raise CompileError unless every attention of a file has a kernel in Gluon."""
+    from attnc.codegen.gluon_view import unsuitable_for_gluon
+
+    pairs = (
+        (plan, "FlexAttention has no templates" if target == "flex" else unsuitable_for_gluon(plan))
+        for plan in compiled.plans
+    )
+    mistakes = [
+        Diagnostic(
+            "no-gluon-kernel",
+            f"`{plan.attention.name}` has no kernel in Gluon: {reason}",
+            labels=(Label(plan.attention.span, "this attention"),) if plan.attention.span is not None else (),
+            help="compile it without `--template gluon`: its Triton kernels run on every target",
+        )
+        for plan, reason in pairs
+        if reason
+    ]
+    if mistakes:
+        raise CompileError(*_sorted(mistakes))
 
 
 def check(file: str | Path, params: Parameters | None = None) -> tuple[Diagnostic, ...]:
@@ -183,6 +218,7 @@ def compile(
     *,
     standalone: bool = False,
     target: str = "triton",
+    template: str = "tl",
 ) -> Path:
     """Compile a pattern file to a Python module and return the module's path.
 
@@ -192,18 +228,21 @@ def compile(
         params: values of parameters.
         standalone: write a module that needs torch and triton alone, and not this package.
         target: `triton`, or `flex` for PyTorch's FlexAttention: its `mask_mod`, `score_mod` and block mask.
+        template: `tl`, or `gluon` for a kernel in Gluon for sm_90 beside the others, which calls take where asked to.
 
     Raises:
-        ValueError: the target is not known.
+        ValueError: the target or the template is not known.
         CompileError: the pattern has mistakes, or the module cannot be written; nothing is written then.
     """
     if target not in TARGETS:
         raise ValueError(f"target is {target!r}, expected {' or '.join(map(repr, TARGETS))}")
+    if template not in TEMPLATES:
+        raise ValueError(f"template is {template!r}, expected {' or '.join(map(repr, TEMPLATES))}")
     path = Path(out) if out is not None else default_output(file, ".py")
     require_writable(path, file)
     compiled = plan_source(read_pattern(file), params)
     _warn(compiled.warnings)
-    write_text(path, render(compiled, standalone=standalone, target=target))
+    write_text(path, render(compiled, standalone=standalone, target=target, template=template))
     return path
 
 
@@ -329,11 +368,11 @@ def compare(
     return [one.as_json() for one in compared]
 
 
-def import_compiled(compiled: Compiled) -> ModuleType:
-    """Render a compiled pattern and import it, through the cache."""
+def import_compiled(compiled: Compiled, template: str = "tl") -> ModuleType:
+    """Render a compiled pattern with a template and import it, through the cache."""
     from attnc.runtime.load import cache_key, cached_module
 
-    text = render(compiled)
+    text = render(compiled, template=template)
     return cached_module(cache_key("text", text), lambda: text, stem=Path(compiled.source.name).stem)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attnc.compiler import Compiled, import_compiled
 from attnc.diagnostics import CompileError, Diagnostic
@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 DTYPES = ("bfloat16", "float16", "float32")
 
 
-def machine_code_table(compiled: Compiled, gpu: str, head_size: int) -> Table:
+def machine_code_table(compiled: Compiled, gpu: str, head_size: int, template: str = "tl") -> Table:
     """Compile every kernel, those of gradients included, ahead of time and lay its figures out.
 
     Args:
         compiled: the pattern.
         gpu: `sm_80`, `sm_90`, `sm_100`, `gfx942`, ...
         head_size: of query, key and value.
+        template: `gluon` for the kernels in Gluon besides, where the GPU and the head size have them.
 
     Raises:
         CompileError: the GPU is not known, or triton is not installed.
@@ -43,30 +44,33 @@ def machine_code_table(compiled: Compiled, gpu: str, head_size: int) -> Table:
     for heading in ("registers", "spilled bytes", "shared memory", "of", "matrix instructions"):
         table.add_column(heading, justify="right")
     table.add_column("")
-    module = import_compiled(compiled)
+    module = import_compiled(compiled, template)
     for plan in compiled.plans:
         for dtype in DTYPES:
-            for row in _rows(module, plan.attention.name, gpu, dtype, head_size):
+            for row in _rows(module, plan.attention.name, gpu, dtype, head_size, template):
                 table.add_row(*row)
     return table
 
 
-def _rows(module: object, name: str, gpu: str, dtype: str, head_size: int) -> list[tuple[str, ...]]:
-    """Return a line for each launch of an attention's kernels, those of gradients last."""
+def _rows(module: object, name: str, gpu: str, dtype: str, head_size: int, template: str) -> list[tuple[str, ...]]:
+    """Return a line for each launch of an attention's kernels: those of outputs, of gradients, and in Gluon."""
     import torch
 
     from attnc.runtime.aot import compile_kernels
 
+    passes: list[dict[str, Any]] = [{"gradients": False}, {"gradients": True}]
+    if template == "gluon":
+        passes.append({"template": template, "wanted": lambda kernel: kernel.endswith("_gluon_kernel")})
     return [
         _row(report, dtype)
-        for gradients in (False, True)
+        for options in passes
         for report in compile_kernels(
             module,  # type: ignore[arg-type]
             gpu,
             getattr(torch, dtype),
             head_size,
             name=name,
-            gradients=gradients,
+            **options,
         )
     ]
 

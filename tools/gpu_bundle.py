@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from gpu_candidates import candidates
+from gpu_gluon import write_gluon
 
 from attnc.algebra.counting import count_pairs
 from attnc.bench import flex, measure
@@ -130,6 +131,7 @@ def write_bundle(out: Path, only: list[str] | None = None, rank: float | None = 
     (out / "flex_modifiers.py").write_text("\n".join(modifiers) + "\n")
     shutil.copytree(ROOT / "tools" / "gpu", out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copyfile(Path(measure.__file__), out / "bundle" / "measure.py")
+    write_gluon(out, only)
     return sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
 
 

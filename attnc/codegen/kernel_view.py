@@ -158,27 +158,37 @@ class KernelView:
         return False
 
 
-def kernel_view(plan: Plan, sweep: Sweep | None = None, *, variant: str = "") -> KernelView:
+def kernel_view(
+    plan: Plan,
+    sweep: Sweep | None = None,
+    *,
+    variant: str = "",
+    rows: str = "BLOCK_M",
+    reserved: frozenset[str] = frozenset(),
+) -> KernelView:
     """Decide everything about one of the Triton kernels of a plan.
 
     Args:
         plan: whose passes the kernel runs.
         sweep: the kernel; the last one unless said.
         variant: what tells the kernels of this plan from those of other lengths.
+        rows: what expressions call the number of rows that they have values of.
+        reserved: names that another template than Triton's has besides.
     """
     sweep = sweeps_of(plan)[-1] if sweep is None else sweep
     attention = plan.attention
     softmax = attention.normalize.kind is NormalizeKind.SOFTMAX
-    names = Names()
+    names = Names(reserved)
     summaries = (summary_tensor(attention, name) for name in plan.summaries)
     tables = Tables(names, (*attention.tensors, *summaries))
-    writer = Writer(names, tables, aliases_of(attention, sweep))
+    own_names = {"BLOCK_M": rows} if rows != "BLOCK_M" else {}
+    writer = Writer(names, tables, aliases_of(attention, sweep) | own_names)
     before_shift, shift, clamped = write_shift(writer, attention)
     reverse = sweep.trend is Trend.RISING
-    rows = write_row_order(writer, sweep.query, shifted=bool(shift), reverse=reverse)
+    row_order = write_row_order(writer, sweep.query, shifted=bool(shift), reverse=reverse)
     weighing = weighing_of(plan)
     orders: dict[CoordinateMap, KeyOrder] = {}
-    fuses = may_fuse(attention, sweep.passes)
+    fuses = not own_names and may_fuse(attention, sweep.passes)
     loops, fused = _write_loops(writer, sweep, weighing, orders, fuses=fuses)
     scale, scale_shape = write_scale(writer, attention, softmax=softmax)
     resumed = _write_resumed(writer, sweep)
@@ -186,10 +196,10 @@ def kernel_view(plan: Plan, sweep: Sweep | None = None, *, variant: str = "") ->
     walked = {one.layout.key for one in sweep.passes}
     careful_order = orders.get(walked.pop()) if len(walked) == 1 else None
     careful = _write_careful(writer, sweep, weighing)
-    used = _close(writer, loops, careful, rows, careful_order)
+    used = _close(writer, loops, careful, row_order, careful_order)
     traits = forward_traits(sweep, weighing, loops)
     defaults = tile_rows(sweep.query_tile, sweep.key_tile, traits)
-    long_rows = "" if rows is not None or not loops else _long_rows(plan)
+    long_rows = "" if row_order is not None or not loops else _long_rows(plan)
     flags = {"careful": careful is not None, "ranged": bool(long_rows), "fused": bool(fused)}
     values = _parameters(attention, used, tables, sweep, **flags)
     stem = "_".join(part for part in (attention.name, variant, sweep.label) if part)
@@ -212,7 +222,7 @@ def kernel_view(plan: Plan, sweep: Sweep | None = None, *, variant: str = "") ->
         careful=careful,
         reverse=reverse,
         uneven=sweep.trend in (Trend.RISING, Trend.FALLING) and bool(loops),
-        rows=rows,
+        rows=row_order,
         most_keys=str(sweep.most_keys) if loops and sweep.most_keys is not None else "",
         long_rows=long_rows,
         resumed=resumed,

@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from attnc.algebra.summaries import summary_source
+from attnc.codegen.gluon_view import GluonView, gluon_view, unsuitable_for_gluon
 from attnc.codegen.kernel_pieces import InputView, identity_of
 from attnc.codegen.kernel_view import KernelView, kept_sums, kernel_view
 from attnc.codegen.sweeps import sweeps_of
@@ -37,6 +38,7 @@ class LaunchView:
         keeps: whether kernels hand on what they have summed.
         sums: how many numbers a row has besides its output while it is summed.
         tables: names and lines of the tables of tiles, each once, without those that an earlier launcher has.
+        gluon: the kernel in Gluon that calls may take instead; None without one.
     """
 
     name: str
@@ -49,14 +51,30 @@ class LaunchView:
     keeps: bool
     sums: int
     tables: tuple[tuple[str, tuple[str, ...]], ...]
+    gluon: GluonView | None = None
 
 
-def launch_views(plan: Plan) -> tuple[LaunchView, ...]:
-    """Decide everything about the Triton kernels of a plan: those for any length first, then those for short ones."""
+def launch_views(plan: Plan, *, gluon: bool = False) -> tuple[LaunchView, ...]:
+    """Decide everything about the Triton kernels of a plan: those for any length first, then those for short ones.
+
+    Args:
+        plan: of the attention.
+        gluon: whether variants that suit it have a kernel in Gluon besides.
+    """
     known: dict[KernelView, KernelView] = {}
     tables: dict[tuple[str, ...], str] = {}
-    lengths = zip(plan.variants, plan.limits, strict=True)
-    return tuple(_launch_view(variant, limit, known, tables) for variant, limit in reversed(list(lengths)))
+    lengths = list(zip(plan.variants, plan.limits, strict=True))
+    views = [_launch_view(variant, limit, known, tables) for variant, limit in reversed(lengths)]
+    if not gluon:
+        return tuple(views)
+    return tuple(_with_gluon(view, variant) for view, (variant, _) in zip(views, reversed(lengths), strict=True))
+
+
+def _with_gluon(view: LaunchView, plan: Plan) -> LaunchView:
+    """Add a kernel in Gluon to the launcher of a variant that suits it."""
+    if unsuitable_for_gluon(plan):
+        return view
+    return replace(view, gluon=gluon_view(plan, variant=variant_name(view.limit), identity=view.kernels[0].identity))
 
 
 def variant_name(limit: int | None) -> str:

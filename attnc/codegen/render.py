@@ -15,7 +15,7 @@ from attnc.codegen.expr_torch import printable
 from attnc.codegen.gradient_view import GradientsView, gradient_views
 from attnc.codegen.launch_view import LaunchView, launch_views
 from attnc.codegen.names import check_builtins, check_names, public_names
-from attnc.codegen.runtime_source import RuntimeSource, import_line, read_runtime
+from attnc.codegen.runtime_source import GLUON_ROOTS, ROOTS, RuntimeSource, import_line, read_runtime
 from attnc.codegen.tuned_text import tuned_lines
 from attnc.codegen.view import AttentionView, attention_view
 from attnc.diagnostics import InternalError
@@ -68,6 +68,7 @@ def render_module(
     source: SourceFile | None = None,
     standalone: bool = False,
     tuned: Sequence[TunedConfig] = (),
+    gluon: bool = False,
 ) -> str:
     """Write the Python module of one pattern file.
 
@@ -79,17 +80,18 @@ def render_module(
         standalone: put the runtime's source into the module, which then imports torch (and triton) alone, and does not
             ask the user's cache for tuned tiles.
         tuned: configurations that its kernels take before others.
+        gluon: write a kernel in Gluon beside the Triton kernels of each plan that suits it.
 
     Raises:
         CompileError: names that cannot stand together in one Python module.
     """
     attentions = [plan.attention for plan in plans]
-    runtime = read_runtime()
+    runtime = read_runtime((*ROOTS, *GLUON_ROOTS) if gluon else ROOTS)
     check_names(attentions, runtime.names if standalone else ())
     span = attentions[0].span
     shown = source or (span.source if span is not None else SourceFile("<pattern>", ""))
     seed = f"{metadata.version('attnc')} {'standalone' if standalone else 'module'}\n{shown.text}"
-    views = tuple((attention_view(plan, seed), launch_views(plan), gradient_views(plan)) for plan in plans)
+    views = tuple((attention_view(plan, seed), launch_views(plan, gluon=gluon), gradient_views(plan)) for plan in plans)
     exports = tuple(name for attention in attentions for name in public_names(attention.name))
     statements = ("use_remembered_tiles()",) if not standalone else ()
     lines = (*statements, *tuned_lines(tuned))

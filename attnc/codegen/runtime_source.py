@@ -53,6 +53,9 @@ class _Module:
     text: str
 
 
+GLUON_ROOTS = ("gluon_kernels", "gluon_launch")
+"""What modules import besides that have kernels in Gluon."""
+
 FLEX_ROOTS = ("block_mask", "flex", "pairs", "program")
 """The same for modules that call FlexAttention."""
 

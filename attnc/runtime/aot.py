@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attnc.runtime.gluon_kernels import TensorDescriptor
+from attnc.runtime.gluon_launch import GluonLaunch, prefer_template
 from attnc.runtime.gradient_launch import GradientLaunch
 from attnc.runtime.gradient_strips import PAIR_AXES, PairSum
 from attnc.runtime.kernel_launch import compile_options
@@ -116,6 +119,7 @@ def compile_kernels(
     shares: int = 0,
     gradients: bool = False,
     wanted: Callable[[str], bool] = lambda kernel: True,
+    template: str = "tl",
 ) -> tuple[KernelReport, ...]:
     """Compile the kernels of one attention of a generated module, in the order in which a call runs them.
 
@@ -132,6 +136,7 @@ def compile_kernels(
             leave; 0 for what suits a call with many rows.
         gradients: compile the kernels of gradients instead.
         wanted: tells by the name of a kernel's function whether to compile it.
+        template: `gluon` for kernels in Gluon, where the module has them.
 
     Raises:
         ValueError: an unknown target, or a module with several attentions and no `name`.
@@ -141,7 +146,8 @@ def compile_kernels(
         raise ValueError(f"unknown target {target}; known: {', '.join(ARCHITECTURES)}")
     program = find_program(module, name)
     record = record_gradients if gradients else record_launches
-    launches = record(module, program, target, dtype, head_size, value_size, precision, tiles, shares)
+    with prefer_template(template):
+        launches = record(module, program, target, dtype, head_size, value_size, precision, tiles, shares)
     chosen = (launch for launch in launches if wanted(launch.kernel.__name__))
     return tuple(_report(launch, target, dtype, head_size) for launch in chosen)
 
@@ -357,13 +363,24 @@ class _Recorder:
 
 @contextmanager
 def _recording(module: ModuleType, launches: list[Recorded]) -> Iterator[None]:
-    original = vars(module)["launchable"]
+    names = ("launchable", "gluon_launchable")
+    original = {name: vars(module)[name] for name in names if name in vars(module)}
     try:
         with watch_kernels() as asked:
-            vars(module)["launchable"] = lambda kernel, call: _Recorder(kernel, asked[-1], launches)
+            recorders = {
+                "launchable": lambda kernel, call: _Recorder(kernel, asked[-1], launches),
+                "gluon_launchable": lambda kernel, call: _recorder_of(call, kernel, f"{asked[-1]} gluon", launches),
+            }
+            vars(module).update({name: recorders[name] for name in original})
             yield
     finally:
-        vars(module)["launchable"] = original
+        vars(module).update(original)
+
+
+def _recorder_of(call: GluonLaunch, kernel: Any, identity: str, launches: list[Recorded]) -> Any:
+    """Return what stands in for a kernel in Gluon, whose tiles are no arguments of its own."""
+    tiles = {"BLOCK_M": call.tiles.query, "num_warps": call.tiles.warps, "num_stages": call.tiles.stages}
+    return partial(_Recorder(kernel, identity, launches), **tiles)
 
 
 def _compile(kernel: Any, arguments: dict[str, Any], target: str) -> Any:
@@ -372,6 +389,7 @@ def _compile(kernel: Any, arguments: dict[str, Any], target: str) -> Any:
         import triton
         from triton.backends.compiler import GPUTarget
         from triton.compiler import ASTSource
+        from triton.experimental.gluon._runtime import GluonASTSource
     except ImportError as error:
         raise RuntimeError("compiling ahead of time needs triton") from error
     if not isinstance(kernel, triton.JITFunction):
@@ -389,10 +407,12 @@ def _compile(kernel: Any, arguments: dict[str, Any], target: str) -> Any:
         signature[parameter.name] = _type_name(argument)
         if free and (isinstance(argument, Tensor) or (isinstance(argument, int) and argument % 16 == 0)):
             attributes[(position,)] = [["tt.divisibility", 16]]
-    source = ASTSource(kernel, signature, constants, attributes)
+    made = GluonASTSource if kernel.is_gluon() else ASTSource
+    source = made(kernel, signature, constants, attributes)
     machine = GPUTarget(*ARCHITECTURES[target])
-    # kernels of gradients have nothing to join, and may use all registers as well
-    options = compile_options(arguments.get("JOINED", 1) > 0, nvidia=machine.backend == "cuda")
+    # kernels of gradients have nothing to join, and may use all registers as well; those in Gluon divide them up
+    all_registers = arguments.get("JOINED", 1) > 0 and not kernel.is_gluon()
+    options = compile_options(all_registers, nvidia=machine.backend == "cuda")
     options |= {name: arguments[name] for name in ("num_warps", "num_stages")}
     return triton.compile(source, target=machine, options=options)
 
@@ -414,6 +434,9 @@ def _type_name(argument: Any) -> str:
         return f"*{names[argument.dtype]}"
     if isinstance(argument, float):
         return "fp32"
+    if TensorDescriptor is not None and isinstance(argument, TensorDescriptor):
+        element = _type_name(argument.base).removeprefix("*")
+        return f"tensordesc<{element}[{','.join(map(str, argument.block_shape))}],{argument.layout!r}>"
     return "i32" if -(2**31) <= argument < 2**31 else "i64"
 
 

@@ -206,7 +206,10 @@ def test_kernels_fit_shared_memory_of_smaller_devices(compile_example):
 
 
 @pytest.mark.parametrize("name", ["streaming", "packed"])
-@pytest.mark.parametrize(("target", "size"), [("sm_80", 64), ("sm_90", 64), ("sm_90", 128)])
+@pytest.mark.parametrize(
+    ("target", "size"),
+    [("sm_90", 128), *(pytest.param(*one, marks=pytest.mark.slow) for one in (("sm_80", 64), ("sm_90", 64)))],
+)
 def test_gradients_spill_nothing(name, target, size, compile_example):
     reports = compile_example(ROOT / "examples" / f"{name}.attn", (target,), (size,), gradients=True)
     check_gradients(reports)

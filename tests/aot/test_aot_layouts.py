@@ -108,7 +108,7 @@ def check_report(report):
     assert report["shared"] <= report["shared_limit"], report
 
 
-@pytest.mark.parametrize("name", ["strided", "fixed"])
+@pytest.mark.parametrize("name", ["fixed", pytest.param("strided", marks=pytest.mark.slow)])
 def test_kernels_on_hopper(name, tmp_path):
     reports = compile_parts(PATTERNS[name], tmp_path, targets=("sm_90",))
     expected = ["_foo_kernel"] if name == "fixed" else ["_foo_residue_128_kernel", "_foo_kernel"]

@@ -50,7 +50,12 @@ def run(statements, sizes, *, shares=1, poisoned=False, tiles=FUSED, scale=None,
         return check_kernel(plan, query, key, value, inputs, scale=scale, module=module)
 
 
-@pytest.mark.parametrize("name", MASKS)
+QUICK = {"causal", "window and sinks", "documents", "globals"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in MASKS]
+)
 def test_masks(name):
     plan = loaded(MASKS[name])[0]
     assert may_fuse(plan.attention, plan.passes)
@@ -68,7 +73,13 @@ def test_weights(name):
     run(f"{MASKS['window and sinks']}; {WEIGHTS[name]}", (40, 70), poisoned=name not in ("rows", "none"))
 
 
-@pytest.mark.parametrize("name", ["residue", "strided", "fixed", "rows and window", "all three"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "strided",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("residue", "fixed", "rows and window", "all three")),
+    ],
+)
 def test_layouts(name):
     plan = split_plan(PLANS[name], "")
     module, given = load_kernel(plan), tensors(1, 2, 1, 70, 90, 16)

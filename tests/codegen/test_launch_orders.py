@@ -40,13 +40,21 @@ def test_turns(tiles, sequences, turn):
     assert list(zip(*found.tolist(), strict=True)) == expected
 
 
-@pytest.mark.parametrize("name", MASKS)
+QUICK = {"causal", "suffix"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in MASKS]
+)
 def test_every_order_computes_the_same_bits(name):
     plan = plan_text(f"attention foo {{ {MASKS[name]} }}")
     check_orders(plan, tensors(2, 4, 2, 100, 130, 16))
 
 
-@pytest.mark.parametrize("name", ["residue", "strided", "rows and window", "all three"])
+@pytest.mark.parametrize(
+    "name",
+    ["residue", *(pytest.param(name, marks=pytest.mark.slow) for name in ("strided", "rows and window", "all three"))],
+)
 def test_layouts_in_every_order(name):
     check_orders(split_plan(PLANS[name], ""), tensors(1, 4, 2, 70, 90, 16))
 

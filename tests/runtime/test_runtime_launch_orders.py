@@ -31,7 +31,9 @@ def run(name, order):
         return outputs_and_gradients(lambda: function(query, key, value, **inputs), leaves, False)
 
 
-@pytest.mark.parametrize("name", ["causal", "strided", "packed", "relative"])
+@pytest.mark.parametrize(
+    "name", ["causal", *(pytest.param(name, marks=pytest.mark.slow) for name in ("strided", "packed", "relative"))]
+)
 def test_gradients_in_every_order(name):
     found = [run(name, order) for order in ORDERS]
     compare(found[0], run(name, None))

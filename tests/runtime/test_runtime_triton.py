@@ -10,14 +10,14 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "codegen"))
 from kernel_harness import check_kernel, load_kernel, plan_text, run_kernel, tensors
 
-from attnc.plan.configs import TARGETS, default_config, tile_rows
+from attnc.plan.configs import TARGETS, Traits, default_config, tile_rows
 from attnc.runtime.launch import LONGEST, start_launch
 from attnc.runtime.tiles import Tiles, assume_target, choose_tiles, padded
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 STREAMING = "attention foo { mask causal and (i - j < 20 or sinks(3)) }"
-TABLE = {(row.target, row.element_size, row.head_size): row.configs for row in tile_rows(128, 128)}
+TABLE = {(row.target, row.element_size, row.head_size): row.configs for row in tile_rows(128, 128, Traits())}
 
 
 def transposed(tensor):
@@ -122,7 +122,7 @@ def test_tiles_follow_target_element_and_head_size():
 
 
 def test_tiles_stay_within_the_plan():
-    configs = [config for row in tile_rows(32, 16) for config in row.configs]
+    configs = [config for row in tile_rows(32, 16, Traits()) for config in row.configs]
     assert all(config.query <= 32 and config.key <= 16 for config in configs)
 
 

@@ -4,8 +4,9 @@ They were chosen by compiling every example ahead of time for sm_80, sm_90, sm_1
 (`tools/sweep_tiles.py`): no spills, matrix instructions, shared memory within the target's; and, where there is a
 choice, by the instructions that a loop takes for each key (`tools/compare_reads.py`). Those of kernels of gradients of
 keys on sm_80 and sm_90, up to head size 128, were taken from candidates that `tools/derive_tiles.py` compiles: large
-tiles, which read least, with which hardly any example spilled; a class of patterns that did has rows of its own. On sm_86 some kernels spill, and float32 kernels spill everywhere. Nothing was
-measured on a device: other tiles may be faster.
+tiles, which read least, with which hardly any example spilled; a class of patterns that did has rows of its own. On
+sm_86 some kernels spill, and float32 kernels spill everywhere. Nothing was measured on a device: other tiles may be
+faster.
 """
 
 from __future__ import annotations

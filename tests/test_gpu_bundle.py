@@ -84,6 +84,7 @@ def run(folder, out, *options):
     return subprocess.run(command, cwd=out.parent, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_all_steps_run_and_resume_and_are_reported(made, tmp_path):
     out = tmp_path / "results"
     first = run(made, out, "--steps", "check", "--only", "streaming")

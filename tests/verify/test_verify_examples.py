@@ -17,6 +17,7 @@ EXPECTED = {
     "alibi", "bert", "bigbird", "chunked", "cross", "dilated", "gemma", "gpt", "longformer", "neighborhood", "packed",
     "prefix_lm", "relative", "sigmoid", "sink_softmax", "sparse_transformer", "streaming", "tempered",
 }  # fmt: skip
+LONG = {"bigbird", "sparse_transformer", "dilated", "tempered", "bert", "chunked", "prefix_lm", "sink_softmax"}
 
 
 def test_every_example_is_here():
@@ -24,8 +25,8 @@ def test_every_example_is_here():
 
 
 def quick(path):
-    """Put off the examples that have the most plans and passes."""
-    marks = [pytest.mark.slow] if path.stem in ("bigbird", "sparse_transformer") else []
+    """Put off the examples that have the most plans and passes, and those that are much like another one."""
+    marks = [pytest.mark.slow] if path.stem in LONG else []
     return pytest.param(path, marks=marks, id=path.stem)
 
 

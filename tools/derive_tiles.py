@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import astuple, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field, replace
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
@@ -39,9 +39,10 @@ from attnc.plan.kernel_plan import Plan
 from attnc.runtime.aot import compile_kernels
 from attnc.runtime.load import load_module
 from attnc.runtime.tiles import Tiles
+from attnc.tuning.counting import FORWARD, KEYS, PRODUCTS, QUERIES, TileCounter
 from attnc.tuning.disassembly import main_loop
 from attnc.tuning.model import Work, estimate
-from attnc.tuning.static import FORWARD, KEYS, PRODUCTS, QUERIES, Target, TileCounter, configs_of, part_of
+from attnc.tuning.static import Target, configs_of, part_of
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = {"forward": FORWARD, "query": QUERIES, "key": KEYS}
@@ -163,9 +164,11 @@ def rank(findings: Findings, cases: list[Case], plan: Plan, place: Place) -> lis
     shape = square(LENGTH, heads=HEADS, head_size=place.head_size)
     target = Target(place.target, place.dtype, shape)
     # without stages nothing is read ahead of its use; AMD's compiler does that by itself
-    space = [one for one in configs_of(plan, target, place.part) if one.stages > 1 or place.target == "gfx942"]
+    possible = [one for one in configs_of(plan, target, place.part) if one.stages > 1 or place.target == "gfx942"]
+    # defaults have a loop for each interval, and the order of programs follows from rows
+    space = list(dict.fromkeys(replace(one, order="") for one in possible if not one.fused))
     kernels = [case for case in cases if case.example == REPRESENTATIVE and case.part == place.part]
-    count = TileCounter(plan, shape)
+    count = TileCounter(plan, place.target, shape, getattr(torch, place.dtype).itemsize)
     times: dict[TileConfig, float] = {}
     for config in space:
         (found,) = findings.of(kernels[:1], place, [config])
@@ -253,7 +256,7 @@ def _name(case: Case, place: Place, config: TileConfig) -> tuple[Any, ...]:
 
 
 def _tiles(config: TileConfig) -> Tiles:
-    return Tiles(config.query, config.key, config.warps, config.stages, config.descriptors, config.chunk)
+    return Tiles(**asdict(config))
 
 
 def _text(config: TileConfig) -> str:

@@ -18,6 +18,7 @@ from attnc.ir.types import Type
 from attnc.plan.choose import plan_attention
 from attnc.reference.dense import reference
 from attnc.resources import templates_directory
+from attnc.runtime.tiles import assume_target
 from attnc.sema.check import check_program
 from attnc.source import SourceFile
 from attnc.syntax.parse import parse_source
@@ -132,3 +133,22 @@ def check_kernel(plan, query, key, value, inputs=None, *, scale=None, module=Non
     if expected_lse is not None and plan.scoring.dropped is None:
         torch.testing.assert_close(lse.double(), expected_lse.double(), rtol=1e-4, atol=1e-4, equal_nan=True)
     return out
+
+
+@cache
+def loaded(statements):
+    """Return the plan and the module of an attention's statements."""
+    plan = plan_text(f"attention foo {{ {statements} }}")
+    return plan, load_kernel(plan)
+
+
+def check_statements(statements, sizes, tiles, *, shares=1, poisoned=False, scale=None, **more):
+    """Check the kernel of an attention's statements with tiles, at sizes (N, M), values poisoned or not."""
+    plan, module = loaded(statements)
+    query, key, value = tensors(2, 2, 1, *sizes, 16, **more)
+    if poisoned:
+        value[:, :, sizes[1] // 2, 3] = float("nan")
+        value[:, :, sizes[1] // 3, 5:7] = float("inf")
+    inputs = sample_inputs(plan.attention, query, key)
+    with assume_target("cpu", tiles, shares=shares):
+        return check_kernel(plan, query, key, value, inputs, scale=scale, module=module)

@@ -1,11 +1,19 @@
 """One loop over several intervals, against the reference and beside several loops."""
 
 import re
-from functools import cache
 
 import pytest
 import torch
-from kernel_harness import check_kernel, load_kernel, plan_text, render_kernel, sample_inputs, tensors
+from kernel_harness import (
+    check_kernel,
+    check_statements,
+    load_kernel,
+    loaded,
+    plan_text,
+    render_kernel,
+    sample_inputs,
+    tensors,
+)
 from test_layout_kernels import PLANS, split_plan
 
 from attnc.plan.fusing import fused_runs, may_fuse
@@ -33,21 +41,8 @@ WEIGHTS = {
 }
 
 
-@cache
-def loaded(statements):
-    plan = plan_text(f"attention foo {{ {statements} }}")
-    return plan, load_kernel(plan)
-
-
-def run(statements, sizes, *, shares=1, poisoned=False, tiles=FUSED, scale=None, **more):
-    plan, module = loaded(statements)
-    query, key, value = tensors(2, 2, 1, *sizes, 16, **more)
-    if poisoned:
-        value[:, :, sizes[1] // 2, 3] = float("nan")
-        value[:, :, sizes[1] // 3, 5:7] = float("inf")
-    inputs = sample_inputs(plan.attention, query, key)
-    with assume_target("cpu", tiles, shares=shares):
-        return check_kernel(plan, query, key, value, inputs, scale=scale, module=module)
+def run(statements, sizes, *, tiles=FUSED, **more):
+    return check_statements(statements, sizes, tiles, **more)
 
 
 QUICK = {"causal", "window and sinks", "documents", "globals"}

@@ -1,10 +1,18 @@
 """Programs that share the keys of the same rows and leave sums for a launch that joins them, against the reference."""
 
-from functools import cache
-
 import pytest
 import torch
-from kernel_harness import check_kernel, load_kernel, plan_text, render_kernel, run_kernel, sample_inputs, tensors
+from kernel_harness import (
+    check_kernel,
+    check_statements,
+    load_kernel,
+    loaded,
+    plan_text,
+    render_kernel,
+    run_kernel,
+    sample_inputs,
+    tensors,
+)
 from test_layout_kernels import PLANS, split_plan
 
 from attnc.runtime.tiles import MOST_SHARES, Tiles, assume_target, count_shares
@@ -36,21 +44,8 @@ NORMALIZERS = {
 }
 
 
-@cache
-def loaded(statements):
-    plan = plan_text(f"attention foo {{ {statements} }}")
-    return plan, load_kernel(plan)
-
-
-def run(statements, sizes, shares, *, poisoned=False, **more):
-    plan, module = loaded(statements)
-    query, key, value = tensors(2, 2, 1, *sizes, 16, **more)
-    if poisoned:
-        value[:, :, sizes[1] // 2, 3] = float("nan")
-        value[:, :, sizes[1] // 3, 5:7] = float("inf")
-    inputs = sample_inputs(plan.attention, query, key)
-    with assume_target("cpu", SMALL, shares=shares):
-        return check_kernel(plan, query, key, value, inputs, module=module)
+def run(statements, sizes, shares, **more):
+    return check_statements(statements, sizes, SMALL, shares=shares, **more)
 
 
 def launched(module):

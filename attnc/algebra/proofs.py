@@ -7,7 +7,7 @@ from collections.abc import Callable
 import islpy as isl
 
 from attnc.algebra.affine import Translator
-from attnc.algebra.domains import new_translator, proof_domain
+from attnc.algebra.domains import new_translator, proof_domain, whole_domain
 from attnc.algebra.facts import Facts
 from attnc.algebra.index_sets import OutOfBudgetError, allowance, attempt, new_context
 from attnc.algebra.stretches import as_map, row_contiguous
@@ -36,12 +36,15 @@ def _facts(attention: Attention, translator: Translator) -> Facts:
     must, may = truth.must.intersect(domain), truth.may.intersect(domain)
     must = may if truth.exact else must
     facts = _FactProver(translator, domain, must, may, rows_with_a_key(translator, attention.mask, domain, must))
+    whole = whole_domain(translator)
+    always = attempt(translator.context, lambda: bool(whole.is_subset(truth.must)))
     return Facts(
         causal=facts.causal(),
         nonempty=facts.nonempty(),
         symmetric=facts.symmetric(),
         contiguous=facts.contiguous(),
         everything=facts.everything(),
+        always=True if always else None,
         exactly_causal=facts.exactly_causal(),
     )
 

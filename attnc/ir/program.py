@@ -92,7 +92,7 @@ class Assertion:
 
 @dataclass(frozen=True, slots=True)
 class Deferred:
-    """A statement of LANGUAGE.md sections 7, 8 or 10 that is checked and not yet compiled.
+    """A statement of LANGUAGE.md sections 7, 8 or 10, kept as it is written until an attention is planned.
 
     Attributes:
         statement: `prepare`, `feature`, `keys` or `decompose`.
@@ -105,11 +105,12 @@ class Deferred:
     arguments: tuple[tuple[str, Expr | str], ...] = ()
     span: Span | None = field(default=None, compare=False, kw_only=True)
 
-
-def _is_for_planner(asked: Deferred) -> bool:
-    if asked.statement != "decompose":
-        return False
-    return asked.form in ("none", "split", "permute")
+    def number(self, name: str) -> int | float:
+        """Return an argument that is a constant number. Raises KeyError if there is none."""
+        for own, value in self.arguments:
+            if own == name and isinstance(value, Const):
+                return value.value
+        raise KeyError(name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,7 @@ class Attention:
         score: float over `Score()`; all `score` lines composed; `Score()` if there are none.
         scale: the factor on the dot product, a float over `b`, `h`, `i`, sizes, inputs, learned; None is `1 / sqrt(D)`.
         weight: float; the product of all `weight` lines; None if there are none.
-        deferred: what no stage after `sema` understands yet; a plan is refused while there is any.
+        deferred: what happens to queries, keys and values before pairs are weighed, and how the user wants it computed.
         transposed: whether `i` is the position of a key and `j` that of a query: see `algebra.transposition`.
         statements: span of each statement that the user wrote, in order, for comments in generated code.
     """
@@ -144,13 +145,26 @@ class Attention:
 
     @property
     def decompose(self) -> Deferred | None:
-        """What the user asks the planner for, where it is one of `none`, `split` and `permute`."""
-        return next((one for one in self.deferred if _is_for_planner(one)), None)
+        """How the user wants the operation computed; None leaves it to the compiler."""
+        return self._only("decompose")
 
     @property
-    def uncompiled(self) -> tuple[Deferred, ...]:
-        """What no stage carries out yet."""
-        return tuple(one for one in self.deferred if not _is_for_planner(one))
+    def feature(self) -> Deferred | None:
+        """The feature map whose inner product takes the place of the dot product; None if there is none."""
+        return self._only("feature")
+
+    @property
+    def prepare(self) -> tuple[Deferred, ...]:
+        """What is done to queries and keys before their products, in order."""
+        return tuple(one for one in self.deferred if one.statement == "prepare")
+
+    @property
+    def shorten(self) -> Deferred | None:
+        """How keys and values are shortened; None if they are not."""
+        return self._only("keys")
+
+    def _only(self, statement: str) -> Deferred | None:
+        return next((one for one in self.deferred if one.statement == statement), None)
 
     def tensor(self, name: str) -> Tensor:
         """Return the tensor of that name. Raises KeyError if there is none."""

@@ -18,6 +18,7 @@ from attnc.algebra.windows import prove_window
 from attnc.diagnostics import CompileError, Diagnostic, InternalError, Label
 from attnc.ir.nodes import Score
 from attnc.ir.program import AlignKind, Attention, NormalizeKind
+from attnc.plan.linear import find_linear_form, pairwise_attention
 from attnc.plan.kernel_plan import Choice, Form, Library, Pass, Plan, Scoring, Short
 from attnc.plan.lengths import cheapest_by_length
 from attnc.plan.overrides import alternatives
@@ -25,6 +26,13 @@ from attnc.plan.row_lengths import LENGTH, count_long_rows, most_keys, trend_of
 from attnc.plan.split import Part, decompositions
 from attnc.plan.weighing import DENSE, GOOD, Weigher, make_passes
 from attnc.source import Span
+
+COMPILED = {
+    *(("prepare", form) for form in ("unit", "rms", "rotary")),
+    *(("feature", form) for form in ("identity", "relu", "elu1", "exp", "square", "favor", "cosformer")),
+    *(("decompose", form) for form in ("none", "split", "permute", "chunk")),
+}
+"""Statements of LANGUAGE.md sections 7, 8 and 10 that have code."""
 
 MOST_CHOICES = 8
 """So many ways to compute a mask are weighed."""
@@ -40,17 +48,30 @@ def plan_attention(attention: Attention, *, length: int = LENGTH) -> Plan:
     Raises:
         CompileError: an assertion is false or cannot be decided, or a statement is not compiled yet.
     """
-    if attention.uncompiled:
-        raise CompileError(*(not_compiled_yet(d.span, f"`{d.statement} {d.form}`") for d in attention.uncompiled))
+    uncompiled = [one for one in attention.deferred if (one.statement, one.form) not in COMPILED]
+    if uncompiled:
+        raise CompileError(*(not_compiled_yet(d.span, f"`{d.statement} {d.form}`") for d in uncompiled))
     check_assertions(attention)
-    simplified, steps = simplify_attention(attention)
-    simplified, _ = mark_reads(simplified)
+    declared, steps = simplify_attention(attention)
+    declared, _ = mark_reads(declared)
+    simplified = pairwise_attention(declared)
     score, score_log2, dropped, scored = derive_scoring(simplified)
     scoring = Scoring(score, score_log2, dropped)
     facts = prove_facts(simplified)
-    plan = Plan(simplified, scoring, (), facts, (*steps, *scored))
+    linear = find_linear_form(declared, facts)
+    plan = Plan(
+        simplified,
+        scoring,
+        (),
+        facts,
+        (*steps, *scored),
+        declared=declared if simplified != declared or not isinstance(linear, str) else None,
+        linear=None if isinstance(linear, str) else linear,
+        quadratic_because=linear if isinstance(linear, str) and declared.feature is not None else "",
+    )
     library = library_call(simplified, scoring, facts)
     asked = None if simplified.decompose is None else simplified.decompose.form
+    asked = None if asked == "chunk" else asked  # passes compute what is too short for chunks
     if asked in (None, "none") and is_plain_softmax(simplified, scoring):
         plan = replace(plan, window=prove_window(simplified))
     if asked in (None, "none") and library is not None:
@@ -141,7 +162,7 @@ def library_call(attention: Attention, scoring: Scoring, facts: Facts) -> Librar
     """
     if not is_plain_softmax(attention, scoring):
         return None
-    if facts.everything:
+    if facts.always:
         return Library.FULL
     aligned = attention.align.kind is not AlignKind.AT
     return Library.CAUSAL if facts.exactly_causal and aligned else None

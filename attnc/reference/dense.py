@@ -19,6 +19,7 @@ from attnc.ir.program import Attention, Normalize, NormalizeKind, TensorKind
 from attnc.ir.program import Tensor as Declaration
 from attnc.ir.types import Type
 from attnc.reference.dropout import kept_pairs
+from attnc.reference.features import mapped, prepared
 from attnc.reference.products import pair_products, weighted_sums
 from attnc.reference.tensors import TensorEnvironment, evaluate_tensor
 
@@ -265,8 +266,8 @@ def _weights(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return normalised weights, log-sum-exp (softmax only, else NaN) and the pairs that take part."""
     batch, heads, queries, head_size = query.shape
-    if attention.uncompiled:
-        raise ValueError(f"`{attention.uncompiled[0].statement}` has no dense meaning yet")
+    if attention.shorten is not None or (attention.decompose is not None and attention.decompose.form == "nystrom"):
+        raise ValueError("shortened keys have no dense meaning yet")
     if (key.shape[0], key.shape[3]) != (batch, head_size) or heads % key.shape[1]:
         raise ValueError(f"{tuple(key.shape)} keys do not fit {tuple(query.shape)} queries")
     sizes = {
@@ -282,6 +283,7 @@ def _weights(
     shape = (batch, heads, chosen.shape[2], key.shape[2])
     allowed = evaluate_tensor(attention.mask, env).expand(shape)
     left, right = chosen.to(dtype), _repeat_heads(key, heads).to(dtype)
+    left, right, scale = _transformed(attention, left, right, env, scale)
     pairs = _score_pairs(attention, left, right, env, allowed, scale)
     weights, lse, alive = _normalize(attention.normalize, pairs, allowed)
     if bool((allowed.any(-1, keepdim=True) & ~alive).any()):
@@ -290,6 +292,29 @@ def _weights(
         pairs = _score_pairs(attention, left, right, env, allowed, scale)
         weights, lse, _ = _normalize(attention.normalize, pairs, allowed)
     return weights, lse, allowed
+
+
+def _transformed(
+    attention: Attention, query: Tensor, key: Tensor, env: TensorEnvironment, scale: float | Tensor | None
+) -> tuple[Tensor, Tensor, float | Tensor | None]:
+    """Prepare queries and keys and map them to features; return the factor on their products as well.
+
+    `favor` approximates `exp(scale * dot)`: keys take one over the fourth root of the head size, queries the rest.
+    """
+    own, other = env.indices[IndexName.QUERY].squeeze(-1), env.indices[IndexName.KEY]
+    query, key = prepared(attention.prepare, query, own), prepared(attention.prepare, key, other)
+    feature = attention.feature
+    if feature is None:
+        return query, key, scale
+    if scale is None and attention.scale is not None:
+        scale = evaluate_tensor(attention.scale, env)
+    if feature.form == "favor":
+        head_size = query.shape[-1]
+        scale = 1.0 / math.sqrt(head_size) if scale is None else scale
+        query, key, scale = query * (scale * head_size**0.25), key / head_size**0.25, None
+    keys = env.sizes[SizeName.KEYS]
+    query, key = mapped(feature, query, own, keys), mapped(feature, key, other, keys)
+    return query, key, 1.0 if scale is None else scale
 
 
 def _score_pairs(

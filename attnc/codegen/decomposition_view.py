@@ -1,0 +1,64 @@
+"""What surrounds the pairs of an attention, as the runtime's description of it."""
+
+from __future__ import annotations
+
+from attnc.codegen.expr_torch import quoted
+from attnc.codegen.formulas import Field, Formulas
+from attnc.codegen.layout import Bracket, call, sequence
+from attnc.ir.program import AlignKind, Deferred
+from attnc.plan.kernel_plan import LinearForm, Plan
+
+
+def decomposition(plan: Plan, formulas: Formulas) -> Bracket | None:
+    """Write the surroundings of a plan's pairs; None where there are none."""
+    declared = plan.declared
+    if declared is None:
+        return None
+    fields: list[Field] = []
+    if declared.prepare:
+        fields.append(("prepare", sequence([_preparation(one) for one in declared.prepare])))
+    if declared.feature is not None:
+        fields.append(("feature", _feature(declared.feature)))
+    if declared_feature(plan) == "favor" and declared.scale is not None:
+        fields.append(("scale", formulas.name("feature_scale", declared.scale)))
+    if plan.linear is not None:
+        at_end = declared.align.kind is AlignKind.END
+        fields.append(("linear", _linear(plan.linear, formulas, at_end=at_end)))
+    return call("Decomposition", *fields)
+
+
+def declared_feature(plan: Plan) -> str | None:
+    """Return which feature map an attention has; None if it has none."""
+    declared = plan.declared
+    return None if declared is None or declared.feature is None else declared.feature.form
+
+
+def _preparation(one: Deferred) -> Bracket:
+    fields: list[Field] = [("form", quoted(one.form))]
+    if one.form == "rotary":
+        fields.append(("theta", repr(float(one.number("theta")))))
+    return call("Preparation", *fields)
+
+
+def _feature(one: Deferred) -> Bracket:
+    fields: list[Field] = [("form", quoted(one.form))]
+    if one.form == "favor":
+        fields += [("features", str(int(one.number("features")))), ("seed", str(int(one.number("seed"))))]
+    return call("FeatureMap", *fields)
+
+
+def _linear(form: LinearForm, formulas: Formulas, *, at_end: bool) -> Bracket:
+    fields: list[Field] = [("chunk", str(form.chunk))]
+    if form.asked:
+        fields.append(("asked", "True"))
+    if not at_end:
+        fields.append(("at_end", "False"))
+    weights = form.weights
+    parts = {
+        "query_factor": weights.query_factor,
+        "key_factor": weights.key_factor,
+        "query_exponent": weights.query_exponent,
+        "key_exponent": weights.key_exponent,
+    }
+    fields += [(name, formulas.name(name, expr)) for name, expr in parts.items() if expr is not None]
+    return call("Linear", *fields)

@@ -1,0 +1,102 @@
+"""Which attentions have a form whose cost is linear in the length, and which one.
+
+`(phi(Q) phi(K)^T) V` is `phi(Q) (phi(K)^T V)` where every pair is allowed; under a causal mask the product in brackets is
+carried along the sequence, chunk by chunk (Katharopoulos et al., "Transformers are RNNs", 2020; Yang et al., "Gated
+Linear Attention Transformers with Hardware-Efficient Training", 2024). A factor of a pair may stand in either form if it
+is a function of the query times one of the key.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from attnc.algebra.facts import Facts
+from attnc.algebra.separable import Separable, grows, separate, split_score
+from attnc.diagnostics import CompileError, Diagnostic, Label
+from attnc.ir.nodes import Binary, BinaryOp, Const, Expr
+from attnc.ir.program import AlignKind, Attention, Deferred, NormalizeKind
+from attnc.ir.types import Type
+from attnc.plan.kernel_plan import Form, LinearForm
+
+CHUNK = 64
+"""Positions that a scan takes together: its own pairs are computed, what lies before is carried."""
+
+ONE = Const(1.0, Type.FLOAT)
+
+
+def pairwise_attention(attention: Attention) -> Attention:
+    """Return the attention over queries and keys that are prepared, mapped and shortened already.
+
+    `favor` has the scale inside of its features, and other maps are scaled where the pattern says so alone
+    (LANGUAGE.md section 7): the products of features are weighed as they are.
+    """
+    kept = tuple(one for one in attention.deferred if one.statement == "decompose")
+    scale = attention.scale
+    if attention.feature is not None and (scale is None or attention.feature.form == "favor"):
+        scale = ONE
+    return replace(attention, deferred=kept, scale=scale)
+
+
+def find_linear_form(attention: Attention, facts: Facts) -> LinearForm | str:
+    """Return the form of an attention that is linear in its length, or why there is none.
+
+    Args:
+        attention: simplified, as it was declared.
+        facts: of its mask.
+
+    Raises:
+        CompileError: a decay that grows with the distance, or a `decompose chunk` that cannot be had.
+    """
+    asked = attention.decompose
+    found = _find(attention, facts)
+    if asked is None or asked.form != "chunk":
+        return found if asked is None or isinstance(found, str) else "the `decompose` statement asks for another form"
+    if isinstance(found, str):
+        raise CompileError(_no_chunks(asked, found))
+    if found.form is not Form.CHUNKED:
+        raise CompileError(_no_chunks(asked, "every pair is allowed, so that one product serves all queries"))
+    return replace(found, chunk=int(asked.number("size")), asked=True)
+
+
+def _find(attention: Attention, facts: Facts) -> LinearForm | str:
+    if attention.normalize.kind not in (NormalizeKind.ROWS, NormalizeKind.NONE):
+        return f"`normalize {attention.normalize.kind.value}` needs the score of each pair"
+    if attention.align.kind is AlignKind.AT:
+        return "`align at` places each sequence by itself"
+    causal = facts.exactly_causal is True
+    if not causal and not facts.always:
+        return "the mask is neither all pairs nor exactly causal"
+    factor = split_score(attention.score)
+    if factor is None:
+        return "the score is more than the inner product times a factor"
+    weights = separate(_product(attention.weight, factor), causal=causal)
+    if weights is None:
+        return "the weight is not a function of the query times a function of the key"
+    if causal and weights.decay is not None and grows(weights.decay):
+        raise CompileError(_growing(attention))
+    return LinearForm(Form.CHUNKED if causal else Form.LINEAR, weights, CHUNK if causal else 0)
+
+
+def _product(weight: Expr | None, factor: Expr) -> Expr | None:
+    if factor == ONE:
+        return weight
+    return factor if weight is None else Binary(BinaryOp.MUL, weight, factor, Type.FLOAT)
+
+
+def _growing(attention: Attention) -> Diagnostic:
+    weight = attention.weight if attention.weight is not None else attention.score
+    return Diagnostic(
+        "decay-grows",
+        f"the weight of `{attention.name}` grows with the distance of a key",
+        () if weight.span is None else (Label(weight.span, "a decay above 1"),),
+        "a decay lies between 0 and 1, as in `0.9 ** (i - j)` or `exp(-a * (i - j))`",
+    )
+
+
+def _no_chunks(asked: Deferred, reason: str) -> Diagnostic:
+    return Diagnostic(
+        "decompose-does-not-fit",
+        f"`chunk` does not fit this attention: {reason}",
+        () if asked.span is None else (Label(asked.span),),
+        "remove the statement; the exact quadratic form computes any mask and any score",
+    )

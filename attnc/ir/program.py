@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from attnc.diagnostics import Diagnostic
@@ -19,6 +19,10 @@ class TensorKind(Enum):
     LEARNED = "learned"
 
 
+ORIGINAL_KEYS = "K"
+"""Name of the hidden scalar that says how many keys there were before they were shortened."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tensor:
     """An `input` or `learned` declaration.
@@ -27,6 +31,7 @@ class Tensor:
         dims: one int expression over sizes and constants per dimension; None is `?` (any length). Empty for a scalar.
         sorted: the caller promises that it never decreases along its last dimension.
         initial: the initial value of a learned tensor, over `h` and `Index(DIM, axis)`; None for an input.
+        hidden: whether the compiled module gives it by itself: a size that the arguments no longer show.
     """
 
     name: str
@@ -35,6 +40,7 @@ class Tensor:
     dims: tuple[Expr | None, ...] = ()
     sorted: bool = False
     initial: Expr | None = None
+    hidden: bool = False
     span: Span | None = field(default=None, compare=False, kw_only=True)
 
 
@@ -265,6 +271,37 @@ def expressions(attention: Attention) -> Iterator[Expr]:
     asserted = (assertion.condition for assertion in attention.assertions)
     initial = (tensor.initial for tensor in attention.tensors)
     dims = (dim for tensor in attention.tensors for dim in tensor.dims)
-    for expr in (*computed, normalize.sink, normalize.bias, *asserted, *initial, *dims):
+    stated = (value for one in attention.deferred for _, value in one.arguments if not isinstance(value, str))
+    for expr in (*computed, normalize.sink, normalize.bias, *asserted, *initial, *dims, *stated):
         if expr is not None:
             yield expr
+
+
+def map_expressions(attention: Attention, change: Callable[[Expr], Expr]) -> Attention:
+    """Return an attention with each of its expressions changed."""
+
+    def optional(expr: Expr | None) -> Expr | None:
+        return None if expr is None else change(expr)
+
+    def argument(value: Expr | str) -> Expr | str:
+        return value if isinstance(value, str) else change(value)
+
+    normalize, align = attention.normalize, attention.align
+    return replace(
+        attention,
+        mask=change(attention.mask),
+        score=change(attention.score),
+        scale=optional(attention.scale),
+        weight=optional(attention.weight),
+        normalize=replace(normalize, sink=optional(normalize.sink), bias=optional(normalize.bias)),
+        align=replace(align, shift=change(align.shift)),
+        assertions=tuple(replace(one, condition=optional(one.condition)) for one in attention.assertions),
+        tensors=tuple(
+            replace(one, dims=tuple(map(optional, one.dims)), initial=optional(one.initial))
+            for one in attention.tensors
+        ),
+        deferred=tuple(
+            replace(one, arguments=tuple((name, argument(value)) for name, value in one.arguments))
+            for one in attention.deferred
+        ),
+    )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from attnc.runtime.pairs import splitmix_state
+from attnc.runtime.shorten import wide_dtype
 
 EXPONENTIAL_MAPS = ("exp", "favor")
 """Maps whose features are exponentials: they are kept as `features * exp(exponent)`, so that none overflows."""
@@ -69,7 +70,7 @@ def prepare(steps: tuple[Preparation, ...], rows: Tensor, positions: Tensor) -> 
     """
     found = rows
     for step in steps:
-        wide = found.to(_wide(rows.dtype))
+        wide = found.to(wide_dtype(rows.dtype))
         match step.form:
             case "unit":
                 found = wide * _inverse_norm(wide.square().sum(-1, keepdim=True))
@@ -112,7 +113,7 @@ def map_features(
         keys: how many there are, `M`.
         seed: takes the place of the map's own.
     """
-    wide = rows.to(_wide(rows.dtype))
+    wide = rows.to(wide_dtype(rows.dtype))
     match feature.form:
         case "identity":
             return Features(rows)
@@ -170,7 +171,3 @@ def _gaussians(seed: int, stream: int, blocks: int, size: int) -> Tensor:
     )
     radius = (-2.0 * torch.log((first + 1) / 2.0**53)).sqrt()
     return radius * torch.cos(second * (2.0 * math.pi / 2.0**53))
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype is torch.float64 else torch.float32

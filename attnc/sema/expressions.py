@@ -19,6 +19,7 @@ from attnc.sema.calls import check_call, inline
 from attnc.sema.context import MAX_INLINED, MAX_LEVEL, Context
 from attnc.sema.functions import need_ints
 from attnc.sema.report import TooManyErrors
+from attnc.ir.shortening import original_keys
 from attnc.sema.scopes import (
     BuiltinMeaning,
     DefinitionMeaning,
@@ -145,7 +146,7 @@ def _name(expr: tree.Name, context: Context) -> Expr | None:
             if not context.shortened:
                 context.report.add(expression_errors.original_keys_misplaced(expr.span))
                 return None
-            return Parameter("K", Type.INT, span=span)
+            return original_keys(span)
         case QuantityMeaning(expr=value):
             return None if value is None else context.respan(value, expr.span)
         case TableMeaning(tensor=tensor):

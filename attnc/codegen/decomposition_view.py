@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from attnc.codegen.expr_torch import quoted
 from attnc.codegen.formulas import Field, Formulas
 from attnc.codegen.layout import Bracket, call, sequence
-from attnc.ir.program import AlignKind, Deferred
+from attnc.ir.program import AlignKind, Attention, Deferred, Tensor
 from attnc.plan.kernel_plan import LinearForm, Plan
 
 
-def decomposition(plan: Plan, formulas: Formulas) -> Bracket | None:
-    """Write the surroundings of a plan's pairs; None where there are none."""
+def decomposition(plan: Plan, formulas: Formulas, describe: Callable[[Tensor], Bracket]) -> Bracket | None:
+    """Write the surroundings of a plan's pairs; None where there are none.
+
+    Args:
+        plan: of the attention.
+        formulas: takes its expressions.
+        describe: writes what the runtime knows of a tensor.
+    """
     declared = plan.declared
     if declared is None:
         return None
     fields: list[Field] = []
+    if declared.shorten is not None:
+        fields.append(("shorten", _shortening(declared.shorten)))
+    own = own_tensors(plan)
+    if own:
+        fields.append(("own", sequence([describe(tensor) for tensor in own])))
     if declared.prepare:
         fields.append(("prepare", sequence([_preparation(one) for one in declared.prepare])))
     if declared.feature is not None:
@@ -24,7 +37,30 @@ def decomposition(plan: Plan, formulas: Formulas) -> Bracket | None:
     if plan.linear is not None:
         at_end = declared.align.kind is AlignKind.END
         fields.append(("linear", _linear(plan.linear, formulas, at_end=at_end)))
+    if declared.decompose is not None and declared.decompose.form == "nystrom":
+        fields.append(("landmarks", str(int(declared.decompose.number("landmarks")))))
     return call("Decomposition", *fields)
+
+
+def declared_attention(plan: Plan) -> Attention:
+    """Return the attention as callers see it."""
+    return plan.attention if plan.declared is None else plan.declared
+
+
+def own_tensors(plan: Plan) -> tuple[Tensor, ...]:
+    """Return the tensors that are used before pairs are weighed, and not by them."""
+    known = {tensor.name for tensor in plan.attention.tensors}
+    return tuple(one for one in declared_attention(plan).tensors if not one.hidden and one.name not in known)
+
+
+def _shortening(one: Deferred) -> Bracket:
+    names = {"mean_pool": "window", "project": "rank"}
+    fields: list[Field] = [("form", quoted(one.form))]
+    fields.append(("window", str(int(one.number(names.get(one.form, "kernel"))))))
+    for name in ("stride", "width", "length"):
+        if any(own == name for own, _ in one.arguments):
+            fields.append((name, str(int(one.number(name)))))
+    return call("Shortening", *fields)
 
 
 def declared_feature(plan: Plan) -> str | None:

@@ -13,7 +13,7 @@ from attnc.source import Span
 IMPORTED = frozenset(
     {"annotations", "math", "torch", "nn", "Tensor", "Sequence", "triton", "tl"}
     | {"Far", "GridAxis", "Interval", "Operation", "Order", "Pairs", "Program", "QueryGrid", "Short", "Sizes"}
-    | {"TensorArgument", "Decomposed", "Decomposition", "FeatureMap", "Linear", "Preparation", "State"}
+    | {"TensorArgument", "Decomposed", "Decomposition", "FeatureMap", "Linear", "Preparation", "Shortening", "State"}
     | {"floor", "floor_divide", "floor_modulo", "maximum", "minimum", "only", "splitmix", "truncate"}
 )
 """What a generated module imports."""

@@ -11,7 +11,7 @@ from attnc.algebra.data_tests import reads_pairs, whole_test
 from attnc.algebra.extents import TileExtents, TileLimits
 from attnc.algebra.gradients import ONE, ReadGradient, read_gradients, write_out_sums
 from attnc.algebra.key_intervals import Coverage, KeyInterval
-from attnc.codegen.decomposition_view import declared_feature, decomposition
+from attnc.codegen.decomposition_view import declared_attention, declared_feature, decomposition
 from attnc.codegen.expr_torch import length_text, printable, quoted
 from attnc.codegen.formulas import Field, Formulas, FormulaView
 from attnc.codegen.gradient_loops import slopes_of
@@ -74,6 +74,7 @@ class AttentionView:
         mask_sizes: those of `D` and `g` that the mask depends on, which its function takes.
         has_lse: whether the log-sum-exp is defined.
         is_checked: whether calls may ask for a check of what the caller promises of the inputs.
+        is_shortened: whether the mask depends on how many keys there were.
         has_state: whether calls may carry on from a state.
         has_seed: whether calls may choose other random features.
         program: lines that build the runtime's description of it, and the operation.
@@ -87,6 +88,7 @@ class AttentionView:
     mask_sizes: tuple[str, ...]
     has_lse: bool
     is_checked: bool
+    is_shortened: bool
     has_state: bool
     has_seed: bool
     formulas: tuple[FormulaView, ...]
@@ -126,7 +128,7 @@ def attention_view(plan: Plan, seed: str) -> AttentionView:
     attention = plan.attention
     formulas = Formulas(attention.name)
     fields = _program_fields(plan, formulas)
-    surroundings = decomposition(plan, formulas)
+    surroundings = decomposition(plan, formulas, lambda tensor: tensor_argument(tensor, formulas))
     written = tuple(formulas.written)
     text = "\n".join(formula.body for formula in written)
     key = hashlib.sha256("\0".join([seed, repr(plan), repr(fields), repr(surroundings), text]).encode()).hexdigest()[:32]
@@ -138,19 +140,21 @@ def attention_view(plan: Plan, seed: str) -> AttentionView:
     else:
         lines.extend(lay_out(f"_{attention.name}_decomposition = ", surroundings))
         lines.append(f"_{attention.name} = Decomposed(_{attention.name}_program, _{attention.name}_decomposition)")
+    declared = declared_attention(plan)
     learned_sizes = {
-        node.name for tensor in attention.learned for dim in tensor.dims if dim is not None for node in walk(dim)
+        node.name for tensor in declared.learned for dim in tensor.dims if dim is not None for node in walk(dim)
         if isinstance(node, Size)
     }  # fmt: skip
     return AttentionView(
         name=attention.name,
         class_name=class_name(attention.name),
         title=attention_title(attention),
-        arguments=tuple(argument_view(attention, tensor) for tensor in attention.tensors),
+        arguments=tuple(argument_view(declared, tensor) for tensor in declared.tensors if not tensor.hidden),
         sizes=tuple(name.value for name in (SizeName.HEADS, SizeName.HEAD_SIZE) if name in learned_sizes),
         mask_sizes=sizes_of_mask(attention),
         has_lse=attention.normalize.kind is NormalizeKind.SOFTMAX,
         is_checked=_is_checked(attention),
+        is_shortened=declared.shorten is not None,
         formulas=written,
         has_state=plan.linear is not None and plan.linear.form is Form.CHUNKED,
         has_seed=declared_feature(plan) == "favor",

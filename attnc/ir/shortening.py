@@ -88,6 +88,11 @@ def implied_tensors(keys: Deferred) -> tuple[Tensor, ...]:
     return (hidden, *learned)
 
 
+def implied_names(keys: Deferred) -> frozenset[str]:
+    """Return the names of what a `keys` statement learns."""
+    return frozenset(tensor.name for tensor in implied_tensors(keys) if not tensor.hidden)
+
+
 def _random(stream: int, length: Expr) -> Expr:
     """Return numbers of variance `1 / length`, evenly spread and hashed from their places."""
     places = tuple(Index(IndexName.DIM, axis) for axis in (0, 1))

@@ -18,7 +18,8 @@ from attnc.algebra.windows import prove_window
 from attnc.diagnostics import CompileError, Diagnostic, InternalError, Label
 from attnc.ir.nodes import Score
 from attnc.ir.program import AlignKind, Attention, NormalizeKind
-from attnc.plan.linear import find_linear_form, pairwise_attention
+from attnc.plan.linear import find_linear_form
+from attnc.plan.pairwise import check_surroundings, pairwise_attention
 from attnc.plan.kernel_plan import Choice, Form, Library, Pass, Plan, Scoring, Short
 from attnc.plan.lengths import cheapest_by_length
 from attnc.plan.overrides import alternatives
@@ -26,13 +27,6 @@ from attnc.plan.row_lengths import LENGTH, count_long_rows, most_keys, trend_of
 from attnc.plan.split import Part, decompositions
 from attnc.plan.weighing import DENSE, GOOD, Weigher, make_passes
 from attnc.source import Span
-
-COMPILED = {
-    *(("prepare", form) for form in ("unit", "rms", "rotary")),
-    *(("feature", form) for form in ("identity", "relu", "elu1", "exp", "square", "favor", "cosformer")),
-    *(("decompose", form) for form in ("none", "split", "permute", "chunk")),
-}
-"""Statements of LANGUAGE.md sections 7, 8 and 10 that have code."""
 
 MOST_CHOICES = 8
 """So many ways to compute a mask are weighed."""
@@ -48,16 +42,14 @@ def plan_attention(attention: Attention, *, length: int = LENGTH) -> Plan:
     Raises:
         CompileError: an assertion is false or cannot be decided, or a statement is not compiled yet.
     """
-    uncompiled = [one for one in attention.deferred if (one.statement, one.form) not in COMPILED]
-    if uncompiled:
-        raise CompileError(*(not_compiled_yet(d.span, f"`{d.statement} {d.form}`") for d in uncompiled))
     check_assertions(attention)
     declared, steps = simplify_attention(attention)
     declared, _ = mark_reads(declared)
     simplified = pairwise_attention(declared)
     score, score_log2, dropped, scored = derive_scoring(simplified)
     scoring = Scoring(score, score_log2, dropped)
-    facts = prove_facts(simplified)
+    facts = prove_facts(declared)
+    check_surroundings(declared, everything=facts.always is True)
     linear = find_linear_form(declared, facts)
     plan = Plan(
         simplified,

@@ -24,19 +24,6 @@ CHUNK = 64
 ONE = Const(1.0, Type.FLOAT)
 
 
-def pairwise_attention(attention: Attention) -> Attention:
-    """Return the attention over queries and keys that are prepared, mapped and shortened already.
-
-    `favor` has the scale inside of its features, and other maps are scaled where the pattern says so alone
-    (LANGUAGE.md section 7): the products of features are weighed as they are.
-    """
-    kept = tuple(one for one in attention.deferred if one.statement == "decompose")
-    scale = attention.scale
-    if attention.feature is not None and (scale is None or attention.feature.form == "favor"):
-        scale = ONE
-    return replace(attention, deferred=kept, scale=scale)
-
-
 def find_linear_form(attention: Attention, facts: Facts) -> LinearForm | str:
     """Return the form of an attention that is linear in its length, or why there is none.
 
@@ -61,11 +48,13 @@ def find_linear_form(attention: Attention, facts: Facts) -> LinearForm | str:
 def _find(attention: Attention, facts: Facts) -> LinearForm | str:
     if attention.normalize.kind not in (NormalizeKind.ROWS, NormalizeKind.NONE):
         return f"`normalize {attention.normalize.kind.value}` needs the score of each pair"
-    if attention.align.kind is AlignKind.AT:
-        return "`align at` places each sequence by itself"
     causal = facts.exactly_causal is True
     if not causal and not facts.always:
         return "the mask is neither all pairs nor exactly causal"
+    if causal and attention.shorten is not None:
+        return "a shortened key covers several positions, which a scan over queries does not"
+    if causal and attention.align.kind is AlignKind.AT:
+        return "`align at` places each sequence by itself"
     factor = split_score(attention.score)
     if factor is None:
         return "the score is more than the inner product times a factor"

@@ -15,12 +15,14 @@ from torch import Tensor
 
 from attnc.ir.evaluate import Environment, evaluate
 from attnc.ir.nodes import IndexName, Size, SizeName
-from attnc.ir.program import Attention, Normalize, NormalizeKind, TensorKind
+from attnc.ir.program import ORIGINAL_KEYS, Attention, Normalize, NormalizeKind, TensorKind
 from attnc.ir.program import Tensor as Declaration
+from attnc.ir.shortening import implied_names
 from attnc.ir.types import Type
 from attnc.reference.dropout import kept_pairs
 from attnc.reference.features import mapped, prepared
 from attnc.reference.products import pair_products, weighted_sums
+from attnc.reference.shortening import approximated, filters, shortened
 from attnc.reference.tensors import TensorEnvironment, evaluate_tensor
 
 Inputs = Mapping[str, Tensor | float]
@@ -64,6 +66,13 @@ def reference(
     """
     if value.shape[:3] != key.shape[:3]:
         raise ValueError(f"{tuple(value.shape)} values do not fit {tuple(key.shape)} keys")
+    key, value, inputs = _with_shorter_keys(attention, query, key, value, inputs, dtype or query.dtype)
+    if key.shape[2] == 0:
+        out = query[..., :0].sum(-1, keepdim=True).to(dtype or query.dtype).expand(*query.shape[:3], value.shape[3])
+        return (out, torch.full(query.shape[:3], -torch.inf, dtype=out.dtype)) if return_lse else out
+    asked = attention.decompose
+    if asked is not None and asked.form == "nystrom":
+        return _by_landmarks(attention, query, key, value, inputs, scale, dtype or query.dtype)
     if return_lse and attention.normalize.kind is not NormalizeKind.SOFTMAX:
         raise ValueError("only softmax has a log-sum-exp")
     weights, lse, active = _weights(attention, query, key, inputs, scale, dtype or query.dtype, None)
@@ -73,6 +82,48 @@ def reference(
         weights = torch.where(active, weights / (1.0 - dropout_p), 0.0)
     out = weighted_sums(weights, spread, active)
     return (out, lse) if return_lse else out
+
+
+def _with_shorter_keys(
+    attention: Attention, query: Tensor, key: Tensor, value: Tensor, inputs: Inputs | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Inputs | None]:
+    keys = attention.shorten
+    if keys is None:
+        return key, value, inputs
+    length, head_size = key.shape[2], key.shape[3]
+    given = {ORIGINAL_KEYS: torch.tensor(length), **(inputs or {})}
+    sizes = {SizeName.HEADS: query.shape[1], SizeName.HEAD_SIZE: head_size}
+    own = [one for one in attention.tensors if one.name in implied_names(keys)]
+    tables = {
+        one.name: torch.as_tensor(given[one.name]) if one.name in given else initial_value(one, sizes, dtype=dtype)
+        for one in own
+    }
+    for_keys, for_values = filters(keys, tables)
+    return shortened(keys, key.to(dtype), for_keys), shortened(keys, value.to(dtype), for_values), given
+
+
+def _by_landmarks(
+    attention: Attention,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    inputs: Inputs | None,
+    scale: float | Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Approximate by landmarks."""
+    batch, heads, queries, head_size = query.shape
+    names = (SizeName.BATCH, SizeName.HEADS, SizeName.QUERIES, SizeName.KEYS, SizeName.HEAD_SIZE, SizeName.GROUP)
+    counts = (batch, heads, queries, key.shape[2], head_size, heads // key.shape[1])
+    env = pair_environment(attention, dict(zip(names, counts, strict=True)), inputs, dtype=dtype, device=query.device)
+    spread = (_repeat_heads(tensor, heads).to(dtype) for tensor in (key, value))
+    right, values = spread
+    left, right, _ = _transformed(attention, query.to(dtype), right, env, None)
+    if scale is None:
+        own = attention.scale
+        scale = 1.0 / math.sqrt(head_size) if own is None else evaluate_tensor(own, env)
+    assert attention.decompose is not None
+    return approximated(attention.decompose, left, right, values, scale)
 
 
 def dense_weights(
@@ -204,26 +255,29 @@ def _bind(
     if unknown:
         raise ValueError(f"{attention.name} has no input {', '.join(sorted(unknown))}")
     tables = {}
+    hidden = {one.name: int(inputs[one.name]) for one in attention.tensors if one.hidden and one.name in inputs}
     for declaration in attention.tensors:
         name = declaration.name
         if name in inputs:
             given = torch.as_tensor(inputs[name], device=device)
             if not isinstance(inputs[name], Tensor) and declaration.type is Type.FLOAT:
                 given = torch.tensor(inputs[name], dtype=dtype, device=device)
-            tables[name] = _expand(declaration, given, sizes)
+            tables[name] = _expand(declaration, given, sizes, hidden)
         elif declaration.kind is TensorKind.LEARNED:
             tables[name] = initial_value(declaration, sizes, dtype=dtype, device=device)
     return tables
 
 
-def _expand(declaration: Declaration, given: Tensor, sizes: Mapping[SizeName, int]) -> Tensor:
+def _expand(
+    declaration: Declaration, given: Tensor, sizes: Mapping[SizeName, int], hidden: Mapping[str, int]
+) -> Tensor:
     if given.dim() != len(declaration.dims):
         raise ValueError(f"{declaration.name} has {given.dim()} dimensions in place of {len(declaration.dims)}")
     shape = list(given.shape)
     for axis, dim in enumerate(declaration.dims):
         if dim is None:
             continue
-        length = int(evaluate(dim, Environment(sizes=sizes)))
+        length = int(evaluate(dim, Environment(sizes=sizes, tables=hidden)))
         broadcasts = shape[axis] == 1 and dim in (Size(SizeName.BATCH), Size(SizeName.HEADS))
         if shape[axis] != length and not broadcasts:
             raise ValueError(f"{declaration.name} has length {shape[axis]} in place of {length} in dimension {axis}")
@@ -266,8 +320,6 @@ def _weights(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return normalised weights, log-sum-exp (softmax only, else NaN) and the pairs that take part."""
     batch, heads, queries, head_size = query.shape
-    if attention.shorten is not None or (attention.decompose is not None and attention.decompose.form == "nystrom"):
-        raise ValueError("shortened keys have no dense meaning yet")
     if (key.shape[0], key.shape[3]) != (batch, head_size) or heads % key.shape[1]:
         raise ValueError(f"{tuple(key.shape)} keys do not fit {tuple(query.shape)} queries")
     sizes = {

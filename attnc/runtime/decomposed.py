@@ -12,11 +12,12 @@ from torch import Tensor
 from attnc.runtime.autocast import lower_precision
 from attnc.runtime.blocks import bind_tables, block_pairs, head_pairs
 from attnc.runtime.checks import check_call, check_dropout, check_inputs, check_query_key, check_scale, kind_of
-from attnc.runtime.dispatch import Operation
+from attnc.runtime.dispatch import Operation, initial_value
 from attnc.runtime.features import EXPONENTIAL_MAPS, FeatureMap, Features, Preparation, map_features, prepare
 from attnc.runtime.linear import Linear, Side, State, attend_causally, attend_to_all, is_cheaper
 from attnc.runtime.pairs import Pairs, Sizes
-from attnc.runtime.program import Formula, Program
+from attnc.runtime.program import Formula, Program, TensorArgument
+from attnc.runtime.shorten import Shortening, nystrom
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,16 +25,22 @@ class Decomposition:
     """What surrounds the pairs of an attention.
 
     Attributes:
+        shorten: what is done to keys and values first; None if nothing is.
+        own: tensors that are used before pairs are weighed.
         prepare: what is done to queries and keys, in order.
         feature: what they are mapped to then; None for themselves.
         scale: of `favor`, the factor on the dot product; None for `1 / sqrt(D)`.
         linear: the form without pairs; None if there is none.
+        landmarks: of Nystrom's approximation; 0 where there is none.
     """
 
+    shorten: Shortening | None = None
+    own: tuple[TensorArgument, ...] = ()
     prepare: tuple[Preparation, ...] = ()
     feature: FeatureMap | None = None
     scale: Formula | None = None
     linear: Linear | None = None
+    landmarks: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +117,14 @@ class Decomposed(Operation):
     ) -> Any:
         """Prepare, map, and weigh pairs or do without them, whichever takes less work at these lengths."""
         query, key, value = lower_precision(query, key, value)
+        inputs, key, value = self._shortened(query, key, value, inputs)
+        if key.shape[2] == 0:
+            return _nothing(query, value, return_lse)
         call = self._checked(query, key, value, inputs, return_lse, precision, feature_seed, state)
         factor = check_scale(scale)
         probability, _ = check_dropout(dropout_p, seed, query.device)
+        if self.decomposition.landmarks:
+            return self._approximated(call, query, key, value, factor, probability, return_lse)
         linear = self._linear(call, probability, state, return_state)
         if linear is None:
             query, key, scale, restore = self._for_pairs(call, query, key, factor)
@@ -139,7 +151,12 @@ class Decomposed(Operation):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Compute densely; differentiable by autograd on any device."""
         query, key, value = lower_precision(query, key, value)
+        inputs, key, value = self._shortened(query, key, value, inputs)
+        if key.shape[2] == 0:
+            return _nothing(query, value, return_lse)
         call = self._checked(query, key, value, inputs, return_lse, precision, feature_seed, None)
+        if self.decomposition.landmarks:
+            return self._approximated(call, query, key, value, check_scale(scale), dropout_p, return_lse)
         query, key, scale, restore = self._for_pairs(call, query, key, check_scale(scale))
         value, kind = value.to(query.dtype), value.dtype
         found = super().reference(query, key, value, inputs, scale, return_lse, precision, dropout_p, seed)
@@ -156,6 +173,10 @@ class Decomposed(Operation):
         feature_seed: int | None = None,
     ) -> Tensor:
         """Return the normalised weights of some query rows, `[B, H, len(rows), M]`."""
+        check_query_key(query, key)
+        inputs, key, _ = self._shortened(query, key, key, inputs)
+        if self.decomposition.landmarks:
+            raise ValueError(f"rows: `decompose nystrom` never forms the weights of {self.program.name}")
         sizes = check_query_key(query, key)
         tensors = check_inputs(self.program, inputs, sizes, query.device, query.dtype)
         call = _Call(self.program, sizes, tuple(tensors), query.device, query.dtype, 0, _check_seed(feature_seed))
@@ -165,6 +186,70 @@ class Decomposed(Operation):
             return found
         chosen = torch.as_tensor(rows, device=query.device).reshape(-1).long()
         return found * (restore[:, :, chosen] if restore.shape[2] > 1 else restore).to(found.dtype)
+
+    def mask(
+        self,
+        queries: int,
+        keys: int,
+        batch: int,
+        heads: int,
+        device: torch.device | str | None,
+        inputs: Mapping[str, object],
+        *,
+        D: int = 1,  # noqa: N803
+        g: int = 1,
+        K: int | None = None,  # noqa: N803
+    ) -> Tensor:
+        """Return which pairs are allowed, bool `[B, H, N, M]`; `M` counts keys that are shortened already."""
+        shorten = self.decomposition.shorten
+        given = {**inputs, "D": D}
+        if shorten is not None:
+            given["K"] = _check_original(K, keys, shorten)
+        return super().mask(queries, keys, batch, heads, device, given, D=D, g=g)
+
+    def initial(self, name: str, **given: Any) -> Tensor:
+        """Return the initial value of a learned tensor."""
+        return initial_value((*self.program.tensors, *self.decomposition.own), name, **given)
+
+    def _shortened(
+        self, query: Tensor, key: Tensor, value: Tensor, inputs: Mapping[str, object]
+    ) -> tuple[Mapping[str, object], Tensor, Tensor]:
+        """Shorten keys and values, and add what the pairs can no longer see of them to the inputs."""
+        shorten = self.decomposition.shorten
+        sizes = check_call(self.program, query, key, value, False, None)
+        hidden = {**inputs, "D": sizes.D}
+        if shorten is None:
+            return hidden, key, value
+        shorten.check(sizes.M, sizes.D, sizes.value_size)
+        weights: list[Tensor | None] = [None, None]
+        if shorten.learned is not None:
+            own = replace(self.program, tensors=self.decomposition.own)
+            weights = [*check_inputs(own, inputs, sizes, query.device, query.dtype)]
+        key, value = shorten.apply(key, weights[0]), shorten.apply(value, weights[1])
+        return {**hidden, "K": sizes.M}, key, value
+
+    def _approximated(
+        self,
+        call: _Call,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float | None,
+        dropout_p: float,
+        return_lse: bool,
+    ) -> Tensor:
+        """Compute by landmarks."""
+        if return_lse:
+            raise ValueError("return_lse: `decompose nystrom` has no log-sum-exp")
+        if dropout_p:
+            raise ValueError("dropout_p: `decompose nystrom` never forms the weights that would be dropped")
+        queries, keys = self._mapped(call, query, key, None, None)
+        if scale is None:
+            own = self.program.scale
+            scale = call.sizes.D**-0.5 if own is None else float(own(call.at_heads(torch.float64)))
+        group = call.sizes.g
+        spread = (tensor.repeat_interleave(group, 1) if group > 1 else tensor for tensor in (keys.values, value))
+        return nystrom(queries.values, *spread, self.decomposition.landmarks, scale)
 
     def _checked(
         self,
@@ -352,6 +437,25 @@ class Decomposed(Operation):
         dtype = torch.float64 if own.rows.dtype is torch.float64 else torch.float32
         found = call.by_head(self.program.scale(call.at_queries(dtype, shift=shift)), call.sizes.N)
         return Side(own.rows * found.unsqueeze(-1).to(own.rows.dtype), own.exponent)
+
+
+def _nothing(query: Tensor, value: Tensor, return_lse: bool) -> Any:
+    """Return what queries without keys get."""
+    out = query[..., :0].sum(-1, keepdim=True).expand(*query.shape[:3], value.shape[3])
+    wide = torch.float64 if query.dtype is torch.float64 else torch.float32
+    return (out, query.new_full(query.shape[:3], -torch.inf, dtype=wide)) if return_lse else out
+
+
+def _check_original(given: object, keys: int, shorten: Shortening) -> int:
+    """Return the number of original keys, which must give so many shortened ones."""
+    least = shorten.least(keys) if given is None else given
+    if least is None:
+        raise ValueError(f"M is {keys}, which `keys {shorten.form}` never gives")
+    if isinstance(least, bool) or not isinstance(least, int):
+        raise TypeError(f"K is {kind_of(given)}, expected an int or None")
+    if shorten.count(least) != keys:
+        raise ValueError(f"K is {least}, which gives {shorten.count(least)} keys, and M is {keys}")
+    return least
 
 
 def _needs_range(feature: FeatureMap, dtype: torch.dtype) -> bool:

@@ -9,8 +9,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from attnc.runtime.blocks import compute_dtype
 from attnc.runtime.pairs import splitmix_state
-from attnc.runtime.shorten import wide_dtype
 
 EXPONENTIAL_MAPS = ("exp", "favor")
 """Maps whose features are exponentials: they are kept as `features * exp(exponent)`, so that none overflows."""
@@ -70,7 +70,7 @@ def prepare(steps: tuple[Preparation, ...], rows: Tensor, positions: Tensor) -> 
     """
     found = rows
     for step in steps:
-        wide = found.to(wide_dtype(rows.dtype))
+        wide = found.to(compute_dtype(rows.dtype))
         match step.form:
             case "unit":
                 found = wide * _inverse_norm(wide.square().sum(-1, keepdim=True))
@@ -113,7 +113,7 @@ def map_features(
         keys: how many there are, `M`.
         seed: takes the place of the map's own.
     """
-    wide = rows.to(wide_dtype(rows.dtype))
+    wide = rows.to(compute_dtype(rows.dtype))
     match feature.form:
         case "identity":
             return Features(rows)

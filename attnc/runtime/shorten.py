@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from attnc.runtime.blocks import compute_dtype
+
 PINV_STEPS = 6
 """Steps by which the inverse between landmarks is approached, as in the paper."""
 
@@ -116,7 +118,7 @@ def nystrom(query: Tensor, key: Tensor, value: Tensor, count: int, scale: float)
     attend = torch.nn.functional.scaled_dot_product_attention
     few = min(count, query.shape[2], key.shape[2])
     queries, keys = landmarks(query, few), landmarks(key, few)
-    between = torch.softmax((queries @ keys.transpose(-2, -1)).to(wide_dtype(query.dtype)) * scale, -1)
+    between = torch.softmax((queries @ keys.transpose(-2, -1)).to(compute_dtype(query.dtype)) * scale, -1)
     summary = pseudo_inverse(between) @ attend(queries, key, value, scale=scale).to(between.dtype)
     return attend(query, keys, summary.to(value.dtype), scale=scale)
 
@@ -130,8 +132,3 @@ def pseudo_inverse(matrix: Tensor) -> Tensor:
         product = matrix @ found
         found = found @ (13 * one - product @ (15 * one - product @ (7 * one - product))) / 4
     return found
-
-
-def wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return float32 for narrower types."""
-    return torch.float64 if dtype is torch.float64 else torch.float32

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from attnc.codegen.expr_torch import quoted
 from attnc.codegen.formulas import Field, Formulas
 from attnc.codegen.layout import Bracket, call, sequence
-from attnc.ir.program import AlignKind, Attention, Deferred, Tensor
+from attnc.ir.program import AlignKind, Deferred, Tensor
 from attnc.plan.kernel_plan import LinearForm, Plan
 
 
@@ -42,15 +42,10 @@ def decomposition(plan: Plan, formulas: Formulas, describe: Callable[[Tensor], B
     return call("Decomposition", *fields)
 
 
-def declared_attention(plan: Plan) -> Attention:
-    """Return the attention as callers see it."""
-    return plan.attention if plan.declared is None else plan.declared
-
-
 def own_tensors(plan: Plan) -> tuple[Tensor, ...]:
     """Return the tensors that are used before pairs are weighed, and not by them."""
     known = {tensor.name for tensor in plan.attention.tensors}
-    return tuple(one for one in declared_attention(plan).tensors if not one.hidden and one.name not in known)
+    return tuple(one for one in plan.operation.tensors if not one.hidden and one.name not in known)
 
 
 def _shortening(one: Deferred) -> Bracket:

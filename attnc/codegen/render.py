@@ -11,7 +11,6 @@ from importlib import metadata
 
 import jinja2
 
-from attnc.codegen.decomposition_view import declared_attention
 from attnc.codegen.expr_torch import printable
 from attnc.codegen.gradient_view import GradientsView, gradient_views
 from attnc.codegen.launch_view import LaunchView, launch_views
@@ -86,7 +85,7 @@ def render_module(
     Raises:
         CompileError: names that cannot stand together in one Python module.
     """
-    attentions = [declared_attention(plan) for plan in plans]
+    attentions = [plan.operation for plan in plans]
     decomposed = any(plan.declared is not None for plan in plans)
     runtime = read_runtime((*ROOTS, *(GLUON_ROOTS if gluon else ()), *(DECOMPOSED_ROOTS if decomposed else ())))
     check_names(attentions, runtime.names if standalone else ())

@@ -11,7 +11,7 @@ from attnc.algebra.data_tests import reads_pairs, whole_test
 from attnc.algebra.extents import TileExtents, TileLimits
 from attnc.algebra.gradients import ONE, ReadGradient, read_gradients, write_out_sums
 from attnc.algebra.key_intervals import Coverage, KeyInterval
-from attnc.codegen.decomposition_view import declared_attention, declared_feature, decomposition
+from attnc.codegen.decomposition_view import declared_feature, decomposition
 from attnc.codegen.expr_torch import length_text, printable, quoted
 from attnc.codegen.formulas import Field, Formulas, FormulaView
 from attnc.codegen.gradient_loops import slopes_of
@@ -140,7 +140,7 @@ def attention_view(plan: Plan, seed: str) -> AttentionView:
     else:
         lines.extend(lay_out(f"_{attention.name}_decomposition = ", surroundings))
         lines.append(f"_{attention.name} = Decomposed(_{attention.name}_program, _{attention.name}_decomposition)")
-    declared = declared_attention(plan)
+    declared = plan.operation
     learned_sizes = {
         node.name for tensor in declared.learned for dim in tensor.dims if dim is not None for node in walk(dim)
         if isinstance(node, Size)

@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 from attnc.ir.nodes import Binary, BinaryOp, Call, Cast, Const, Expr, Function, Index, IndexName, Read, Size, SizeName
-from attnc.ir.program import ORIGINAL_KEYS, Deferred, Tensor, TensorKind
+from attnc.ir.program import ORIGINAL_KEYS, Attention, Deferred, Tensor, TensorKind, map_expressions
 from attnc.ir.types import Type
-from attnc.ir.walk import transform
+from attnc.ir.walk import substitute, transform
 from attnc.source import Span
 
 FUNCTIONS = ("first", "last")
@@ -57,6 +60,43 @@ def covered(keys: Deferred, key: Expr) -> tuple[Expr, Expr]:
             return corner, _plus(corner, _plus(_times(reach, width, span), reach, span), span)
         case _:
             return Const(0, Type.INT, span=span), _less_one(original_keys(span), span)
+
+
+def shortened_count(keys: Deferred, length: int) -> int:
+    """Return how many keys `length` original ones become."""
+
+    def windows(positions: int, window: int) -> int:
+        return max(0, (positions - window) // int(keys.number("stride")) + 1)
+
+    match keys.form:
+        case "project":
+            return int(keys.number("rank"))
+        case "conv2d":
+            width, kernel = int(keys.number("width")), int(keys.number("kernel"))
+            return windows(length // width, kernel) * windows(width, kernel)
+        case "conv":
+            return windows(length, int(keys.number("kernel")))
+        case _:
+            return windows(length, int(keys.number("window")))
+
+
+def least_length(keys: Deferred, count: int) -> int:
+    """Return the least number of original keys that become at least so many."""
+    if keys.form == "project":
+        return int(keys.number("length"))
+    if keys.form == "conv2d":
+        width = int(keys.number("width"))
+        rows = next(rows for rows in range(1, 2 + width * count * 64) if shortened_count(keys, rows * width) >= count)
+        return rows * width
+    window = int(keys.number("window" if keys.form == "mean_pool" else "kernel"))
+    return (count - 1) * int(keys.number("stride")) + window
+
+
+def with_sizes(attention: Attention, sizes: Mapping[str, int]) -> Attention:
+    """Return an attention with constants in the place of hidden scalars, which are no longer among its tensors."""
+    given: dict[Expr, Expr] = {Read(name, (), Type.INT): Const(value, Type.INT) for name, value in sizes.items()}
+    found = map_expressions(attention, lambda expr: substitute(expr, given))
+    return replace(found, tensors=tuple(one for one in found.tensors if one.name not in sizes or not one.hidden))
 
 
 def implied_tensors(keys: Deferred) -> tuple[Tensor, ...]:

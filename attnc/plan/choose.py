@@ -19,7 +19,7 @@ from attnc.diagnostics import CompileError, Diagnostic, InternalError, Label
 from attnc.ir.nodes import Score
 from attnc.ir.program import AlignKind, Attention, NormalizeKind
 from attnc.plan.linear import find_linear_form
-from attnc.plan.pairwise import check_surroundings, pairwise_attention
+from attnc.plan.pairwise import check_surroundings, is_surrounded, pairwise_attention
 from attnc.plan.kernel_plan import Choice, Form, Library, Pass, Plan, Scoring, Short
 from attnc.plan.lengths import cheapest_by_length
 from attnc.plan.overrides import alternatives
@@ -57,7 +57,7 @@ def plan_attention(attention: Attention, *, length: int = LENGTH) -> Plan:
         (),
         facts,
         (*steps, *scored),
-        declared=declared if simplified != declared or not isinstance(linear, str) else None,
+        declared=declared if is_surrounded(declared) or not isinstance(linear, str) else None,
         linear=None if isinstance(linear, str) else linear,
         quadratic_because=linear if isinstance(linear, str) and declared.feature is not None else "",
     )

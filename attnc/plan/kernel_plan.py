@@ -167,6 +167,11 @@ class Plan:
     quadratic_because: str = ""
 
     @property
+    def operation(self) -> Attention:
+        """The attention as callers see it."""
+        return self.attention if self.declared is None else self.declared
+
+    @property
     def variants(self) -> tuple[Plan, ...]:
         """The plans by length, each alone: those of `short` in order, then the one that has no limit."""
         shorter = (

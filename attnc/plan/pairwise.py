@@ -25,7 +25,7 @@ def pairwise_attention(attention: Attention) -> Attention:
     elements, `D` becomes a hidden scalar, as `K` is where keys are shortened.
     """
     feature, keys = attention.feature, attention.shorten
-    kept = tuple(one for one in attention.deferred if one.statement == "decompose" and one.form != "nystrom")
+    kept = tuple(one for one in attention.deferred if one.statement in ("decompose", "keys") and one.form != "nystrom")
     scale = attention.scale
     if feature is not None and (scale is None or feature.form == "favor"):
         scale = _ONE
@@ -36,6 +36,11 @@ def pairwise_attention(attention: Attention) -> Attention:
         found = _with_own_head_size(found)
     read = {name for expr in expressions(found) for name in tables(expr)}
     return replace(found, tensors=tuple(one for one in found.tensors if not one.hidden or one.name in read))
+
+
+def is_surrounded(attention: Attention) -> bool:
+    """Tell whether anything is done to queries, keys or values before pairs are weighed, or instead."""
+    return any(one.statement != "decompose" or one.form == "nystrom" for one in attention.deferred)
 
 
 def _with_own_head_size(attention: Attention) -> Attention:

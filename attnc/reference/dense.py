@@ -66,7 +66,7 @@ def reference(
     """
     if value.shape[:3] != key.shape[:3]:
         raise ValueError(f"{tuple(value.shape)} values do not fit {tuple(key.shape)} keys")
-    key, value, inputs = _with_shorter_keys(attention, query, key, value, inputs, dtype or query.dtype)
+    key, value, inputs = with_shorter_keys(attention, query, key, value, inputs, dtype or query.dtype)
     if key.shape[2] == 0:
         out = query[..., :0].sum(-1, keepdim=True).to(dtype or query.dtype).expand(*query.shape[:3], value.shape[3])
         return (out, torch.full(query.shape[:3], -torch.inf, dtype=out.dtype)) if return_lse else out
@@ -84,9 +84,10 @@ def reference(
     return (out, lse) if return_lse else out
 
 
-def _with_shorter_keys(
+def with_shorter_keys(
     attention: Attention, query: Tensor, key: Tensor, value: Tensor, inputs: Inputs | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Inputs | None]:
+    """Return shortened keys and values, and the inputs with `K` among them; what is given where nothing is shortened."""
     keys = attention.shorten
     if keys is None:
         return key, value, inputs
@@ -141,6 +142,9 @@ def dense_weights(
     Raises:
         ValueError: a row that is not in `0 .. N - 1`, or what `reference` raises it for.
     """
+    if attention.decompose is not None and attention.decompose.form == "nystrom":
+        raise ValueError("`decompose nystrom` never forms weights")
+    key, _, inputs = with_shorter_keys(attention, query, key, key, inputs, dtype or query.dtype)
     chosen = None if rows is None else torch.as_tensor(rows, dtype=torch.int64, device=query.device)
     if chosen is not None and bool(((chosen < 0) | (chosen >= query.shape[2])).any()):
         raise ValueError(f"rows must be in 0 .. {query.shape[2] - 1}")

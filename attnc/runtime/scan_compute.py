@@ -7,6 +7,8 @@ from torch import Tensor
 
 from attnc.runtime.autocast import without_autocast
 from attnc.runtime.blocks import compute_dtype
+from attnc.runtime.compute import runs_triton
+from attnc.runtime.scan_launch import launch_scan
 from attnc.runtime.scan_torch import scan_by_torch
 
 
@@ -29,8 +31,10 @@ def scan_compute(
     Returns:
         The output, the state at the end and its log; the last two are empty where not wanted, or there is none.
     """
+    by_kernels = runs_triton(x.device) and x.dtype is not torch.float64 and x.shape[2] > 1
+    compute = launch_scan if by_kernels else scan_by_torch
     with without_autocast(x.device.type):
-        return scan_by_torch(
+        return compute(
             x, y, z, rows, keys, state, state_log, heads, reverse, chunk, with_state, out_dtype
         )  # fmt: skip
 

@@ -85,6 +85,35 @@ def separate(factor: Expr | None, *, causal: bool) -> Separable | None:
     )
 
 
+def joined(factor: Expr, weights: Separable) -> Expr:
+    """Return a factor with all its exponentials in one, whose exponent is small where their own are large.
+
+    `exp(-a * i) * exp(a * j)` is `exp(-a * (i - j))`; one that has a single exponential or power stays as it is.
+    """
+    if weights.query_exponent is None or weights.key_exponent is None or _exponentials(factor) < 2:
+        return factor
+    if weights.decay is not None:
+        distance = Binary(BinaryOp.SUB, Index(IndexName.QUERY), Index(IndexName.KEY), Type.INT)
+        exponent: Expr = Binary(BinaryOp.MUL, weights.decay, Cast(distance, Type.FLOAT), Type.FLOAT)
+    else:
+        exponent = Binary(BinaryOp.ADD, weights.query_exponent, weights.key_exponent, Type.FLOAT)
+    product: Expr = Call(Function.EXP, (exponent,), Type.FLOAT, span=factor.span)
+    for other in (weights.query_factor, weights.key_factor):
+        product = product if other is None else Binary(BinaryOp.MUL, other, product, Type.FLOAT, span=factor.span)
+    return simplify_expression(product)[0]
+
+
+def _exponentials(expr: Expr) -> int:
+    """Return how many exponentials and powers an expression multiplies that depend on a position."""
+    match expr:
+        case Binary(op=BinaryOp.MUL | BinaryOp.DIV, left=left, right=right):
+            return _exponentials(left) + _exponentials(right)
+        case Unary(op=UnaryOp.NEG, operand=operand):
+            return _exponentials(operand)
+        case _:
+            return int(_has_exponent(expr))
+
+
 def split_score(score: Expr) -> Expr | None:
     """Return the factor `f` of a score that is `f * s`, with `f` free of `s`; None where it is not of this form."""
     match score:
@@ -314,8 +343,8 @@ def _distance(expr: Expr) -> Expr:
 
 
 def _decay(found: _Parts) -> Expr | None:
-    """Return `c` where the exponents are `c * i` and `-c * j`, but for what is free of both."""
-    query = [_slope(term, IndexName.QUERY) for term in found.query_exponents if not _is_free(term)]
+    """Return `c` where the exponents are `c * i` and `-c * j`."""
+    query = [_slope(term, IndexName.QUERY) for term in found.query_exponents]
     key = [_slope(term, IndexName.KEY) for term in found.key_exponents]
     if len(query) != 1 or len(key) != 1 or query[0] is None or key[0] is None:
         return None

@@ -8,9 +8,11 @@ from itertools import islice
 
 from attnc.algebra.assertions import check_assertions
 from attnc.algebra.congruences import PairSet
+from attnc.algebra.derivation import Step
 from attnc.algebra.facts import Facts
 from attnc.algebra.proofs import prove_facts
 from attnc.algebra.scoring import derive_scoring
+from attnc.algebra.separable import joined, separate
 from attnc.algebra.simplify import simplify_attention
 from attnc.algebra.table_proofs import mark_reads
 from attnc.algebra.tiles import derive_tiles
@@ -49,6 +51,7 @@ def plan_attention(attention: Attention, *, length: int = LENGTH) -> Plan:
     score, score_log2, dropped, scored = derive_scoring(simplified)
     scoring = Scoring(score, score_log2, dropped)
     facts = prove_facts(declared)
+    simplified, joins = _with_joined_weight(simplified, causal=facts.causal is True)
     check_surroundings(declared, everything=facts.always is True)
     linear = find_linear_form(declared, facts)
     plan = Plan(
@@ -56,7 +59,7 @@ def plan_attention(attention: Attention, *, length: int = LENGTH) -> Plan:
         scoring,
         (),
         facts,
-        (*steps, *scored),
+        (*steps, *joins, *scored),
         declared=declared if is_surrounded(declared) or not isinstance(linear, str) else None,
         linear=None if isinstance(linear, str) else linear,
         quadratic_because=linear if isinstance(linear, str) and declared.feature is not None else "",
@@ -74,6 +77,18 @@ def plan_attention(attention: Attention, *, length: int = LENGTH) -> Plan:
     if asked is not None:
         return plan
     return replace(plan, short=_short(plan))
+
+
+def _with_joined_weight(attention: Attention, *, causal: bool) -> tuple[Attention, tuple[Step, ...]]:
+    """Join the exponentials of a weight, so that none overflows at distant positions."""
+    weight = attention.weight
+    weights = None if weight is None else separate(weight, causal=causal)
+    if weight is None or weights is None:
+        return attention, ()
+    found = joined(weight, weights)
+    return (attention, ()) if found == weight else (
+        replace(attention, weight=found), (Step("join-exponentials", weight, found),)
+    )
 
 
 def _chosen(plan: Plan) -> Plan:

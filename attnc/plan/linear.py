@@ -45,6 +45,37 @@ def find_linear_form(attention: Attention, facts: Facts) -> LinearForm | str:
     return replace(found, chunk=int(asked.number("size")), asked=True)
 
 
+OVERHEAD = 1.5
+"""What a product of a linear form counts in products of pairs: its sums are written out and read again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a linear form does for one head.
+
+    Attributes:
+        products: multiplications with an addition.
+        inside: pairs that are formed, inside of chunks.
+        states: sums of keys by values that are written and read again.
+    """
+
+    products: int
+    inside: int
+    states: int
+
+
+def linear_work(form: LinearForm, queries: int, keys: int, features: int, value_size: int) -> Work:
+    """Return the work of a linear form; `runtime.linear` decides by the same numbers."""
+    inside = queries * min(form.chunk, keys)
+    products = (queries + keys) * features * value_size + inside * (features + value_size) // 2
+    return Work(products, inside, -(-keys // form.chunk) if form.chunk else 1)
+
+
+def pair_work(form: LinearForm, queries: int, keys: int, features: int, value_size: int) -> float:
+    """Return the work of the pairs of one head."""
+    return queries * keys / (2 if form.form is Form.CHUNKED else 1) * (features + value_size)
+
+
 def _find(attention: Attention, facts: Facts) -> LinearForm | str:
     if attention.normalize.kind not in (NormalizeKind.ROWS, NormalizeKind.NONE):
         return f"`normalize {attention.normalize.kind.value}` needs the score of each pair"

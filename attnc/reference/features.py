@@ -71,8 +71,9 @@ def mapped(feature: Deferred, rows: Tensor, positions: Tensor, keys: int, seed: 
             powers = rows @ directions.to(rows).T - rows.square().sum(-1, keepdim=True) / 2
             return powers.exp() / math.sqrt(count)
         case "cosformer":
-            angles = (positions * math.pi / (2 * keys)).unsqueeze(-1).to(rows.dtype)
-            return torch.cat((rows.relu() * angles.cos(), rows.relu() * angles.sin()), -1)
+            angles = (positions.double() * math.pi / (2 * keys)).unsqueeze(-1)
+            cosine, sine = (turn.to(rows.dtype) for turn in (angles.cos(), angles.sin()))
+            return torch.cat((rows.relu() * cosine, rows.relu() * sine), -1)
         case _:
             raise ValueError(f"`feature {feature.form}` has no dense meaning")
 

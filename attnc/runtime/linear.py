@@ -160,12 +160,12 @@ def sum_of_keys(
     if key.exponent is not None or peak is not None:
         exponent = 0.0 if key.exponent is None else key.exponent
         weights = (exponent - (0.0 if peak is None else peak.unsqueeze(-1))).exp()
-        rows = _in_heads(rows, weights.shape[1]) * weights.unsqueeze(-1).to(rows.dtype)
+        rows = _spread_heads(rows, weights.shape[1]) * weights.unsqueeze(-1).to(rows.dtype)
     own_heads = max(rows.shape[1], values.shape[1])
-    found = _in_heads(rows, own_heads).transpose(-2, -1) @ _in_heads(values, own_heads)
+    found = _spread_heads(rows, own_heads).transpose(-2, -1) @ _spread_heads(values, own_heads)
     if memory is not None:
         earlier = memory if peak is None else memory * _scale(log, peak).to(memory.dtype)
-        found = earlier + _in_heads(found, heads).to(memory.dtype)
+        found = earlier + _spread_heads(found, heads).to(memory.dtype)
     return found, peak
 
 
@@ -205,7 +205,7 @@ def _scale(log: Tensor | None, peak: Tensor) -> Tensor:
     return difference.exp()[..., None, None]
 
 
-def _in_heads(tensor: Tensor, heads: int) -> Tensor:
+def _spread_heads(tensor: Tensor, heads: int) -> Tensor:
     """Repeat heads that several share."""
     return tensor if tensor.shape[1] in (1, heads) else tensor.repeat_interleave(heads // tensor.shape[1], 1)
 

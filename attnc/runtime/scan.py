@@ -207,22 +207,22 @@ def _gradients(
 
     if wants[0] or wants[3]:
         grad = forward(wants[3] or x.shape[1] < heads)
-        found[0] = _of_heads(grad, x)
+        found[0] = _summed_heads(grad, x)
         found[3] = _of_logs(grad, x, rows) if wants[3] else None
     if wants[1] or wants[4]:
         start = None if grad_state is None else grad_state.transpose(-1, -2)
         grad, *_ = backward(z, grad_out, x, start, wants[4] or y.shape[1] < heads)
-        found[1] = _of_heads(grad, y)
+        found[1] = _summed_heads(grad, y)
         found[4] = _of_logs(grad, y, keys) if wants[4] else None
     if wants[2] or wants[5]:
         grad, end, end_log = backward(y, x, grad_out, grad_state, z.shape[1] < heads, wants[5])
-        found[2] = _of_heads(grad, z)
+        found[2] = _summed_heads(grad, z)
         if wants[5]:
             found[5] = _of_state(end, end_log, state, state_log)
     return tuple(found)
 
 
-def _of_heads(grad: Tensor, part: Tensor) -> Tensor:
+def _summed_heads(grad: Tensor, part: Tensor) -> Tensor:
     """Return the gradient of what heads share."""
     if part.shape[1] < grad.shape[1]:
         grad = torch.unflatten(grad, 1, (part.shape[1], -1)).sum(2)

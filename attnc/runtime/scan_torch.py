@@ -86,7 +86,7 @@ def scan_by_torch(
         out, end, log = _single_row(x, y, z, logs, state)
         return out.to(out_dtype), end if with_state else no_state, log if with_state and log is not None else no_log
     chunk = min(chunk, max(1, length))
-    slabs = list(_slabs(length, chunk, reverse, _chunks_at_once(x, z, heads, chunk)))
+    slabs = list(_chunk_slabs(length, chunk, reverse, _chunks_at_once(x, z, heads, chunk)))
     references = None if logs is None else running_references(logs, chunk, reverse)
     pieces: list[Tensor] = []
     carry = None if state is None else state.to(dtype)
@@ -139,7 +139,7 @@ def _chunks_at_once(x: Tensor, z: Tensor, heads: int, chunk: int) -> int:
     return max(1, SLAB_NUMBERS // max(1, x.shape[0] * heads * numbers))
 
 
-def _slabs(length: int, chunk: int, reverse: bool, at_once: int) -> Iterator[_Slab]:
+def _chunk_slabs(length: int, chunk: int, reverse: bool, at_once: int) -> Iterator[_Slab]:
     """Yield slabs in the order of the walk; the rows that are left of the last whole chunk are one of their own."""
     whole, rest = divmod(length, chunk)
     found = [(first * chunk, min(at_once, whole - first), chunk) for first in range(0, whole, at_once)]
@@ -181,7 +181,7 @@ def _scan_slab(
         seen = pairs.triu() if reverse else pairs.tril()
     else:
         seen = (torch.unflatten(pairs, 0, shape) * _pair_weights(logs, reverse, pairs.dtype)).flatten(0, 2)
-    states, carry = _states(y, z, shape, logs, carry, reverse, goes_on)
+    states, carry = _chunk_states(y, z, shape, logs, carry, reverse, goes_on)
     if states is None:
         out = torch.bmm(seen, z)
     elif logs is None:
@@ -202,7 +202,7 @@ def _pair_weights(logs: _SlabLogs, reverse: bool, dtype: torch.dtype) -> Tensor:
     return exponents.masked_fill(hidden, -torch.inf).exp()
 
 
-def _states(
+def _chunk_states(
     y: Tensor,
     z: Tensor,
     shape: tuple[int, int, int],

@@ -22,7 +22,7 @@ from attnc.ir.shortening import shortened_count, with_sizes
 from attnc.ir.types import Type
 from attnc.ir.walk import tables
 from attnc.plan.choose import plan_attention
-from attnc.plan.kernel_plan import Pass, Plan
+from attnc.plan.kernel_plan import Form, Pass, Plan
 
 MOST_EVALUATED = 1 << 32
 """Pairs, over heads, that are evaluated one by one where sets cannot count them; some ten seconds of work."""
@@ -135,14 +135,14 @@ class Explanation:
             "passes": [
                 _pass_as_json(cost, self._long_rows(one)) for one, cost in zip(plan.passes, self.passes, strict=False)
             ],
-            "forms": [one.as_json() for one in self.forms],
-            "surroundings": list(self.surroundings),
             "plan": self._plan_as_json(),
             "prepasses": [one.as_json() for one in self.prepasses],
             "rules": [step.rule for step in plan.derivation],
             "flops": self.flops,
             "bytes": self.bytes,
             "gradients": self.gradients.as_json(),
+            **({"forms": [one.as_json() for one in self.forms]} if self.forms else {}),
+            **({"surroundings": list(self.surroundings)} if self.surroundings else {}),
         }
 
     def _long_rows(self, one: Pass) -> int:
@@ -269,6 +269,7 @@ def _linear_pass(plan: Plan, form: str, sizes: Sizes, like: PassCost) -> PassCos
     if plan.linear is not None:
         inside = sizes[SizeName.QUERIES] * min(plan.linear.chunk, sizes[SizeName.KEYS])
     chunk = plan.linear.chunk if plan.linear is not None else 0
+    form = Form.LINEAR.value if form == "nystrom" else form
     return replace(like, form=form, pairs_computed=inside, tiles=Tiles(chunk, chunk, None, None, None))
 
 

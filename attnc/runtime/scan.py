@@ -306,6 +306,4 @@ def _batched(size: int, in_dims: tuple[Any, ...], args: tuple[Any, ...]) -> tupl
     return tuple(apart), dims
 
 
-register_scan()
-_TRACED = torch.ops.attnc.causal_scan_1
-torch.library.register_autograd("attnc::causal_scan_1", _gradients, setup_context=_save)
+_TRACED = register_scan(_gradients, _save)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -70,10 +73,16 @@ _SCHEMA = (
 )
 
 
-def register_scan() -> str:
-    """Register the operator in `torch.ops.attnc`, unless another module has, and return its name."""
+def register_scan(gradients: Callable[..., Any], save: Callable[..., None]) -> Any:
+    """Return the operator in `torch.ops.attnc`, registered here unless another copy of this module has.
+
+    Args:
+        gradients: its backward function.
+        save: keeps what that reads.
+    """
     name = "causal_scan_1"
     if not hasattr(torch.ops.attnc, name):
         operator = torch.library.custom_op(f"attnc::{name}", scan_compute, mutates_args=(), schema=_SCHEMA)
         operator.register_fake(_fake_scan)
-    return name
+        operator.register_autograd(gradients, setup_context=save)
+    return getattr(torch.ops.attnc, name)

@@ -37,7 +37,7 @@ class ScanTiles:
 
 
 SCAN_TILES = {
-    ("sm_80", 2): ScanTiles(64, 64, 128, 4, 2),
+    ("sm_80", 2): ScanTiles(64, 64, 128, 8, 2),
     ("sm_86", 2): ScanTiles(64, 64, 64, 4, 2),
     ("sm_90", 2): ScanTiles(64, 64, 128, 4, 2),
     ("sm_100", 2): ScanTiles(64, 64, 128, 4, 2),

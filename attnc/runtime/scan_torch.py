@@ -15,9 +15,14 @@ from torch import Tensor
 
 from attnc.runtime.blocks import compute_dtype
 from attnc.runtime.scan_logs import ScanLogs, factor, running_references
+from attnc.runtime.transforms import are_transforms_active
 
 SLAB_NUMBERS = 1 << 20
 """Numbers that a slab's intermediate results have, unless one chunk of each head has more."""
+
+
+FACTOR_LOG = 30.0
+"""Greatest log, up or down, of weights of rows and keys that may replace those of pairs: far from float32's limits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,11 +181,7 @@ def _scan_slab(
     batch, heads = x.shape[:2]
     shape = (batch, heads, slab.chunks)
     x, y, z = (part.reshape(batch * heads * slab.chunks, slab.size, part.shape[3]) for part in (x, y, z))
-    pairs = torch.bmm(x, y.transpose(1, 2))
-    if logs is None:
-        seen = pairs.triu() if reverse else pairs.tril()
-    else:
-        seen = (torch.unflatten(pairs, 0, shape) * _pair_weights(logs, reverse, pairs.dtype)).flatten(0, 2)
+    seen = _seen_pairs(x, y, shape, logs, reverse)
     states, carry = _states(y, z, shape, logs, carry, reverse, goes_on)
     if states is None:
         out = torch.bmm(seen, z)
@@ -191,6 +192,45 @@ def _scan_slab(
         earlier = torch.unflatten(torch.bmm(x, states), 0, shape) * decay
         out = torch.baddbmm(earlier.flatten(0, 2), seen, z)
     return out.reshape(batch, heads, slab.chunks * slab.size, z.shape[2]), carry
+
+
+def _seen_pairs(x: Tensor, y: Tensor, shape: tuple[int, int, int], logs: _SlabLogs | None, reverse: bool) -> Tensor:
+    """Return the weighted products of the pairs of each chunk, 0 where a row does not see a key."""
+    factors = None if logs is None else _pair_factors(logs, x.dtype)
+    if logs is not None and factors is None:
+        pairs = torch.unflatten(torch.bmm(x, y.transpose(1, 2)), 0, shape)
+        return (pairs * _pair_weights(logs, reverse, pairs.dtype)).flatten(0, 2)
+    if factors is not None:
+        x, y = (
+            (torch.unflatten(part, 0, shape) * weight.unsqueeze(-1)).flatten(0, 2)
+            for part, weight in zip((x, y), factors, strict=True)
+        )
+    pairs = torch.bmm(x, y.transpose(1, 2))
+    return pairs.triu() if reverse else pairs.tril()
+
+
+def _pair_factors(logs: _SlabLogs, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+    """Return weights of rows and of keys whose products are those of pairs, None where these might not be exact.
+
+    Logs within a chunk mostly differ by little. Those far above or below others would leave the range of the type.
+    """
+    if are_transforms_active() or torch.compiler.is_compiling() or logs.keys.is_meta:
+        return None
+    highest, lowest = _extent(logs.keys)
+    middle = torch.where(highest > -torch.inf, 0.5 * (highest + lowest), -_extent(logs.rows)[0])
+    middle = torch.where(middle.isfinite(), middle, 0.0)  # nothing in the chunk has a weight
+    rows, keys = logs.rows + middle, logs.keys - middle
+    for part in (rows, keys):
+        above, below = _extent(part)
+        if not bool(((above <= FACTOR_LOG) & (below >= -FACTOR_LOG)).all()):
+            return None
+    return rows.exp().to(dtype), keys.exp().to(dtype)
+
+
+def _extent(logs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the greatest and the least finite log of each chunk."""
+    least = torch.where(logs == -torch.inf, torch.inf, logs).amin(-1, keepdim=True)
+    return logs.amax(-1, keepdim=True), least
 
 
 def _pair_weights(logs: _SlabLogs, reverse: bool, dtype: torch.dtype) -> Tensor:

@@ -67,7 +67,7 @@ def _fake_scan(
     return out, end, z.new_empty(shape, dtype=torch.float64)
 
 
-_SCHEMA = (
+_SCAN_SCHEMA = (
     "(Tensor x, Tensor y, Tensor z, Tensor? rows, Tensor? keys, Tensor? state, Tensor? state_log, int heads,"
     " bool reverse, int chunk, bool with_state, ScalarType out_dtype) -> (Tensor, Tensor, Tensor)"
 )
@@ -82,7 +82,7 @@ def register_scan(gradients: Callable[..., Any], save: Callable[..., None]) -> A
     """
     name = "causal_scan_1"
     if not hasattr(torch.ops.attnc, name):
-        operator = torch.library.custom_op(f"attnc::{name}", scan_compute, mutates_args=(), schema=_SCHEMA)
+        operator = torch.library.custom_op(f"attnc::{name}", scan_compute, mutates_args=(), schema=_SCAN_SCHEMA)
         operator.register_fake(_fake_scan)
         operator.register_autograd(gradients, setup_context=save)
     return getattr(torch.ops.attnc, name)

@@ -70,6 +70,11 @@ class ScanLaunch:
     programs: int
     arguments: dict[str, Any]
 
+    @property
+    def block(self) -> int:
+        """Rows of a block, or what stands for them."""
+        return self.arguments.get("BLOCK_N", LEAST_BLOCK)  # type: ignore[no-any-return]
+
 
 def launch_scan(
     x: Tensor,
@@ -105,14 +110,10 @@ def launch_scan(
             end.zero_() if state is None else end.copy_(state)
         return out, end, log
     for launch in scan_launches(x, y, z, logs, state, out, end, heads, reverse, chunk):
-        call = ScanCall(x, _tiles_of_scan(launch))
+        options = launch.arguments["num_warps"], launch.arguments["num_stages"]
+        call = ScanCall(x, Tiles(launch.block, launch.block, *options))
         launchable(launch.kernel, call)[(launch.programs,)](**launch.arguments)
     return out, end, log
-
-
-def _tiles_of_scan(launch: ScanLaunch) -> Tiles:
-    block = launch.arguments.get("BLOCK_N", LEAST_BLOCK)
-    return Tiles(block, block, launch.arguments["num_warps"], launch.arguments["num_stages"])
 
 
 def scan_launches(

@@ -12,6 +12,9 @@ from __future__ import annotations
 
 from attnc.runtime.kernel_math import tl, triton
 
+SCAN_COUNTS = ("heads", "x_group", "y_group", "z_group", "length", "first_chunk", "chunks", "all_chunks", "walked")
+"""Numbers for whose values no kernel is compiled anew."""
+
 
 @triton.jit
 def scan_rows_of(pointer, batch, head, stride_batch, stride_head):
@@ -40,7 +43,7 @@ def split_log(log):
     return high, tl.where(tl.abs(high) < float("inf"), low, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SCAN_COUNTS)
 def scan_sums_kernel(
     y_ptr, z_ptr, keys_ptr, references_ptr, sums_ptr,
     y_stride_b, y_stride_h, y_stride_n,
@@ -86,7 +89,7 @@ def scan_sums_kernel(
     tl.store(target + feature[:, None] * values + value[None, :], sums, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SCAN_COUNTS)
 def scan_walk_kernel(
     sums_ptr, state_ptr, end_ptr, references_ptr,
     state_stride_b, state_stride_h, state_stride_f, state_stride_e,
@@ -158,7 +161,7 @@ def add_scan_pairs(out, pairs, z, DOT: tl.constexpr, SCALED: tl.constexpr):
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SCAN_COUNTS)
 def scan_rows_kernel(
     x_ptr, y_ptr, z_ptr, rows_ptr, keys_ptr, references_ptr, sums_ptr, out_ptr,
     x_stride_b, x_stride_h, x_stride_n,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -109,10 +110,11 @@ def launch_scan(
         if with_state:
             end.zero_() if state is None else end.copy_(state)
         return out, end, log
-    for launch in scan_launches(x, y, z, logs, state, out, end, heads, reverse, chunk):
-        options = launch.arguments["num_warps"], launch.arguments["num_stages"]
-        call = ScanCall(x, Tiles(launch.block, launch.block, *options))
-        launchable(launch.kernel, call)[(launch.programs,)](**launch.arguments)
+    with torch.cuda.device(x.device) if x.is_cuda else nullcontext():  # Triton launches on the current one
+        for launch in scan_launches(x, y, z, logs, state, out, end, heads, reverse, chunk):
+            options = launch.arguments["num_warps"], launch.arguments["num_stages"]
+            call = ScanCall(x, Tiles(launch.block, launch.block, *options))
+            launchable(launch.kernel, call)[(launch.programs,)](**launch.arguments)
     return out, end, log
 
 

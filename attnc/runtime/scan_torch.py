@@ -216,8 +216,8 @@ def _pair_factors(logs: _ScanSlabLogs, dtype: torch.dtype) -> tuple[Tensor, Tens
 
     Logs within a chunk mostly differ by little. Those far above or below others would leave the range of the type.
     """
-    if are_transforms_active() or torch.compiler.is_compiling() or logs.keys.is_meta:
-        return None
+    if not logs.keys.is_cpu or are_transforms_active() or torch.compiler.is_compiling():
+        return None  # values are not at hand, or a device would have to be waited for
     highest, lowest = _finite_extent(logs.keys)
     middle = torch.where(highest > -torch.inf, 0.5 * (highest + lowest), -_finite_extent(logs.rows)[0])
     middle = torch.where(middle.isfinite(), middle, 0.0)  # nothing in the chunk has a weight

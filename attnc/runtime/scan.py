@@ -127,11 +127,19 @@ def _scan(
     traced = traced or any(type(part) not in PLAIN_TENSORS for part in tensors)
     if are_nested_tangents() or (traced and needs_composite(tensors)):
         compute = scan_by_torch
+    elif traced:
+        compute = _SCAN_OPERATOR
     else:
-        compute = _SCAN_OPERATOR if traced else _Scan.apply
+        compute = _Scan.apply if _is_recorded(tensors) else scan_compute
     return compute(
         x, y, z, rows, keys, state, state_log, heads, reverse, chunk, with_state, out_dtype
     )  # fmt: skip
+
+
+def _is_recorded(tensors: list[Tensor]) -> bool:
+    """Tell whether derivatives may be asked for."""
+    recorded = torch.is_grad_enabled() and any(part.requires_grad for part in tensors)
+    return recorded or needs_composite(tensors)
 
 
 _SCAN_TENSORS = ("x", "y", "z", "rows", "keys", "state", "state_log")

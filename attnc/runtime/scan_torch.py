@@ -2,7 +2,8 @@
 
 Inside a chunk every pair is computed, as in attention. What earlier keys contribute comes from sums of `y z^T` over
 all of them, one for each chunk: a small lower triangular matrix makes them of the chunks' own sums. Memory beside the
-output is that of one slab of chunks. Every operation is differentiable in both directions and never in place.
+output is that of one slab of chunks. Every operation is differentiable in both directions, and nothing is done in place
+where a transform looks on.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from attnc.runtime.transforms import are_transforms_active
 SLAB_NUMBERS = 1 << 20
 """Numbers that a slab's intermediate results have, unless one chunk of each head has more."""
 
+
+FEW_PAIRS = 1 << 16
+"""Pairs whose weights take less time than the question whether rows and keys can have them."""
 
 FACTOR_LOG = 30.0
 """Greatest log, up or down, of weights of rows and keys that may replace those of pairs: far from float32's limits."""
@@ -92,19 +96,25 @@ def scan_by_torch(
         return out.to(out_dtype), end if with_state else no_state, log if with_state and log is not None else no_log
     chunk = min(chunk, max(1, length))
     slabs = list(_scan_slabs(length, chunk, reverse, _chunks_at_once(x, z, heads, chunk)))
-    references = None if logs is None else running_references(logs, chunk, reverse)
+    references = None
+    if logs is not None:
+        alone = length <= chunk and state is None and not with_state  # no sums, and so no references
+        references = logs.keys.new_zeros((1, 1, 2)) if alone else running_references(logs, chunk, reverse)
+    out = z.new_empty((z.shape[0], heads, length, z.shape[3]), dtype=out_dtype)
     pieces: list[Tensor] = []
+    seen_through = are_transforms_active() or torch.compiler.is_compiling()
     carry = None if state is None else state.to(dtype)
     for slab in slabs:
         of_x, of_y, of_z = (_rows_in_heads(part[:, :, slab.rows], heads, dtype) for part in (x, y, z))
         goes_on = with_state or slab is not slabs[-1]
         of_logs = _logs_of_slab(logs, references, slab, reverse)
         piece, carry = _scan_slab(of_x, of_y, of_z, slab, of_logs, carry, reverse, goes_on)
-        pieces.append(piece.to(out_dtype))
-    if reverse:
-        pieces.reverse()
-    empty = z.new_empty((z.shape[0], heads, 0, z.shape[3]), dtype=out_dtype)
-    out = torch.cat(pieces or [empty], 2)  # of one piece too: forward mode takes no views
+        if seen_through:
+            pieces.append(piece.to(out_dtype))
+        else:
+            out[:, :, slab.rows] = piece
+    if pieces:
+        out = torch.cat(pieces[::-1] if reverse else pieces, 2)
     if not with_state:
         return out, no_state, no_log
     if carry is None:
@@ -216,6 +226,8 @@ def _pair_factors(logs: _ScanSlabLogs, dtype: torch.dtype) -> tuple[Tensor, Tens
 
     Logs within a chunk mostly differ by little. Those far above or below others would leave the range of the type.
     """
+    if logs.rows.numel() * logs.rows.shape[-1] <= FEW_PAIRS:
+        return None
     if not logs.keys.is_cpu or are_transforms_active() or torch.compiler.is_compiling():
         return None  # values are not at hand, or a device would have to be waited for
     highest, lowest = _finite_extent(logs.keys)

@@ -20,7 +20,7 @@ from attnc.runtime.scan_compute import register_scan, scan_compute
 from attnc.runtime.scan_torch import scan_by_torch
 from attnc.runtime.transforms import PLAIN_TENSORS, are_nested_tangents
 
-CHUNK = 64
+SCAN_CHUNK = 64
 """Rows of a chunk, inside of which all pairs are computed."""
 
 
@@ -35,7 +35,7 @@ def causal_scan(
     *,
     heads: int | None = None,
     reverse: bool = False,
-    chunk: int = CHUNK,
+    chunk: int = SCAN_CHUNK,
     return_state: bool = False,
     out_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -66,7 +66,7 @@ def causal_scan(
         ValueError: shapes do not fit.
     """
     heads = max(x.shape[1], y.shape[1], z.shape[1]) if heads is None else heads
-    _check(x, y, z, row_logs, key_logs, state, state_log, heads, chunk)
+    _check_scan(x, y, z, row_logs, key_logs, state, state_log, heads, chunk)
     wanted = x.dtype if out_dtype is None else out_dtype
     out, end, log = _scan(
         x, y, z, row_logs, key_logs, state, state_log, heads, reverse, chunk, return_state, wanted
@@ -76,7 +76,7 @@ def causal_scan(
     return out, end, log if key_logs is not None or state_log is not None else None
 
 
-def _check(
+def _check_scan(
     x: Tensor,
     y: Tensor,
     z: Tensor,
@@ -127,14 +127,22 @@ def _scan(
     traced = traced or any(type(part) not in PLAIN_TENSORS for part in tensors)
     if are_nested_tangents() or (traced and needs_composite(tensors)):
         compute = scan_by_torch
+    elif traced:
+        compute = _SCAN_OPERATOR
     else:
-        compute = _TRACED if traced else _Scan.apply
+        compute = _Scan.apply if _is_recorded(tensors) else scan_compute
     return compute(
         x, y, z, rows, keys, state, state_log, heads, reverse, chunk, with_state, out_dtype
     )  # fmt: skip
 
 
-_TENSORS = ("x", "y", "z", "rows", "keys", "state", "state_log")
+def _is_recorded(tensors: list[Tensor]) -> bool:
+    """Tell whether derivatives may be asked for."""
+    recorded = torch.is_grad_enabled() and any(part.requires_grad for part in tensors)
+    return recorded or needs_composite(tensors)
+
+
+_SCAN_TENSORS = ("x", "y", "z", "rows", "keys", "state", "state_log")
 
 
 class _Scan(torch.autograd.Function):
@@ -148,34 +156,34 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
         """Keep what derivatives are made of."""
-        _save(ctx, inputs, output)
+        _save_scan(ctx, inputs, output)
         ctx.save_for_forward(*inputs[:7])
         ctx.mark_non_differentiable(output[2])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         """Return the gradients of tensors."""
-        return _gradients(ctx, *grads)
+        return _scan_gradients(ctx, *grads)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor | None, ...]:
         """Return the tangents of output and state."""
-        return _tangents(ctx, tangents[:6])
+        return _scan_tangents(ctx, tangents[:6])
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         """Take what stands for many as further entries of the batch."""
-        return _batched(info.batch_size, in_dims, args)
+        return _batched_scan(info.batch_size, in_dims, args)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+def _save_scan(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     log = output[2] if output[2].numel() else None
     ctx.save_for_backward(*inputs[:7], log)
     ctx.options = inputs[7:]
     ctx.set_materialize_grads(False)
 
 
-def _gradients(
+def _scan_gradients(
     ctx: Any, grad_out: Tensor | None, grad_state: Tensor | None, _of_log: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     x, y, z, rows, keys, state, state_log, log = ctx.saved_tensors
@@ -207,35 +215,35 @@ def _gradients(
 
     if wants[0] or wants[3]:
         grad = forward(wants[3] or x.shape[1] < heads)
-        found[0] = _summed_heads(grad, x)
-        found[3] = _of_logs(grad, x, rows) if wants[3] else None
+        found[0] = _gradient_of_shared(grad, x)
+        found[3] = _gradient_of_logs(grad, x, rows) if wants[3] else None
     if wants[1] or wants[4]:
         start = None if grad_state is None else grad_state.transpose(-1, -2)
         grad, *_ = backward(z, grad_out, x, start, wants[4] or y.shape[1] < heads)
-        found[1] = _summed_heads(grad, y)
-        found[4] = _of_logs(grad, y, keys) if wants[4] else None
+        found[1] = _gradient_of_shared(grad, y)
+        found[4] = _gradient_of_logs(grad, y, keys) if wants[4] else None
     if wants[2] or wants[5]:
         grad, end, end_log = backward(y, x, grad_out, grad_state, z.shape[1] < heads, wants[5])
-        found[2] = _summed_heads(grad, z)
+        found[2] = _gradient_of_shared(grad, z)
         if wants[5]:
-            found[5] = _of_state(end, end_log, state, state_log)
+            found[5] = _gradient_of_state(end, end_log, state, state_log)
     return tuple(found)
 
 
-def _summed_heads(grad: Tensor, part: Tensor) -> Tensor:
+def _gradient_of_shared(grad: Tensor, part: Tensor) -> Tensor:
     """Return the gradient of what heads share."""
     if part.shape[1] < grad.shape[1]:
         grad = torch.unflatten(grad, 1, (part.shape[1], -1)).sum(2)
     return grad.to(part.dtype)
 
 
-def _of_logs(grad: Tensor, part: Tensor, logs: Tensor) -> Tensor:
+def _gradient_of_logs(grad: Tensor, part: Tensor, logs: Tensor) -> Tensor:
     """Return the gradient of logs from that of the rows whose weights they are in."""
     by_head = torch.unflatten(grad, 1, (part.shape[1], -1)) * part.unsqueeze(2)
     return by_head.sum(-1, dtype=torch.float64).flatten(1, 2).sum_to_size(logs.shape).to(logs.dtype)
 
 
-def _of_state(end: Tensor, end_log: Tensor, state: Tensor, state_log: Tensor | None) -> Tensor:
+def _gradient_of_state(end: Tensor, end_log: Tensor, state: Tensor, state_log: Tensor | None) -> Tensor:
     """Return the gradient of the state that a scan starts from, which is where the walk backward ends."""
     log = end_log if end_log.numel() else None
     if state_log is not None:
@@ -243,12 +251,12 @@ def _of_state(end: Tensor, end_log: Tensor, state: Tensor, state_log: Tensor | N
     return (end if log is None else end * log.exp()[..., None, None].to(end.dtype)).to(state.dtype)
 
 
-def _tangents(ctx: Any, tangents: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+def _scan_tangents(ctx: Any, tangents: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
     x, y, z, rows, keys, state, state_log = ctx.saved_tensors[:7]
     heads = ctx.options[0]
     of_x, of_y, of_z, of_rows, of_keys, of_state = tangents
-    of_x = _with_logs(of_x, x, of_rows, heads)
-    of_y = _with_logs(of_y, y, of_keys, heads)
+    of_x = _tangent_with_logs(of_x, x, of_rows, heads)
+    of_y = _tangent_with_logs(of_y, y, of_keys, heads)
     terms = []
     if of_x is not None:
         terms.append((of_x, y, z, state))
@@ -269,8 +277,8 @@ def _tangents(ctx: Any, tangents: tuple[Tensor | None, ...]) -> tuple[Tensor | N
     return out, end, None
 
 
-def _with_logs(tangent: Tensor | None, part: Tensor, of_logs: Tensor | None, heads: int) -> Tensor | None:
-    """Return the tangent of rows of which a weight is a factor."""
+def _tangent_with_logs(tangent: Tensor | None, part: Tensor, of_logs: Tensor | None, heads: int) -> Tensor | None:
+    """Return the tangent of rows of which a weight is a weights_of."""
     if of_logs is None:
         return tangent
     if part.shape[1] != of_logs.shape[1] and of_logs.shape[1] > 1:
@@ -281,13 +289,13 @@ def _with_logs(tangent: Tensor | None, part: Tensor, of_logs: Tensor | None, hea
     return by_logs if tangent is None else tangent + by_logs
 
 
-def _batched(size: int, in_dims: tuple[Any, ...], args: tuple[Any, ...]) -> tuple[Any, Any]:
+def _batched_scan(size: int, in_dims: tuple[Any, ...], args: tuple[Any, ...]) -> tuple[Any, Any]:
     """Compute `size` scans as one with a larger batch, of tensors some of which have one more dimension."""
     x, of_x = args[0], in_dims[0]
     batch = x.shape[0] if of_x is None else x.movedim(of_x, 0).shape[1]
     merged: list[Tensor | None] = []
     of_log = 1  # entries of the batch that the last log tells apart
-    for name, part, dim in zip(_TENSORS, args, in_dims, strict=False):
+    for name, part, dim in zip(_SCAN_TENSORS, args, in_dims, strict=False):
         if part is None or (dim is None and part.shape[0] == 1 < batch):
             merged.append(part)  # logs of all entries alike
             continue
@@ -306,6 +314,4 @@ def _batched(size: int, in_dims: tuple[Any, ...], args: tuple[Any, ...]) -> tupl
     return tuple(apart), dims
 
 
-register_scan()
-_TRACED = torch.ops.attnc.causal_scan_1
-torch.library.register_autograd("attnc::causal_scan_1", _gradients, setup_context=_save)
+_SCAN_OPERATOR = register_scan(_scan_gradients, _save_scan)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -64,16 +67,22 @@ def _fake_scan(
     return out, end, z.new_empty(shape, dtype=torch.float64)
 
 
-_SCHEMA = (
+_SCAN_SCHEMA = (
     "(Tensor x, Tensor y, Tensor z, Tensor? rows, Tensor? keys, Tensor? state, Tensor? state_log, int heads,"
     " bool reverse, int chunk, bool with_state, ScalarType out_dtype) -> (Tensor, Tensor, Tensor)"
 )
 
 
-def register_scan() -> str:
-    """Register the operator in `torch.ops.attnc`, unless another module has, and return its name."""
+def register_scan(gradients: Callable[..., Any], save: Callable[..., None]) -> Any:
+    """Return the operator in `torch.ops.attnc`, registered here unless another copy of this module has.
+
+    Args:
+        gradients: its backward function.
+        save: keeps what that reads.
+    """
     name = "causal_scan_1"
     if not hasattr(torch.ops.attnc, name):
-        operator = torch.library.custom_op(f"attnc::{name}", scan_compute, mutates_args=(), schema=_SCHEMA)
+        operator = torch.library.custom_op(f"attnc::{name}", scan_compute, mutates_args=(), schema=_SCAN_SCHEMA)
         operator.register_fake(_fake_scan)
-    return name
+        operator.register_autograd(gradients, setup_context=save)
+    return getattr(torch.ops.attnc, name)

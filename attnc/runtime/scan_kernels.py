@@ -12,6 +12,9 @@ from __future__ import annotations
 
 from attnc.runtime.kernel_math import tl, triton
 
+SCAN_COUNTS = ("heads", "x_group", "y_group", "z_group", "length", "first_chunk", "chunks", "all_chunks", "walked")
+"""Numbers for whose values no kernel is compiled anew."""
+
 
 @triton.jit
 def scan_rows_of(pointer, batch, head, stride_batch, stride_head):
@@ -40,7 +43,7 @@ def split_log(log):
     return high, tl.where(tl.abs(high) < float("inf"), low, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SCAN_COUNTS)
 def scan_sums_kernel(
     y_ptr, z_ptr, keys_ptr, references_ptr, sums_ptr,
     y_stride_b, y_stride_h, y_stride_n,
@@ -86,7 +89,7 @@ def scan_sums_kernel(
     tl.store(target + feature[:, None] * values + value[None, :], sums, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SCAN_COUNTS)
 def scan_walk_kernel(
     sums_ptr, state_ptr, end_ptr, references_ptr,
     state_stride_b, state_stride_h, state_stride_f, state_stride_e,
@@ -128,6 +131,37 @@ def scan_walk_kernel(
 
 
 @triton.jit
+def add_scan_sums(
+    out, x_base, row, length, x_stride_n, sums_base, value, features, values,
+    DOT: tl.constexpr, SCALED: tl.constexpr, BLOCK_F: tl.constexpr,
+):  # fmt: skip
+    """Add what rows take of the sums before their chunk; where `SCALED`, those may be beyond the range of float16."""
+    for start in range(0, features, BLOCK_F):
+        feature = start + tl.arange(0, BLOCK_F)
+        x = load_scan_tile(x_base, row[:, None], length, x_stride_n, feature[None, :], features)
+        sums = load_scan_tile(sums_base, feature[:, None], features, values, value[None, :], values)
+        if SCALED:
+            greatest = tl.max(tl.max(tl.abs(sums), 1), 0)
+            greatest = tl.where(greatest > 0.0, greatest, 1.0)
+            out += tl.dot(x.to(DOT), (sums / greatest).to(DOT)) * greatest
+        else:
+            out = tl.dot(x.to(DOT), sums.to(DOT), out, input_precision="ieee")
+    return out
+
+
+@triton.jit
+def add_scan_pairs(out, pairs, z, DOT: tl.constexpr, SCALED: tl.constexpr):
+    """Add what rows take of the keys in their chunk, by the weights of pairs, which may be large in the same way."""
+    if SCALED:
+        greatest = tl.max(tl.abs(pairs), 1)
+        greatest = tl.where(greatest > 0.0, greatest, 1.0)[:, None]
+        out += tl.dot((pairs / greatest).to(DOT), z.to(DOT)) * greatest
+    else:
+        out = tl.dot(pairs.to(DOT), z.to(DOT), out, input_precision="ieee")
+    return out
+
+
+@triton.jit(do_not_specialize=SCAN_COUNTS)
 def scan_rows_kernel(
     x_ptr, y_ptr, z_ptr, rows_ptr, keys_ptr, references_ptr, sums_ptr, out_ptr,
     x_stride_b, x_stride_h, x_stride_n,
@@ -167,16 +201,9 @@ def scan_rows_kernel(
     out = tl.zeros((BLOCK_N, BLOCK_E), dtype=tl.float32)
     if SUMS:
         sums_base = sums_ptr + (sequence.to(tl.int64) * chunks + stored) * features * values
-        for start in range(0, features, BLOCK_F):
-            feature = start + tl.arange(0, BLOCK_F)
-            x = load_scan_tile(x_base, row[:, None], length, x_stride_n, feature[None, :], features)
-            sums = load_scan_tile(sums_base, feature[:, None], features, values, value[None, :], values)
-            if SCALED:  # sums over many keys may be beyond its range
-                greatest = tl.max(tl.max(tl.abs(sums), 1), 0)
-                greatest = tl.where(greatest > 0.0, greatest, 1.0)
-                out += tl.dot(x.to(DOT), (sums / greatest).to(DOT)) * greatest
-            else:
-                out = tl.dot(x.to(DOT), sums.to(DOT), out, input_precision="ieee")
+        out = add_scan_sums(
+            out, x_base, row, length, x_stride_n, sums_base, value, features, values, DOT, SCALED, BLOCK_F
+        )
         if LOGS:
             out = out * tl.exp((log + before).to(tl.float32))[:, None]
     if REVERSE:
@@ -202,11 +229,6 @@ def scan_rows_kernel(
         else:
             pairs = tl.where(seen, pairs, 0.0)
         z = load_scan_tile(z_base, key[:, None], length, z_stride_n, value[None, :], values)
-        if SCALED:
-            greatest = tl.max(tl.abs(pairs), 1)
-            greatest = tl.where(greatest > 0.0, greatest, 1.0)[:, None]
-            out += tl.dot((pairs / greatest).to(DOT), z.to(DOT)) * greatest
-        else:
-            out = tl.dot(pairs.to(DOT), z.to(DOT), out, input_precision="ieee")
+        out = add_scan_pairs(out, pairs, z, DOT, SCALED)
     target = out_ptr + (sequence.to(tl.int64) * length + row[:, None]) * out_values + value[None, :]
     tl.store(target, out.to(out_ptr.dtype.element_ty), mask=(row < length)[:, None] & (value < out_values)[None, :])

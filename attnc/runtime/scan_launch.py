@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,7 +38,7 @@ class ScanTiles:
 
 
 SCAN_TILES = {
-    ("sm_80", 2): ScanTiles(64, 64, 128, 4, 2),
+    ("sm_80", 2): ScanTiles(64, 64, 128, 8, 2),
     ("sm_86", 2): ScanTiles(64, 64, 64, 4, 2),
     ("sm_90", 2): ScanTiles(64, 64, 128, 4, 2),
     ("sm_100", 2): ScanTiles(64, 64, 128, 4, 2),
@@ -69,6 +70,11 @@ class ScanLaunch:
     kernel: Any
     programs: int
     arguments: dict[str, Any]
+
+    @property
+    def block(self) -> int:
+        """Rows of a block, or what stands for them."""
+        return self.arguments.get("BLOCK_N", LEAST_BLOCK)  # type: ignore[no-any-return]
 
 
 def launch_scan(
@@ -104,15 +110,12 @@ def launch_scan(
         if with_state:
             end.zero_() if state is None else end.copy_(state)
         return out, end, log
-    for launch in scan_launches(x, y, z, logs, state, out, end, heads, reverse, chunk):
-        call = ScanCall(x, _tiles_of(launch))
-        launchable(launch.kernel, call)[(launch.programs,)](**launch.arguments)
+    with torch.cuda.device(x.device) if x.is_cuda else nullcontext():  # Triton launches on the current one
+        for launch in scan_launches(x, y, z, logs, state, out, end, heads, reverse, chunk):
+            options = launch.arguments["num_warps"], launch.arguments["num_stages"]
+            call = ScanCall(x, Tiles(launch.block, launch.block, *options))
+            launchable(launch.kernel, call)[(launch.programs,)](**launch.arguments)
     return out, end, log
-
-
-def _tiles_of(launch: ScanLaunch) -> Tiles:
-    block = launch.arguments.get("BLOCK_N", LEAST_BLOCK)
-    return Tiles(block, block, launch.arguments["num_warps"], launch.arguments["num_stages"])
 
 
 def scan_launches(
@@ -152,10 +155,10 @@ def scan_launches(
     at_once = max(1, SUMS_BYTES // (batch * heads * sizes[0] * sizes[1] * 4))
     references = None if logs is None else running_references(logs, chunk, reverse).contiguous()
     common = {
-        **_matrices(heads, x=x, y=y, z=z),
+        **_scan_matrices(heads, x=x, y=y, z=z),
         **_log_arguments(logs, references),
         "heads": heads, "length": length, "features": sizes[0], "values": sizes[1], "out_values": out.shape[3],
-        "all_chunks": all_chunks, "SCALED": dtype is torch.float16, "DOT": _DOTS[dtype],
+        "all_chunks": all_chunks, "SCALED": dtype is torch.float16, "DOT": _SCAN_DOTS[dtype],
         "LOGS": logs is not None, "REVERSE": reverse, "CHUNK": chunk,
         "BLOCK_N": tiles.rows, "BLOCK_F": tiles.features, "BLOCK_E": tiles.values,
         "num_warps": tiles.warps, "num_stages": tiles.stages,
@@ -196,11 +199,11 @@ def scan_tiles(device: torch.device, dtype: torch.dtype, features: int, values: 
     )  # fmt: skip
 
 
-_DOTS = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+_SCAN_DOTS = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 """Types of the factors of products; sums are float32."""
 
 
-def _matrices(heads: int, **parts: Tensor) -> dict[str, Any]:
+def _scan_matrices(heads: int, **parts: Tensor) -> dict[str, Any]:
     """Return arguments that say where rows of tensors are, and how many heads share them."""
     found: dict[str, Any] = {}
     for name, part in parts.items():
@@ -244,7 +247,7 @@ def _sums_of_chunks(
     blocks = -(-features // tiles.features) * -(-values // tiles.values)
     arguments = {"sums_ptr": sums, "first_chunk": first, "chunks": chunks}
     names = scan_sums_kernel.arg_names if hasattr(scan_sums_kernel, "arg_names") else ()
-    yield ScanLaunch(scan_sums_kernel, batch * heads * chunks * blocks, _only(names, common | arguments))
+    yield ScanLaunch(scan_sums_kernel, batch * heads * chunks * blocks, _arguments_of(names, common | arguments))
     strides = (0, 0, 0, 0) if carry is None else carry.stride()
     size = features * values
     block = min(WALK_BLOCK, padded(size))
@@ -268,9 +271,9 @@ def _rows_of_chunks(
     blocks = common["CHUNK"] // tiles.rows * -(-values // tiles.values)
     arguments = {"sums_ptr": sums, "out_ptr": out, "first_chunk": first, "chunks": chunks, "SUMS": sums is not None}
     names = scan_rows_kernel.arg_names if hasattr(scan_rows_kernel, "arg_names") else ()
-    return ScanLaunch(scan_rows_kernel, batch * heads * chunks * blocks, _only(names, common | arguments))
+    return ScanLaunch(scan_rows_kernel, batch * heads * chunks * blocks, _arguments_of(names, common | arguments))
 
 
-def _only(names: tuple[str, ...], arguments: dict[str, Any]) -> dict[str, Any]:
+def _arguments_of(names: tuple[str, ...], arguments: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments that a kernel has, and its options."""
     return {name: value for name, value in arguments.items() if name in names or name.startswith("num_")}

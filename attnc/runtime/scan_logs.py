@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-LOWEST = -1e300
+LOWEST_LOG = -1e300
 """Stands for the log of 0 where logs are subtracted from each other; in float32 it is minus infinity."""
 
 
@@ -49,16 +49,16 @@ class ScanLogs:
         zeros = torch.zeros((1, 1, like.shape[2]), **options)  # type: ignore[call-overload]
         rows = zeros if rows is None else rows.double()
         if start is None:
-            none = 0.0 if has_state or keys is None else LOWEST
+            none = 0.0 if has_state or keys is None else LOWEST_LOG
             start = torch.full((1, 1), none, **options)  # type: ignore[call-overload]
-        return cls(rows, zeros if keys is None else keys.double(), start.double().clamp(min=LOWEST))
+        return cls(rows, zeros if keys is None else keys.double(), start.double().clamp(min=LOWEST_LOG))
 
 
 def running_references(logs: ScanLogs, chunk: int, reverse: bool) -> Tensor:
     """Return the reference of the sums that each chunk starts from, in the order of the walk, and of the last sums.
 
     Returns:
-        `(B or 1, H or 1, C + 1)`, never falling, at least `LOWEST`.
+        `(B or 1, H or 1, C + 1)`, never falling, at least `LOWEST_LOG`.
     """
     greatest = chunk_maxima(logs.keys, chunk)
     if reverse:
@@ -78,6 +78,6 @@ def chunk_maxima(keys: Tensor, chunk: int) -> Tensor:
     return found
 
 
-def factor(exponents: Tensor, dtype: torch.dtype) -> Tensor:
+def weights_of(exponents: Tensor, dtype: torch.dtype) -> Tensor:
     """Return `exp` of float64 exponents at most 0, in another type."""
     return exponents.to(dtype).exp()

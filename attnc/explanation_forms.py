@@ -89,8 +89,7 @@ def surroundings(operation: Attention, length: int) -> tuple[str, ...]:
     if operation.shorten is not None:
         keys = operation.shorten
         found.append(
-            f"{_SHORTENED[keys.form].format(**dict_of(keys))}: {length:,} keys become"
-            f" {shortened_count(keys, length):,}"
+            f"{_SHORTENED[keys.form].format(**dict_of(keys))}: {length:,} keys become {shortened_count(keys, length):,}"
         )
     found += [_PREPARED[one.form].format(**dict_of(one)) for one in operation.prepare]
     if operation.feature is not None:

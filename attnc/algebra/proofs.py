@@ -13,8 +13,8 @@ from attnc.algebra.index_sets import OutOfBudgetError, allowance, attempt, new_c
 from attnc.algebra.stretches import as_map, row_contiguous
 from attnc.ir.nodes import Cast, Expr, Index, IndexName, Read
 from attnc.ir.program import Attention
-from attnc.ir.types import Type
 from attnc.ir.shortening import covered
+from attnc.ir.types import Type
 from attnc.ir.walk import substitute
 
 _KEY = Index(IndexName.KEY)

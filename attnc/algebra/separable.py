@@ -180,7 +180,7 @@ def grows(decay: Expr) -> bool:
 
 
 def _value(expr: Expr, head: int) -> float:
-    sizes = {name: 1 for name in SizeName} | {SizeName.HEADS: 4, SizeName.HEAD_SIZE: 64}
+    sizes = dict.fromkeys(SizeName, 1) | {SizeName.HEADS: 4, SizeName.HEAD_SIZE: 64}
     return float(evaluate(expr, Environment(indices={IndexName.HEAD: head, IndexName.BATCH: 0}, sizes=sizes)))
 
 

@@ -199,9 +199,7 @@ def _count(case: Case) -> float:
     counted = count_pairs_by_sets(
         attention, shape.queries, shape.keys, shape.heads, group=shape.group, head_size=shape.head_size
     )
-    return float(
-        count_pairs(attention, shape.sizes(), case.data, device=case.device) if counted is None else counted
-    )
+    return float(count_pairs(attention, shape.sizes(), case.data, device=case.device) if counted is None else counted)
 
 
 def make_case(attention: Attention, shape: Shape, settings: Settings) -> Case:

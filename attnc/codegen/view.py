@@ -131,7 +131,9 @@ def attention_view(plan: Plan, seed: str) -> AttentionView:
     surroundings = decomposition(plan, formulas, lambda tensor: tensor_argument(tensor, formulas))
     written = tuple(formulas.written)
     text = "\n".join(formula.body for formula in written)
-    key = hashlib.sha256("\0".join([seed, repr(plan), repr(fields), repr(surroundings), text]).encode()).hexdigest()[:32]
+    key = hashlib.sha256("\0".join([seed, repr(plan), repr(fields), repr(surroundings), text]).encode()).hexdigest()[
+        :32
+    ]
     names = [("name", attention.name), ("key", key), ("identity", _identity(attention.name, fields, written))]
     program = call("Program", *((field, quoted(value)) for field, value in names), *fields)
     lines = [*lay_out(f"_{attention.name}_program = ", program)]

@@ -17,14 +17,14 @@ from attnc.algebra.simplify import simplify_attention
 from attnc.algebra.table_proofs import mark_reads
 from attnc.algebra.tiles import derive_tiles
 from attnc.algebra.windows import prove_window
-from attnc.diagnostics import CompileError, Diagnostic, InternalError, Label
+from attnc.diagnostics import Diagnostic, InternalError, Label
 from attnc.ir.nodes import Score
 from attnc.ir.program import AlignKind, Attention, NormalizeKind
-from attnc.plan.linear import find_linear_form
-from attnc.plan.pairwise import check_surroundings, is_surrounded, pairwise_attention
 from attnc.plan.kernel_plan import Choice, Form, Library, Pass, Plan, Scoring, Short
 from attnc.plan.lengths import cheapest_by_length
+from attnc.plan.linear import find_linear_form
 from attnc.plan.overrides import alternatives
+from attnc.plan.pairwise import check_surroundings, is_surrounded, pairwise_attention
 from attnc.plan.row_lengths import LENGTH, count_long_rows, most_keys, trend_of
 from attnc.plan.split import Part, decompositions
 from attnc.plan.weighing import DENSE, GOOD, Weigher, make_passes
@@ -86,8 +86,10 @@ def _with_joined_weight(attention: Attention, *, causal: bool) -> tuple[Attentio
     if weight is None or weights is None:
         return attention, ()
     found = joined(weight, weights)
-    return (attention, ()) if found == weight else (
-        replace(attention, weight=found), (Step("join-exponentials", weight, found),)
+    return (
+        (attention, ())
+        if found == weight
+        else (replace(attention, weight=found), (Step("join-exponentials", weight, found),))
     )
 
 

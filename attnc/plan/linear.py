@@ -1,9 +1,9 @@
 """Which attentions have a form whose cost is linear in the length, and which one.
 
-`(phi(Q) phi(K)^T) V` is `phi(Q) (phi(K)^T V)` where every pair is allowed; under a causal mask the product in brackets is
+`(phi(Q) phi(K)^T) V` is `phi(Q) (phi(K)^T V)` where every pair is allowed; under a causal mask the inner product is
 carried along the sequence, chunk by chunk (Katharopoulos et al., "Transformers are RNNs", 2020; Yang et al., "Gated
-Linear Attention Transformers with Hardware-Efficient Training", 2024). A factor of a pair may stand in either form if it
-is a function of the query times one of the key.
+Linear Attention Transformers with Hardware-Efficient Training", 2024). A factor of a pair may stand in either form if
+it is a function of the query times one of the key.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from attnc.algebra.facts import Facts
-from attnc.algebra.separable import Separable, grows, separate, split_score
+from attnc.algebra.separable import grows, separate, split_score
 from attnc.diagnostics import CompileError, Diagnostic, Label
 from attnc.ir.nodes import Binary, BinaryOp, Const, Expr
 from attnc.ir.program import AlignKind, Attention, Deferred, NormalizeKind

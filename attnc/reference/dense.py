@@ -87,7 +87,7 @@ def reference(
 def with_shorter_keys(
     attention: Attention, query: Tensor, key: Tensor, value: Tensor, inputs: Inputs | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Inputs | None]:
-    """Return shortened keys and values, and the inputs with `K` among them; what is given where nothing is shortened."""
+    """Return shortened keys and values, and the inputs with `K` among them; all as given where nothing is shortened."""
     keys = attention.shorten
     if keys is None:
         return key, value, inputs

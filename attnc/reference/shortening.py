@@ -68,7 +68,7 @@ def _inverse(matrix: Tensor) -> Tensor:
     """Take six steps of `Z <- Z (13 I - A Z (15 I - A Z (7 I - A Z))) / 4` from `A^T / (|A|_1 |A|_inf)`."""
     one = torch.eye(matrix.shape[-1], dtype=matrix.dtype)
     norms = torch.linalg.matrix_norm(matrix, 1) * torch.linalg.matrix_norm(matrix, torch.inf)
-    found = matrix.transpose(-2, -1) / norms[..., None, None]
+    found: Tensor = matrix.transpose(-2, -1) / norms[..., None, None]
     for _ in range(STEPS):
         step = matrix @ found
         found = 0.25 * found @ (13 * one - step @ (15 * one - step @ (7 * one - step)))

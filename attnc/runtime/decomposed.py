@@ -129,9 +129,7 @@ class Decomposed(Operation):
         if linear is None:
             query, key, scale, restore = self._for_pairs(call, query, key, factor)
             value, kind = value.to(query.dtype), value.dtype
-            found = super().attend(
-                query, key, value, inputs, scale, return_lse, precision, dropout_p, seed, checked
-            )
+            found = super().attend(query, key, value, inputs, scale, return_lse, precision, dropout_p, seed, checked)
             return _restored(found, restore, kind)
         return self._without_pairs(call, linear, (query, key, value), factor, state, return_state)
 
@@ -148,7 +146,7 @@ class Decomposed(Operation):
         seed: Tensor | int | None,
         *,
         feature_seed: int | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    ) -> Any:
         """Compute densely; differentiable by autograd on any device."""
         query, key, value = lower_precision(query, key, value)
         inputs, key, value = self._shortened(query, key, value, inputs)
@@ -185,7 +183,8 @@ class Decomposed(Operation):
         if restore is None:
             return found
         chosen = torch.as_tensor(rows, device=query.device).reshape(-1).long()
-        return found * (restore[:, :, chosen] if restore.shape[2] > 1 else restore).to(found.dtype)
+        scaled: Tensor = found * (restore[:, :, chosen] if restore.shape[2] > 1 else restore).to(found.dtype)
+        return scaled
 
     def mask(
         self,
@@ -248,8 +247,8 @@ class Decomposed(Operation):
             own = self.program.scale
             scale = call.sizes.D**-0.5 if own is None else float(own(call.at_heads(torch.float64)))
         group = call.sizes.g
-        spread = (tensor.repeat_interleave(group, 1) if group > 1 else tensor for tensor in (keys.values, value))
-        return nystrom(queries.values, *spread, self.decomposition.landmarks, scale)
+        right, values = (part.repeat_interleave(group, 1) if group > 1 else part for part in (keys.values, value))
+        return nystrom(queries.values, right, values, self.decomposition.landmarks, scale)
 
     def _checked(
         self,

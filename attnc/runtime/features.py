@@ -101,9 +101,7 @@ def _inverse_norm(square: Tensor) -> Tensor:
     return torch.where(square > 0, torch.where(square > 0, square, 1.0).rsqrt(), 0.0)
 
 
-def map_features(
-    feature: FeatureMap, rows: Tensor, positions: Tensor, keys: int, seed: int | None = None
-) -> Features:
+def map_features(feature: FeatureMap, rows: Tensor, positions: Tensor, keys: int, seed: int | None = None) -> Features:
     """Map queries or keys to features, in float32 at least.
 
     Args:
@@ -155,7 +153,7 @@ def random_directions(count: int, size: int, seed: int) -> Tensor:
     rotations, upper = torch.linalg.qr(_gaussians(seed, 0, blocks, size))
     signs = torch.where(upper.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0)
     lengths = _gaussians(seed, 1, blocks, size).norm(dim=-1)
-    directions = (rotations * signs.unsqueeze(-2)).transpose(-2, -1) * lengths.unsqueeze(-1)
+    directions: Tensor = (rotations * signs.unsqueeze(-2)).transpose(-2, -1) * lengths.unsqueeze(-1)
     return directions.reshape(blocks * size, size)[:count].contiguous()
 
 

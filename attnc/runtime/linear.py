@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from attnc.runtime.blocks import compute_dtype
 from attnc.runtime.program import Formula
 from attnc.runtime.scan import causal_scan
 
@@ -88,7 +89,7 @@ def attend_to_all(query: Side, key: Side, value: Tensor, *, rows: bool) -> Tenso
     memory, log = sum_of_keys(key, values, query.rows.shape[1])
     memory = memory.to(query.rows.dtype)
     heads = memory.shape[1]
-    grouped = query.rows.unflatten(1, (heads, -1))
+    grouped = torch.unflatten(query.rows, 1, (heads, -1))
     out = (grouped @ memory.unsqueeze(2)).flatten(1, 2)
     return _with_exponents(out, query, None if log is None else log.unsqueeze(-1), rows=rows)
 
@@ -112,14 +113,18 @@ def attend_causally(
     heads, count, length = query.rows.shape[1], query.rows.shape[2], value.shape[2]
     memory, log = (None, None) if state is None else (state.memory, state.log)
     if shift:
-        memory, log = sum_of_keys(_stretch(key, 0, shift), values[:, :, :shift], heads, memory, log)
+        memory, log = sum_of_keys(
+            _wide(_stretch(key, 0, shift)), _wide_values(values[:, :, :shift]), heads, memory, log
+        )
         memory = memory.repeat_interleave(heads // memory.shape[1], 1)
     own = _stretch(key, shift, min(shift + count, length))
     inside = values[:, :, shift : shift + count]
     if inside.shape[2] < count:  # rows behind the last key see what it sees
         missing = count - inside.shape[2]
         inside = _with_empty_rows(inside, missing)
-        exponent = None if own.exponent is None else torch.nn.functional.pad(own.exponent, (0, missing), value=-torch.inf)
+        exponent = (
+            None if own.exponent is None else torch.nn.functional.pad(own.exponent, (0, missing), value=-torch.inf)
+        )
         own = Side(_with_empty_rows(own.rows, missing), exponent)
     peaks = _peaks(own.exponent, log)
     out, last, last_log = causal_scan(
@@ -139,7 +144,10 @@ def attend_causally(
         return found, None
     behind = shift + count
     if behind < length:
-        last, last_log = sum_of_keys(_stretch(key, behind, length), values[:, :, behind:], heads, last, last_log)
+        assert last is not None
+        rest = _wide(_stretch(key, behind, length))
+        last, last_log = sum_of_keys(rest, _wide_values(values[:, :, behind:]), heads, last, last_log)
+    assert last is not None
     return found, State(last, last_log, length + (0 if state is None else state.length))
 
 
@@ -157,9 +165,9 @@ def sum_of_keys(
         before = torch.zeros((), dtype=torch.float64, device=values.device) if log is None else log
         peak = before if peak is None else torch.maximum(peak, before)
     rows = key.rows
-    if key.exponent is not None or peak is not None:
-        exponent = 0.0 if key.exponent is None else key.exponent
-        weights = (exponent - (0.0 if peak is None else peak.unsqueeze(-1))).exp()
+    if peak is not None:
+        logs = -peak.unsqueeze(-1)
+        weights = (logs if key.exponent is None else key.exponent + logs).exp()
         rows = _spread_heads(rows, weights.shape[1]) * weights.unsqueeze(-1).to(rows.dtype)
     own_heads = max(rows.shape[1], values.shape[1])
     found = _spread_heads(rows, own_heads).transpose(-2, -1) @ _spread_heads(values, own_heads)
@@ -186,7 +194,8 @@ def _with_exponents(out: Tensor, query: Side, peaks: Tensor | None, *, rows: boo
         return divided(out)
     if query.exponent is None and peaks is None:
         return out
-    exponent = (0.0 if query.exponent is None else query.exponent) + (0.0 if peaks is None else peaks)
+    exponent = sum(part for part in (query.exponent, peaks) if part is not None)
+    assert isinstance(exponent, Tensor)
     return out * exponent.exp().unsqueeze(-1).to(out.dtype)
 
 
@@ -213,6 +222,15 @@ def _spread_heads(tensor: Tensor, heads: int) -> Tensor:
 def _stretch(side: Side, first: int, end: int) -> Side:
     exponent = side.exponent
     return Side(side.rows[:, :, first:end], None if exponent is None else exponent[..., first:end])
+
+
+def _wide(side: Side) -> Side:
+    return Side(_wide_values(side.rows), side.exponent)
+
+
+def _wide_values(values: Tensor) -> Tensor:
+    """Return numbers as sums over many of them are kept: float32 at least."""
+    return values.to(compute_dtype(values.dtype))
 
 
 def _with_empty_rows(tensor: Tensor, missing: int) -> Tensor:

@@ -94,18 +94,18 @@ class Shortening:
         if self.form == "conv":
             found = torch.nn.functional.conv1d(columns, weights, stride=self.stride, groups=size)
         else:
-            grid = columns.unflatten(2, (-1, self.width))
+            grid = torch.unflatten(columns, 2, (-1, self.width))
             found = torch.nn.functional.conv2d(grid, weights, stride=self.stride, groups=size).flatten(2)
-        return found.unflatten(0, (batch, heads)).transpose(2, 3)
+        return torch.unflatten(found, 0, (batch, heads)).transpose(2, 3)
 
 
 def landmarks(rows: Tensor, count: int) -> Tensor:
     """Return the means of `count` stretches of rows `(B, H, N, D)`, as even as the length allows."""
     length = rows.shape[2]
     if length % count == 0:
-        return rows.unflatten(2, (count, -1)).mean(3)
+        return torch.unflatten(rows, 2, (count, -1)).mean(3)
     place = torch.arange(length, device=rows.device) * count // length
-    sums = rows.new_zeros((*rows.shape[:2], count, rows.shape[3])).index_add(2, place, rows)
+    sums: Tensor = rows.new_zeros((*rows.shape[:2], count, rows.shape[3])).index_add(2, place, rows)
     return sums / torch.bincount(place, minlength=count).view(-1, 1)
 
 

@@ -18,6 +18,7 @@ from attnc.ir.program import (
     Tensor,
     map_expressions,
 )
+from attnc.ir.shortening import implied_tensors, original_keys, resolve
 from attnc.ir.types import Type
 from attnc.sema import expression_errors, form_errors
 from attnc.sema.context import Context
@@ -27,7 +28,6 @@ from attnc.sema.forms import check_align, check_deferred, check_normalize
 from attnc.sema.operators import widen
 from attnc.sema.restrict import PER_QUERY, obeys
 from attnc.sema.scopes import QuantityMeaning, Scope, nearest
-from attnc.ir.shortening import implied_tensors, original_keys, resolve
 from attnc.source import Span
 from attnc.syntax import tree
 

@@ -12,14 +12,14 @@ from __future__ import annotations
 from typing import assert_never
 
 from attnc.ir.arithmetic import INT_MAX, INT_MIN
-from attnc.ir.nodes import And, Const, Expr, Index, Or, Parameter, Read, Size, Unary, UnaryOp, Where
+from attnc.ir.nodes import And, Const, Expr, Index, Or, Read, Size, Unary, UnaryOp, Where
+from attnc.ir.shortening import original_keys
 from attnc.ir.types import Type
 from attnc.sema import errors, expression_errors, operators
 from attnc.sema.calls import check_call, inline
 from attnc.sema.context import MAX_INLINED, MAX_LEVEL, Context
 from attnc.sema.functions import need_ints
 from attnc.sema.report import TooManyErrors
-from attnc.ir.shortening import original_keys
 from attnc.sema.scopes import (
     BuiltinMeaning,
     DefinitionMeaning,

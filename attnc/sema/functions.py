@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from attnc.ir.nodes import Binary, BinaryOp, Call, Cast, Const, Expr, Function, Where
+from attnc.ir.shortening import stand_in
 from attnc.ir.types import Type
 from attnc.sema import expression_errors
 from attnc.sema.context import Context
-from attnc.ir.shortening import stand_in
 from attnc.sema.operators import arithmetic, need_bool, need_number, unify, widen
 from attnc.source import Span
 

@@ -16,9 +16,7 @@ GAMMA = [0.9, -0.7, 0.5, 1.0]
 
 
 def attention(statement):
-    text = (
-        f"attention x {{ learned gamma: float[H] = 0.9\n mask causal\n feature identity\n {statement}\n normalize none }}"
-    )
+    text = f"attention x {{ learned gamma: float[H] = 0.9\n mask causal\n {statement}\n normalize none }}"
     return simplify_attention(check_source(SourceFile("x", text)).program.attentions[0])[0]
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MODEL = (
-    "  At best: the larger of the forward FLOPs on what is computed / published dense bfloat16 peak and least traffic /",
+    "  At best: the larger of (forward FLOPs of what is computed) / published dense bfloat16 peak and least traffic /",
     "  published bandwidth. No program reaches it; `attnc bench` measures what this one takes.",
 )
 

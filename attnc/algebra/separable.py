@@ -1,8 +1,8 @@
 """Weights that are a function of the query times a function of the key, and decays: what a scan can carry along.
 
-A factor of a pair is separable where it is `u(i) * v(j) * exp(p(i) + q(j))`. Exponents are kept apart from factors: each
-of `p` and `q` may be in the thousands at distant positions while their sum is small, as in `c ** (i - j)`, which is
-`exp(log(c) * i - log(c) * j)`.
+A factor of a pair is separable where it is `u(i) * v(j) * exp(p(i) + q(j))`. Exponents are kept apart from factors:
+each of `p` and `q` may be in the thousands at distant positions while their sum is small, as in `c ** (i - j)`, which
+is `exp(log(c) * i - log(c) * j)`.
 """
 
 from __future__ import annotations

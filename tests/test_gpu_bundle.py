@@ -185,6 +185,23 @@ def test_processes_may_fail_without_the_others(bundle, tmp_path, monkeypatch):
     assert set(rows) == {"works"}  # what the end of the budget has cut short is left for the next run
 
 
+def test_causal_scans_are_checked(bundle):
+    from bundle import plan, scans
+
+    (asked,) = plan.DRY_SCANS
+    dtype, sizes, weights, reverse = asked
+    found = scans.check(dtype, list(sizes), weights, reverse, "cpu")
+    assert found["ok"], found
+    right = scans.function()
+    scans.function = lambda: (
+        lambda *args, **options: tuple(1.1 * part if part is not None else None for part in right(*args, **options))
+    )
+    wrong = scans.check(dtype, list(sizes), weights, reverse, "cpu")
+    assert wrong["wrong"] == ["output", "state", "gradient of x", "gradient of y", "gradient of z"]
+    jobs = list(plan.Steps("cuda", ["causal_scan"]).checks())
+    assert [job.kind for job in jobs] == ["scan"] * len(plan.SCANS)
+
+
 def test_what_a_kernel_leaves_out_is_not_a_number(bundle):
     from bundle import checks
 

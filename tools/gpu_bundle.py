@@ -32,6 +32,7 @@ from attnc.bench.standard import TOKENS, StandardCase, cases
 from attnc.bench.standard_row import Sizes
 from attnc.bench.suite_run import Pattern
 from attnc.blockwise import varies
+from attnc.codegen.runtime_source import read_runtime
 from attnc.compiler import Compiled, plan_source, render
 from attnc.files import read_pattern
 from attnc.ir.nodes import IndexName, Size
@@ -132,7 +133,14 @@ def write_bundle(out: Path, only: list[str] | None = None, rank: float | None = 
     shutil.copytree(ROOT / "tools" / "gpu", out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copyfile(Path(measure.__file__), out / "bundle" / "measure.py")
     write_gluon(out, only)
+    (out / "causal_scan.py").write_text(scan_source())
     return sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+
+
+def scan_source() -> str:
+    """Return a module that has causal scans and needs torch and Triton alone."""
+    runtime = read_runtime(("scan",))
+    return "\n".join(["from __future__ import annotations", "", *runtime.imports, "", "", runtime.text, ""])
 
 
 def all_sources(only: Sequence[str] | None = None) -> list[Source]:

@@ -149,7 +149,7 @@ def compile_kernels(
     with prefer_template(template):
         launches = record(module, program, target, dtype, head_size, value_size, precision, tiles, shares)
     chosen = (launch for launch in launches if wanted(launch.kernel.__name__))
-    return tuple(_report(launch, target, dtype, head_size) for launch in chosen)
+    return tuple(report_launch(launch, target, dtype, head_size) for launch in chosen)
 
 
 def compile_kernel(
@@ -168,7 +168,8 @@ def compile_kernel(
     return compile_kernels(module, target, dtype, head_size, name=name, **sizes)[0]  # type: ignore[arg-type]
 
 
-def _report(launch: Recorded, target: str, dtype: torch.dtype, head_size: int) -> KernelReport:
+def report_launch(launch: Recorded, target: str, dtype: torch.dtype, head_size: int) -> KernelReport:
+    """Compile what would have been launched and return what the compiler made of it."""
     kernel, arguments = launch.kernel, launch.arguments
     compiled = _compile(kernel, arguments, target)
     backend = ARCHITECTURES[target][0]
@@ -427,6 +428,7 @@ def _type_name(argument: Any) -> str:
             torch.float16: "fp16",
             torch.bfloat16: "bf16",
             torch.float32: "fp32",
+            torch.float64: "fp64",
             torch.int32: "i32",
             torch.int64: "i64",
             torch.bool: "i1",

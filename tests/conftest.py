@@ -20,6 +20,7 @@ settings.load_profile("quick")
 def kernels_stay_inside_their_tensors():
     """Check every address of every kernel that the interpreter runs."""
     from kernel_addresses import checked_addresses
+    from quick_interpreter import quick_interpreter
 
-    with checked_addresses():
+    with checked_addresses(), quick_interpreter():
         yield

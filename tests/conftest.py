@@ -1,5 +1,6 @@
 """What all tests share. Standing here, this file also puts `tests/` on the path: `from expressions import masks`."""
 
+import gc
 import os
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -8,12 +9,21 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("ATTNC_PINNED", "1")
 """What the user has tuned on this machine is no test's business."""
 
+gc.set_threshold(20_000, 10, 10)
+"""Collect garbage less often than every 700 objects: expressions, sets and tests are many and long-lived."""
+
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
 settings.register_profile("quick", deadline=None, max_examples=60, derandomize=True)
 settings.register_profile("thorough", deadline=None, max_examples=2000)
 settings.load_profile("quick")
+
+
+def pytest_collection_finish():
+    """Let the garbage collector pass over what stays until the end: modules and tests, some million objects."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

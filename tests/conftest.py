@@ -9,6 +9,9 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("ATTNC_PINNED", "1")
 """What the user has tuned on this machine is no test's business."""
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+"""Tensors are small, and as many tests run at once as there are cores: more threads would wait for each other."""
+
 gc.set_threshold(20_000, 10, 10)
 """Collect garbage less often than every 700 objects: expressions, sets and tests are many and long-lived."""
 

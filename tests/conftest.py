@@ -16,10 +16,11 @@ gc.set_threshold(20_000, 10, 10)
 """Collect garbage less often than every 700 objects: expressions, sets and tests are many and long-lived."""
 
 import pytest  # noqa: E402
-from hypothesis import settings  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
 
-settings.register_profile("quick", deadline=None, max_examples=60, derandomize=True)
-settings.register_profile("thorough", deadline=None, max_examples=2000)
+busy = [HealthCheck.too_slow]  # on a machine that does other things, random input may take long
+settings.register_profile("quick", deadline=None, max_examples=60, derandomize=True, suppress_health_check=busy)
+settings.register_profile("thorough", deadline=None, max_examples=2000, suppress_health_check=busy)
 settings.load_profile("quick")
 
 
@@ -27,6 +28,10 @@ def pytest_collection_finish():
     """Let the garbage collector pass over what stays until the end: modules and tests, some million objects."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,6 +7,7 @@ another, and computes integers twice to see whether they overflow, but says so o
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import numpy as np
@@ -15,24 +16,20 @@ from triton.runtime import interpreter
 
 
 class _Replaced:
-    """What `_patch_lang` has replaced for the launch that runs, and for the kernels that its kernel calls."""
+    """What `_patch_lang` has replaced for the launch that runs, and for all kernels that its kernel calls."""
 
     def __init__(self, replace_functions):
         self.replace_functions = replace_functions
-        self.modules = set()
-        self.scopes = []
+        self.scope = None
 
     def __call__(self, function):
-        modules = {one for one in function.__globals__.values() if one is tl or one is tl.core}
-        if not modules <= self.modules:
-            self.modules |= modules
-            self.scopes.append(self.replace_functions(function))
+        if self.scope is None:
+            self.scope = self.replace_functions(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
         return self
 
     def restore(self):
-        while self.scopes:
-            self.scopes.pop().restore()
-        self.modules.clear()
+        self.scope.restore()
+        self.scope = None
 
 
 def _numpy_type_once(numpy_type):

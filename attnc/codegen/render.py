@@ -100,7 +100,7 @@ def render_module(
     body = _environment().get_template("module.py.jinja").render(module=draft)
     text = runtime.text if standalone else ""
     used, defined = _names(body)
-    check_builtins(attentions, used | _names(text)[0])
+    check_builtins(attentions, used | _names_of_runtime(text))
     imports = _imports(used - defined, runtime, standalone)
     view = replace(draft, imports=imports, runtime=text)
     return _environment().get_template("module.py.jinja").render(module=view)
@@ -152,6 +152,12 @@ def _names(body: str) -> tuple[frozenset[str], frozenset[str]]:
     if repeated:
         raise InternalError(f"generated code defines {', '.join(repeated)} twice")
     return frozenset(names), frozenset(defined)
+
+
+@cache
+def _names_of_runtime(text: str) -> frozenset[str]:
+    """Return the names that the runtime's text reads or assigns; it is long, and one for all standalone modules."""
+    return _names(text)[0]
 
 
 def _defined(node: ast.stmt) -> list[str]:

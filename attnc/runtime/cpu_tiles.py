@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from attnc.runtime.bands import Band
 from attnc.runtime.blocks import exponentials, recording, row_scale, score_pairs, weigh_pairs, with_tape
 from attnc.runtime.calls import Call
+from attnc.runtime.fresh_memory import keep_freed_memory
 from attnc.runtime.pairs import Pairs, Tape
 from attnc.runtime.parts import Part, band_mask, band_pairs, cut_section, shrink
 from attnc.runtime.products import weighted_sum
@@ -18,10 +20,11 @@ from attnc.runtime.row_gradients import add_elements, all_rows, values_of_rows
 from attnc.runtime.sections import Section, cut_into_sections
 from attnc.runtime.views import add_to_keys, block_product, key_view, row_numbers_view, row_view
 
-ELEMENTS = 1 << 20
+ELEMENTS = 1 << 19
 """Weights that are materialised at once: they stay in the caches."""
 HEADS = 64
 """Most query heads, over all batch entries, that are computed together."""
+_LOG2_E = math.log2(math.e)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,7 @@ def tiled_forward(call: Call, careful: bool) -> tuple[Tensor, Rows]:
         call: what to compute.
         careful: keys or values hold NaN or infinities, which masked pairs must not pass on.
     """
+    keep_freed_memory()
     sizes, call = call.sizes, _scaled_rows(call)
     batch, groups, members, queries, _ = call.query.shape
     out = call.query.new_zeros((batch, groups, members, queries, sizes.value_size))
@@ -100,11 +104,9 @@ def _accumulate(part: Part, band: Band, out: Tensor, state: Rows, careful: bool)
     _, _, dots = _dots(part, band)
     allowed = band_mask(part, band)
     if program.normalize == "softmax":
-        weights = _online_softmax(part, band, at, dots, allowed, out, state)
+        weights = _online_softmax(part, band, at, dots, allowed, out, state, careful)
     else:
-        weights = weigh_pairs(program, at, dots, None)
-        weights = weights if allowed is None else torch.where(allowed, weights, 0.0)
-        weights = weights.expand(dots.shape)
+        weights = _only_allowed(weigh_pairs(program, at, dots, None), allowed, careful).expand(dots.shape)
         _columns(state.total, band).add_(weights.sum(-1, keepdim=True))
     value, dropout = key_view(part.value, band), part.section.call.dropout
     if dropout is not None:
@@ -120,27 +122,55 @@ def _accumulate(part: Part, band: Band, out: Tensor, state: Rows, careful: bool)
 
 
 def _online_softmax(
-    part: Part, band: Band, at: Pairs, dots: Tensor, allowed: Tensor | None, out: Tensor, state: Rows
+    part: Part, band: Band, at: Pairs, dots: Tensor, allowed: Tensor | None, out: Tensor, state: Rows, careful: bool
 ) -> Tensor:
     """Return weights against the rows' new peak, after rescaling what the rows have summed up so far."""
     program = part.section.call.program
-    scores = score_pairs(program, at, dots)
-    scores = scores if allowed is None else torch.where(allowed, scores, -torch.inf)
+    scores = _scores_of_allowed(score_pairs(program, at, dots), allowed, careful)
     factors = None if program.weight is None else program.weight(at)
     counted = scores if factors is None else torch.where(factors != 0, scores, -torch.inf)
     old = _columns(state.peak, band)
     new = torch.maximum(old, counted.expand(dots.shape).amax(-1, keepdim=True))
     base = torch.where(new.isinf(), 0.0, new)
-    weights = exponentials(program, scores - base).expand(dots.shape)
-    if factors is not None:
-        weights = weights * factors
-        weights = weights if allowed is None else torch.where(allowed, weights, 0.0)
+    if factors is None:
+        weights = _exponentials_in_place(scores, base, dots)
+    else:
+        weights = exponentials(program, scores - base).expand(dots.shape) * factors
+        weights = _only_allowed(weights, allowed, careful)
     fade = torch.where(old == -torch.inf, 0.0, torch.exp(old - base))
     total = _columns(state.total, band)
     total.mul_(fade).add_(weights.sum(-1, keepdim=True))
     old.copy_(new)
     row_view(out, band).mul_(fade.transpose(2, 3))
     return weights
+
+
+def _scores_of_allowed(scores: Tensor, allowed: Tensor | None, careful: bool) -> Tensor:
+    """Return scores, minus infinity where masked: unless `careful`, NaN where infinities or NaN are masked.
+
+    A sum takes a twentieth of the time of `where`, which does not use vector registers for bools.
+    """
+    if allowed is None:
+        return scores
+    if careful:
+        return torch.where(allowed, scores, -torch.inf)
+    return scores + (1.0 - allowed.to(scores.dtype).reciprocal_())
+
+
+def _only_allowed(weights: Tensor, allowed: Tensor | None, careful: bool) -> Tensor:
+    """Return weights, 0 where masked: unless `careful`, NaN where infinities or NaN are masked."""
+    if allowed is None:
+        return weights
+    return torch.where(allowed, weights, 0.0) if careful else weights * allowed.to(weights.dtype)
+
+
+def _exponentials_in_place(scores: Tensor, base: Tensor, dots: Tensor) -> Tensor:
+    """Return `exp(scores - base)` of a block, in the memory of the scores where each pair has its own.
+
+    Less memory stays in the nearer caches, and powers of two take a quarter of the time of `exp`.
+    """
+    differences = scores.sub_(base) if scores.shape == dots.shape else (scores - base).expand(dots.shape).contiguous()
+    return differences.mul_(_LOG2_E).exp2_()
 
 
 @dataclass(frozen=True, slots=True)

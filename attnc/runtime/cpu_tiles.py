@@ -206,6 +206,7 @@ class Backward:
 
 def tiled_backward(call: Call, given: Backward, gradients: Gradients, careful: bool) -> None:
     """Add the gradients of all pairs up."""
+    keep_freed_memory()
     call = _scaled_rows(call)
     for section in cut_into_sections(call):
         known, found = _of_rows(given, section), _of_section(gradients, section)
@@ -233,27 +234,86 @@ def _of_section(sums: Gradients, of: Section | Part) -> Gradients:
     return replace(sums, query=of.of_rows(sums.query), key=of.of_keys(sums.key), value=of.of_keys(sums.value))
 
 
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """What is to be differentiated of a block of pairs `[B, G, S, g, R, W]`.
+
+    Attributes:
+        recorded: depends on `scores`, the scaled dot products, and on the reads of `tape`.
+        grad: of `recorded`.
+        shares: normalised weights, those that are dropped 0.
+        seen: pairs that take part in the output; None for all, and where it does not matter.
+        allowed: the same of the scores.
+    """
+
+    recorded: Tensor
+    scores: Tensor
+    tape: Tape | None
+    grad: Tensor
+    shares: Tensor
+    seen: Tensor | None = None
+    allowed: Tensor | None = None
+
+
 def _block_backward(part: Part, band: Band, given: Backward, sums: Gradients, careful: bool) -> None:
+    program = part.section.call.program
     query, key, dots = _dots(part, band)
-    value = key_view(part.value, band)
-    call = part.section.call
-    allowed = band_mask(part, band)
+    grad_out = _fold(row_view(given.grad_out, band))
+    grad = block_product(grad_out, key_view(part.value, band).transpose(-1, -2))
+    grad = torch.unflatten(grad, 3, dots.shape[3:5])
+    is_exponential = program.normalize == "softmax" and program.weight is None and not careful
+    prepare = _exponential_block if is_exponential else _recorded_block
+    block = prepare(part, band, dots.detach().requires_grad_(), grad, given, frozenset(sums.tables))
+    folded, seen = (None if pairs is None else pairs.flatten(3, 4) for pairs in (block.allowed, block.seen))
+    add_to_keys(sums.value, _transposed_sum(block.shares.flatten(3, 4), grad_out, seen, careful), band)
+    score_grad = _differentiate(block, sums)
+    if score_grad is None:
+        return
+    flat = score_grad.flatten(3, 4)
+    query_grad = _sum_of_pairs(flat, key, folded, careful)
+    row_view(sums.query, band).add_(torch.unflatten(query_grad, 3, dots.shape[3:5]).transpose(2, 3))
+    add_to_keys(sums.key, _transposed_sum(flat, query, folded, careful), band)
+
+
+def _exponential_block(
+    part: Part, band: Band, scores: Tensor, grad: Tensor, given: Backward, wanted: frozenset[str]
+) -> _Block:
+    """Prepare a block of a softmax: weights are `exp(score - log-sum-exp)`, 0 where masked and in rows without keys.
+
+    The exponential is its own derivative, so that the score alone is recorded.
+    """
+    call, allowed = part.section.call, band_mask(part, band)
+    at = with_tape(band_pairs(part, band), None, wanted)
+    with recording():
+        recorded = score_pairs(call.program, at, scores).expand(scores.shape)
+    inner = _scores_of_allowed(recorded.detach(), allowed, careful=False)
+    weights = (inner - _columns(given.rows.peak, band)).mul_(_LOG2_E).exp2_()
+    shares = weights
+    if call.dropout is not None:
+        kept = call.dropout.keeps(at).expand(scores.shape)
+        grad, shares = call.dropout.drop(grad, kept), call.dropout.drop(weights, kept)
+    assert given.delta is not None
+    return _Block(recorded, scores, at.tape, grad.sub_(_columns(given.delta, band)).mul_(weights), shares)
+
+
+def _recorded_block(
+    part: Part, band: Band, scores: Tensor, grad: Tensor, given: Backward, wanted: frozenset[str]
+) -> _Block:
+    """Prepare a block of any weights, whatever masked pairs hold."""
+    call, allowed = part.section.call, band_mask(part, band)
     if given.alive is not None:
         alive = _columns(given.alive, band)
         allowed = alive if allowed is None else allowed & alive
     if allowed is not None:
-        allowed = allowed.expand(dots.shape)
-    scores = dots.detach().requires_grad_()
-    at = with_tape(band_pairs(part, band), allowed, frozenset(sums.tables))
+        allowed = allowed.expand(scores.shape)
+    at = with_tape(band_pairs(part, band), allowed, wanted)
     with recording():
         inner = scores if allowed is None else torch.where(allowed, scores, 0.0)
         peak = _columns(given.rows.peak, band) if call.program.normalize == "softmax" else None
-        weights = weigh_pairs(call.program, at, inner, peak).expand(dots.shape)
-    grad_out = _fold(row_view(given.grad_out, band))
-    grad = torch.unflatten(block_product(grad_out, value.transpose(-1, -2)), 3, dots.shape[3:5])
+        weights = weigh_pairs(call.program, at, inner, peak).expand(scores.shape)
     shares, seen = weights.detach(), allowed
     if call.dropout is not None:
-        kept = call.dropout.keeps(at).expand(dots.shape)
+        kept = call.dropout.keeps(at).expand(scores.shape)
         grad, shares = call.dropout.drop(grad, kept), call.dropout.drop(shares, kept)
         seen = kept if allowed is None else allowed & kept
     if given.delta is not None:
@@ -262,15 +322,7 @@ def _block_backward(part: Part, band: Band, given: Backward, sums: Gradients, ca
         shares = shares / total
     if allowed is not None:
         grad, shares = torch.where(allowed, grad, 0.0), torch.where(allowed, shares, 0.0)
-    folded, seen = (None if pairs is None else pairs.flatten(3, 4) for pairs in (allowed, seen))
-    add_to_keys(sums.value, _transposed_sum(shares.flatten(3, 4), grad_out, seen, careful), band)
-    score_grad = _differentiate(weights, scores, at.tape, grad, sums)
-    if score_grad is None:
-        return
-    flat = score_grad.flatten(3, 4)
-    query_grad = _sum_of_pairs(flat, key, folded, careful)
-    row_view(sums.query, band).add_(torch.unflatten(query_grad, 3, dots.shape[3:5]).transpose(2, 3))
-    add_to_keys(sums.key, _transposed_sum(flat, query, folded, careful), band)
+    return _Block(weights, scores, at.tape, grad, shares, seen, allowed)
 
 
 def _transposed_sum(weights: Tensor, vectors: Tensor, allowed: Tensor | None, careful: bool) -> Tensor:
@@ -282,13 +334,14 @@ def _sum_of_pairs(weights: Tensor, vectors: Tensor, allowed: Tensor | None, care
     return weighted_sum(weights, vectors, allowed, True) if careful else block_product(weights, vectors)
 
 
-def _differentiate(weights: Tensor, scores: Tensor, tape: Tape | None, grad: Tensor, sums: Gradients) -> Tensor | None:
+def _differentiate(block: _Block, sums: Gradients) -> Tensor | None:
     """Return the gradient of the scaled dot products, and add those of the tables up in a fixed order."""
-    if not weights.requires_grad:
+    if not block.recorded.requires_grad:
         return None
-    assert tape is not None
-    found = torch.autograd.grad(weights, [scores, *(read.value for read in tape.reads)], grad, allow_unused=True)
-    for read, part in zip(tape.reads, found[1:], strict=True):
+    assert block.tape is not None
+    wanted = [block.scores, *(read.value for read in block.tape.reads)]
+    found = torch.autograd.grad(block.recorded, wanted, block.grad, allow_unused=True)
+    for read, part in zip(block.tape.reads, found[1:], strict=True):
         if part is not None:
             add_elements(sums.tables[read.table], read.places, part)
     return found[0]

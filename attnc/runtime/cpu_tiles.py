@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from attnc.runtime.bands import Band
+from attnc.runtime.bands import Band, follows_diagonals, is_shared
 from attnc.runtime.blocks import exponentials, recording, row_scale, score_pairs, weigh_pairs, with_tape
 from attnc.runtime.calls import Call
+from attnc.runtime.diagonals import as_terms, diagonal_mask, distances, sum_by_distance
 from attnc.runtime.fresh_memory import keep_freed_memory
 from attnc.runtime.pairs import Pairs, Tape
 from attnc.runtime.parts import Part, band_mask, band_pairs, cut_section, shrink
@@ -239,11 +240,12 @@ class _Block:
     """What is to be differentiated of a block of pairs `[B, G, S, g, R, W]`.
 
     Attributes:
-        recorded: depends on `scores`, the scaled dot products, and on the reads of `tape`.
+        recorded: depends on the reads of `tape`, and on `scores`, the scaled dot products, unless `score_grad` is known.
         grad: of `recorded`.
         shares: normalised weights, those that are dropped 0.
         seen: pairs that take part in the output; None for all, and where it does not matter.
         allowed: the same of the scores.
+        score_grad: gradient of `scores`; None where autograd finds it.
     """
 
     recorded: Tensor
@@ -253,6 +255,7 @@ class _Block:
     shares: Tensor
     seen: Tensor | None = None
     allowed: Tensor | None = None
+    score_grad: Tensor | None = None
 
 
 def _block_backward(part: Part, band: Band, given: Backward, sums: Gradients, careful: bool) -> None:
@@ -280,20 +283,52 @@ def _exponential_block(
 ) -> _Block:
     """Prepare a block of a softmax: weights are `exp(score - log-sum-exp)`, 0 where masked and in rows without keys.
 
-    The exponential is its own derivative, so that the score alone is recorded.
+    The exponential is its own derivative, so that the score alone is recorded, or the bias where that tells scores.
     """
-    call, allowed = part.section.call, band_mask(part, band)
-    at = with_tape(band_pairs(part, band), None, wanted)
-    with recording():
-        recorded = score_pairs(call.program, at, scores).expand(scores.shape)
-    inner = _scores_of_allowed(recorded.detach(), allowed, careful=False)
-    weights = (inner - _columns(given.rows.peak, band)).mul_(_LOG2_E).exp2_()
+    call = part.section.call
+    by_distance = _is_told_by_distance(part, band)
+    recorded, tape, inner = (_record_bias if by_distance else _record_score)(part, band, scores, wanted)
+    weights = inner.sub_(_columns(given.rows.peak, band)).mul_(_LOG2_E).exp2_()
     shares = weights
     if call.dropout is not None:
-        kept = call.dropout.keeps(at).expand(scores.shape)
+        kept = call.dropout.keeps(band_pairs(part, band)).expand(scores.shape)
         grad, shares = call.dropout.drop(grad, kept), call.dropout.drop(weights, kept)
     assert given.delta is not None
-    return _Block(recorded, scores, at.tape, grad.sub_(_columns(given.delta, band)).mul_(weights), shares)
+    grad = grad.sub_(_columns(given.delta, band)).mul_(weights)
+    if not by_distance:
+        return _Block(recorded, scores, tape, grad, shares)
+    sums = sum_by_distance(grad) if tape.reads else recorded
+    return _Block(recorded, scores, tape, sums, shares, score_grad=grad.mul_(call.program.factor))
+
+
+def _is_told_by_distance(part: Part, band: Band) -> bool:
+    program, frame = part.section.call.program, part.frame
+    if band.starts or not follows_diagonals(program, frame, band.masked):
+        return False
+    return band.count == 1 or is_shared(frame, band, program.bias_period)
+
+
+def _record_score(part: Part, band: Band, scores: Tensor, wanted: frozenset[str]) -> tuple[Tensor, Tape, Tensor]:
+    """Return the score as autograd knows it, what it reads, and a copy that is minus infinity where masked."""
+    at = with_tape(band_pairs(part, band), None, wanted)
+    with recording():
+        recorded = score_pairs(part.section.call.program, at, scores).expand(scores.shape)
+    assert at.tape is not None
+    allowed = band_mask(part, band)
+    inner = recorded.detach()
+    return recorded, at.tape, inner.clone() if allowed is None else _scores_of_allowed(inner, allowed, careful=False)
+
+
+def _record_bias(part: Part, band: Band, scores: Tensor, wanted: frozenset[str]) -> tuple[Tensor, Tape, Tensor]:
+    """Return the same, but of the bias by distance alone."""
+    program, at = part.section.call.program, with_tape(distances(part, band), None, wanted)
+    assert program.bias is not None
+    assert at.tape is not None
+    entries, groups, _, members = scores.shape[:4]
+    with recording():
+        bias = program.bias(at).expand(entries, groups, band.rows + band.width - 1, members, 1, 1)
+    mask, _ = diagonal_mask(as_terms(part, band, bias.detach(), at), band)
+    return bias, at.tape, torch.add(mask.flip(-1), scores.detach(), alpha=program.factor)
 
 
 def _recorded_block(
@@ -336,12 +371,13 @@ def _sum_of_pairs(weights: Tensor, vectors: Tensor, allowed: Tensor | None, care
 
 def _differentiate(block: _Block, sums: Gradients) -> Tensor | None:
     """Return the gradient of the scaled dot products, and add those of the tables up in a fixed order."""
-    if not block.recorded.requires_grad:
-        return None
     assert block.tape is not None
-    wanted = [block.scores, *(read.value for read in block.tape.reads)]
+    reads, score_grad = block.tape.reads, block.score_grad
+    wanted = [read.value for read in reads] if score_grad is not None else [block.scores, *(r.value for r in reads)]
+    if not wanted or not block.recorded.requires_grad:
+        return score_grad
     found = torch.autograd.grad(block.recorded, wanted, block.grad, allow_unused=True)
-    for read, part in zip(block.tape.reads, found[1:], strict=True):
+    for read, part in zip(reads, found[len(found) - len(reads) :], strict=True):
         if part is not None:
             add_elements(sums.tables[read.table], read.places, part)
-    return found[0]
+    return found[0] if score_grad is None else score_grad

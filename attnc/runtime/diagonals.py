@@ -14,6 +14,7 @@ from torch import Tensor
 
 from attnc.runtime.bands import Band, follows_diagonals
 from attnc.runtime.blocks import block_pairs
+from attnc.runtime.pairs import Pairs
 from attnc.runtime.parts import Part
 from attnc.runtime.sections import Section
 
@@ -46,30 +47,47 @@ def is_diagonal(part: Part, band: Band) -> bool:
     return follows_diagonals(part.section.call.program, part.frame, band.masked)
 
 
-def distance_terms(part: Part, band: Band) -> Tensor:
-    """Return the bias of the first block of a band by distance, minus infinity where masked.
+def distances(part: Part, band: Band) -> Pairs:
+    """Return coordinates of one pair of the first block of a band for each distance, in the place of blocks.
 
-    Returns:
-        `[X, G, g, rows + width - 1]`, any of the first three 1: from the first row and last key to the last row and
-        first key.
+    They go from the first row and last key over the first key to the last row, in `rows + width - 1` steps.
     """
-    program, frame = part.section.call.program, part.frame
-    assert program.bias is not None
-    count = band.rows + band.width - 1
-    steps = torch.arange(count) - (band.width - 1)
+    steps = torch.arange(band.rows + band.width - 1) - (band.width - 1)
     rows, keys = band.row + steps.clamp(min=0), band.key - steps.clamp(max=0)
-    at = block_pairs(
+    return block_pairs(
         part.heads,
-        frame.rows.indices_of_classes(rows.unsqueeze(1)),
-        frame.keys.indices_of_classes(keys.unsqueeze(1)),
+        part.frame.rows.indices_of_classes(rows.unsqueeze(1)),
+        part.frame.keys.indices_of_classes(keys.unsqueeze(1)),
     )
-    terms = program.bias(at)
+
+
+def distance_terms(part: Part, band: Band) -> Tensor:
+    """Return the bias of the first block of a band by distance, minus infinity where masked, as `as_terms` does."""
+    program, at = part.section.call.program, distances(part, band)
+    assert program.bias is not None
+    return as_terms(part, band, program.bias(at), at)
+
+
+def as_terms(part: Part, band: Band, bias: Tensor, at: Pairs) -> Tensor:
+    """Return the bias of `distances`, minus infinity where masked, as `[X, G, g, distance]`, any of the first three 1."""
     if band.masked:
-        assert frame.sweep.mask is not None
-        terms = torch.where(frame.sweep.mask(at), terms, -torch.inf)
-    entries, groups, _, members = terms.shape[:4]
-    terms = terms.expand(entries, groups, count, members, 1, 1)
-    return terms.reshape(entries, groups, count, members).transpose(2, 3).contiguous()
+        assert part.frame.sweep.mask is not None
+        bias = torch.where(part.frame.sweep.mask(at), bias, -torch.inf)
+    entries, groups, _, members = bias.shape[:4]
+    count = band.rows + band.width - 1
+    return bias.expand(entries, groups, count, members, 1, 1)[..., 0, 0].transpose(2, 3).contiguous()
+
+
+def sum_by_distance(pairs: Tensor) -> Tensor:
+    """Add blocks `[X, G, S, g, R, W]` up over pairs that are equally far apart: `[X, G, distance, g, 1, 1]`.
+
+    Rows are copied one column further apart than they are long, less one: then distances lie below each other.
+    """
+    *lead, rows, width = pairs.shape
+    count = rows + width - 1
+    spread = pairs.new_zeros((*lead, rows, count))
+    spread.as_strided(pairs.shape, (*spread.stride()[:-2], count - 1, 1), rows - 1).copy_(pairs)
+    return spread.sum(-2).sum(2).flip(-1).transpose(2, 3)[..., None, None]
 
 
 def diagonal_mask(terms: Tensor, band: Band) -> tuple[Tensor, Tensor | None]:

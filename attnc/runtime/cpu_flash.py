@@ -180,6 +180,9 @@ def _additive_mask(part: Part, band: Band) -> tuple[Tensor | None, Tensor | None
 
 def _make_mask(part: Part, band: Band) -> tuple[Tensor | None, Tensor | None]:
     program = part.section.call.program
+    if follows_diagonals(program, part.frame, band.masked):
+        turned, gone = diagonal_mask(distance_terms(part, band), band)
+        return turned.flip(-1), gone
     allowed = band_mask(part, band)
     if program.bias is None:
         assert allowed is not None
@@ -189,9 +192,6 @@ def _make_mask(part: Part, band: Band) -> tuple[Tensor | None, Tensor | None]:
         mask = torch.zeros(allowed.shape, dtype=part.query.dtype).masked_fill_(~allowed, -torch.inf)
         empty = ~allowed.any(-1)
         return mask, empty if bool(empty.any()) else None
-    if follows_diagonals(program, part.frame, band.masked):
-        mask, empty = diagonal_mask(distance_terms(part, band), band)
-        return mask.flip(-1), empty
     blocks, classes, shape = shared_shape(part, band, program.bias_period)
     bias = program.bias(band_pairs(part, band, blocks=not blocks, classes=not classes))
     bias = bias.expand(common_shape(bias.shape, shape))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from attnc.runtime.bands import Band, follows_diagonals, is_shared
+from attnc.runtime.bands import Band, follows_diagonals, is_shared, mask_period
 from attnc.runtime.blocks import exponentials, recording, row_scale, score_pairs, weigh_pairs, with_tape
 from attnc.runtime.calls import Call
 from attnc.runtime.diagonals import as_terms, diagonal_mask, distances, sum_by_distance
@@ -64,11 +64,32 @@ def tiled_forward(call: Call, careful: bool) -> tuple[Tensor, Rows]:
             for part in shrink(whole, HEADS):
                 target, peak, total = (part.of_rows(tensor) for tensor in sums)
                 for band in part.schedule.bands:
+                    masks = _Masks(part, band)
                     for block in _blocks(part, band):
-                        _accumulate(part, block, target, Rows(peak, total), careful)
+                        _accumulate(part, block, masks, target, Rows(peak, total), careful)
         for tensor, taken in zip((out, rows.peak, rows.total), sums, strict=True):
             section.put_rows(tensor, taken)
     return out, rows
+
+
+class _Masks:
+    """Masks of the blocks of a band: made once where they repeat."""
+
+    def __init__(self, part: Part, band: Band) -> None:
+        self._part, self._band = part, band
+        periods = [mask_period(part.frame, kind) for _, kind in band.pieces]
+        self._repeat = band.masked and all(is_shared(part.frame, band, period) for period in periods)
+        self._last: tuple[tuple[int, int], Tensor | None] | None = None
+
+    def of(self, block: Band) -> Tensor | None:
+        """Return what `band_mask` does."""
+        if not self._repeat:
+            return band_mask(self._part, block)
+        passed = (block.row - self._band.row) // self._band.row_step
+        name = block.key - passed * self._band.key_step, block.width
+        if self._last is None or self._last[0] != name:
+            self._last = name, band_mask(self._part, block)
+        return self._last[1]
 
 
 def _blocks(part: Part, band: Band) -> Iterator[Band]:
@@ -77,8 +98,8 @@ def _blocks(part: Part, band: Band) -> Iterator[Band]:
     each = batch * groups * members * band.rows
     width = max(32, min(band.width, ELEMENTS // each))
     count = max(1, ELEMENTS // (each * width))
-    for start in range(0, band.count, count):
-        for offset in range(0, band.width, width):
+    for offset in range(0, band.width, width):
+        for start in range(0, band.count, count):
             yield band.part(start, min(count, band.count - start), offset, min(width, band.width - offset))
 
 
@@ -99,11 +120,11 @@ def _dots(part: Part, band: Band) -> tuple[Tensor, Tensor, Tensor]:
     return query, key, torch.unflatten(dots, 3, (part.query.shape[2], band.rows))
 
 
-def _accumulate(part: Part, band: Band, out: Tensor, state: Rows, careful: bool) -> None:
+def _accumulate(part: Part, band: Band, masks: _Masks, out: Tensor, state: Rows, careful: bool) -> None:
     program = part.section.call.program
     at = band_pairs(part, band)
     _, _, dots = _dots(part, band)
-    allowed = band_mask(part, band)
+    allowed = masks.of(band)
     if program.normalize == "softmax":
         weights = _online_softmax(part, band, at, dots, allowed, out, state, careful)
     else:
@@ -215,8 +236,9 @@ def tiled_backward(call: Call, given: Backward, gradients: Gradients, careful: b
             for part in shrink(whole, HEADS):
                 own, sums = _of_rows(known, part), _of_section(found, part)
                 for band in part.schedule.bands:
+                    masks = _Masks(part, band)
                     for block in _blocks(part, band):
-                        _block_backward(part, block, own, sums, careful)
+                        _block_backward(part, block, masks, own, sums, careful)
         section.put_rows(gradients.query, found.query)
         section.put_keys(gradients.key, found.key)
         section.put_keys(gradients.value, found.value)
@@ -240,7 +262,7 @@ class _Block:
     """What is to be differentiated of a block of pairs `[B, G, S, g, R, W]`.
 
     Attributes:
-        recorded: depends on the reads of `tape`, and on `scores`, the scaled dot products, unless `score_grad` is known.
+        recorded: depends on the reads of `tape`, and on `scores`, the scaled dot products, where `score_grad` is None.
         grad: of `recorded`.
         shares: normalised weights, those that are dropped 0.
         seen: pairs that take part in the output; None for all, and where it does not matter.
@@ -258,7 +280,7 @@ class _Block:
     score_grad: Tensor | None = None
 
 
-def _block_backward(part: Part, band: Band, given: Backward, sums: Gradients, careful: bool) -> None:
+def _block_backward(part: Part, band: Band, masks: _Masks, given: Backward, sums: Gradients, careful: bool) -> None:
     program = part.section.call.program
     query, key, dots = _dots(part, band)
     grad_out = _fold(row_view(given.grad_out, band))
@@ -266,7 +288,7 @@ def _block_backward(part: Part, band: Band, given: Backward, sums: Gradients, ca
     grad = torch.unflatten(grad, 3, dots.shape[3:5])
     is_exponential = program.normalize == "softmax" and program.weight is None and not careful
     prepare = _exponential_block if is_exponential else _recorded_block
-    block = prepare(part, band, dots.detach().requires_grad_(), grad, given, frozenset(sums.tables))
+    block = prepare(part, band, masks, dots.detach().requires_grad_(), grad, given, frozenset(sums.tables))
     folded, seen = (None if pairs is None else pairs.flatten(3, 4) for pairs in (block.allowed, block.seen))
     add_to_keys(sums.value, _transposed_sum(block.shares.flatten(3, 4), grad_out, seen, careful), band)
     score_grad = _differentiate(block, sums)
@@ -279,7 +301,7 @@ def _block_backward(part: Part, band: Band, given: Backward, sums: Gradients, ca
 
 
 def _exponential_block(
-    part: Part, band: Band, scores: Tensor, grad: Tensor, given: Backward, wanted: frozenset[str]
+    part: Part, band: Band, masks: _Masks, scores: Tensor, grad: Tensor, given: Backward, wanted: frozenset[str]
 ) -> _Block:
     """Prepare a block of a softmax: weights are `exp(score - log-sum-exp)`, 0 where masked and in rows without keys.
 
@@ -287,7 +309,7 @@ def _exponential_block(
     """
     call = part.section.call
     by_distance = _is_told_by_distance(part, band)
-    recorded, tape, inner = (_record_bias if by_distance else _record_score)(part, band, scores, wanted)
+    recorded, tape, inner = (_record_bias if by_distance else _record_score)(part, band, masks, scores, wanted)
     weights = inner.sub_(_columns(given.rows.peak, band)).mul_(_LOG2_E).exp2_()
     shares = weights
     if call.dropout is not None:
@@ -308,34 +330,38 @@ def _is_told_by_distance(part: Part, band: Band) -> bool:
     return band.count == 1 or is_shared(frame, band, program.bias_period)
 
 
-def _record_score(part: Part, band: Band, scores: Tensor, wanted: frozenset[str]) -> tuple[Tensor, Tape, Tensor]:
+def _record_score(
+    part: Part, band: Band, masks: _Masks, scores: Tensor, wanted: frozenset[str]
+) -> tuple[Tensor, Tape, Tensor]:
     """Return the score as autograd knows it, what it reads, and a copy that is minus infinity where masked."""
     at = with_tape(band_pairs(part, band), None, wanted)
     with recording():
         recorded = score_pairs(part.section.call.program, at, scores).expand(scores.shape)
     assert at.tape is not None
-    allowed = band_mask(part, band)
+    allowed = masks.of(band)
     inner = recorded.detach()
     return recorded, at.tape, inner.clone() if allowed is None else _scores_of_allowed(inner, allowed, careful=False)
 
 
-def _record_bias(part: Part, band: Band, scores: Tensor, wanted: frozenset[str]) -> tuple[Tensor, Tape, Tensor]:
+def _record_bias(
+    part: Part, band: Band, _: _Masks, scores: Tensor, wanted: frozenset[str]
+) -> tuple[Tensor, Tape, Tensor]:
     """Return the same, but of the bias by distance alone."""
     program, at = part.section.call.program, with_tape(distances(part, band), None, wanted)
     assert program.bias is not None
     assert at.tape is not None
-    entries, groups, _, members = scores.shape[:4]
+    distance_shape = (*scores.shape[:2], band.rows + band.width - 1, scores.shape[3], 1, 1)
     with recording():
-        bias = program.bias(at).expand(entries, groups, band.rows + band.width - 1, members, 1, 1)
-    mask, _ = diagonal_mask(as_terms(part, band, bias.detach(), at), band)
+        bias = program.bias(at).expand(distance_shape)
+    mask = diagonal_mask(as_terms(part, band, bias.detach(), at), band)[0]
     return bias, at.tape, torch.add(mask.flip(-1), scores.detach(), alpha=program.factor)
 
 
 def _recorded_block(
-    part: Part, band: Band, scores: Tensor, grad: Tensor, given: Backward, wanted: frozenset[str]
+    part: Part, band: Band, masks: _Masks, scores: Tensor, grad: Tensor, given: Backward, wanted: frozenset[str]
 ) -> _Block:
     """Prepare a block of any weights, whatever masked pairs hold."""
-    call, allowed = part.section.call, band_mask(part, band)
+    call, allowed = part.section.call, masks.of(band)
     if given.alive is not None:
         alive = _columns(given.alive, band)
         allowed = alive if allowed is None else allowed & alive

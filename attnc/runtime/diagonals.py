@@ -1,8 +1,8 @@
 """Additive masks that depend on how far apart query and key are, and on nothing else of the two: as views of vectors.
 
-One number for each distance does for a whole rectangle. Where rows go up and keys go down, the pairs of one distance lie
-where row and key number add up to the same: a matrix whose rows and columns both have stride 1 in the vector. So keys and
-values are turned around, once for each section, and no mask of pairs is made.
+One number for each distance does for a whole rectangle. Where rows go up and keys go down, pairs are equally far apart
+whose row and key number add up to the same: a matrix whose rows and columns both have stride 1 in the vector. So keys
+and values are turned around, once for each section, and no mask of pairs is made.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def distance_terms(part: Part, band: Band) -> Tensor:
 
 
 def as_terms(part: Part, band: Band, bias: Tensor, at: Pairs) -> Tensor:
-    """Return the bias of `distances`, minus infinity where masked, as `[X, G, g, distance]`, any of the first three 1."""
+    """Return the bias of `distances`, minus infinity where masked: `[X, G, g, distance]`, any of the first three 1."""
     if band.masked:
         assert part.frame.sweep.mask is not None
         bias = torch.where(part.frame.sweep.mask(at), bias, -torch.inf)

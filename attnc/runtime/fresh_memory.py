@@ -1,4 +1,4 @@
-"""What tensors that a loop makes and drops cost: the pages that the system gives, or none where memory is used again."""
+"""What tensors cost that a loop makes and drops: new pages from the system, or none where memory is used again."""
 
 from __future__ import annotations
 
@@ -18,4 +18,4 @@ def keep_freed_memory() -> None:
     when it is free. A block that nobody has touched teaches that too, in microseconds; page faults were up to half of
     the time of scores that flash attention cannot compute. Other allocators do not care.
     """
-    torch.UntypedStorage(_KEPT)
+    torch.UntypedStorage(_KEPT, device="cpu")  # type: ignore[no-untyped-call]

@@ -12,7 +12,8 @@ BIASED = {
     "causal": "attention causal_biased { input t: float[H, 2 * M]\n mask causal\n score s - t[h, (i - j) // 3] }",
     "start": "attention start_biased { input t: float[H, 2 * M]\n align start\n mask j <= i\n score s - t[h, i - j] }",
     "window": "attention window_biased { input t: float[H, 2 * M]\n mask window(37)\n score s + t[h, i - j + 37] }",
-    "holes": "attention holes { input t: float[H, 2 * M]\n mask causal and (i - j) % 5 != 2\n score 2 * s + t[h, i - j] }",
+    "holes": "attention holes { input t: float[H, 2 * M]\n mask causal and (i - j) % 5 != 2\n"
+    " score 2 * s + t[h, i - j] }",
     "batch": "attention of_batch { input t: float[B, 2 * M]\n mask abs(i - j) != 9\n score s + t[b, abs(i - j)] }",
     "plain": "attention of_all { input t: float[B, 2 * M]\n score s - 0.1 * abs(i - j) }",
     "infinite": "attention infinite { input t: float[H, 2 * M]\n score s + log(max(i - j, 0)) }",

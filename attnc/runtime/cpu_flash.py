@@ -150,7 +150,8 @@ def _pieces(part: Part, band: Band, backward: bool) -> Iterator[tuple[Part, Band
 
 def _shared_elements(part: Part, band: Band) -> int:
     """Return the elements of a mask that the blocks of a band share."""
-    return band.rows * band.width * part.query.shape[1] * part.query.shape[2]
+    entries, groups, members = part.query.shape[:3]
+    return band.rows * band.width * groups * members * (entries if part.frame.sweep.by_batch else 1)
 
 
 def _additive_mask(part: Part, band: Band) -> tuple[Tensor | None, Tensor | None]:

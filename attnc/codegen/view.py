@@ -40,7 +40,17 @@ from attnc.ir.types import Type
 from attnc.ir.walk import indices, tables, walk
 from attnc.plan.kernel_plan import Form, Pass, Plan
 
-HELPERS = ("floor", "floor_divide", "floor_modulo", "maximum", "minimum", "only", "splitmix", "truncate")
+HELPERS = (
+    "floor",
+    "floor_divide",
+    "floor_modulo",
+    "hyperbolic_tangent",
+    "maximum",
+    "minimum",
+    "only",
+    "splitmix",
+    "truncate",
+)
 """Functions of `runtime.pairs` that expressions may call."""
 
 

@@ -34,7 +34,7 @@ from attnc.bench.cases import square
 from attnc.plan.configs import TileConfig, Traits, gradient_tile_rows, tile_rows
 from attnc.plan.kernel_plan import Plan
 from attnc.tuning.counting import FORWARD, KEYS, QUERIES, TileCounter
-from attnc.tuning.model import MACHINES, Work
+from attnc.tuning.model import ALONE, CYCLES, MACHINES, Work
 from attnc.tuning.static import DOUBT, Target, configs_of
 
 PARTS = {"forward": FORWARD, "query": QUERIES, "key": KEYS}
@@ -44,8 +44,11 @@ REPRESENTATIVES = ("streaming", "gpt", "longformer")
 NEAR = 1.3
 """Times the shortest estimate for the first of those, up to which the others are compiled."""
 
-MOST_NEAR = 8
+MOST_NEAR = 5
 """The most configurations for which they are."""
+
+OPERATIONS, THREADS = 3, 32
+"""Least instructions for a pair besides an exponential: a factor, a maximum and a sum; threads of a warp."""
 
 LENGTH, HEADS = 16384, 16
 LONGEST = 1 << 20
@@ -159,7 +162,7 @@ def rank(
     known: list[dict[TileConfig, float]] = [{}]
     for start in range(0, len(space), TOGETHER):
         together = space[start : start + TOGETHER]
-        if least(together[0]) > NEAR * min(known[0].values(), default=math.inf):
+        if least(together[0]) > min(known[0].values(), default=math.inf):
             break
         known[0] |= times(first, together)
     near = [config for config in known[0] if known[0][config] <= NEAR * min(known[0].values())]
@@ -203,8 +206,13 @@ def present_config(place: Place, trait: str, *, described: bool) -> TileConfig |
 def _space(plan: Plan, place: Place) -> list[TileConfig]:
     """Return the configurations that defaults are taken from."""
     target = Target(place.target, place.dtype, square(LENGTH, heads=HEADS, head_size=place.head_size))
-    # without stages nothing is read ahead of its use; AMD's compiler does that by itself
-    possible = [one for one in configs_of(plan, target, place.part) if one.stages > 1 or place.target == "gfx942"]
+    # without stages nothing is read ahead of its use, but AMD's compiler does that by itself; estimates know no latency
+    # that would take more than three
+    possible = [
+        one
+        for one in configs_of(plan, target, place.part)
+        if one.stages in (2, 3) or (one.stages == 1 and place.target == "gfx942")
+    ]
     # defaults have a loop for each interval, and the order of programs follows from rows
     return list(dict.fromkeys(replace(one, order="") for one in possible if not one.fused))
 
@@ -227,13 +235,15 @@ def _first_kernel(cases: list[Case], example: str, part: str) -> list[Case]:
 
 
 def _least_seconds(work: Work, place: Place, config: TileConfig) -> float:
-    """Return what products and reading take at least, whatever the compiler makes of a kernel."""
+    """Return what products, exponentials and reading take at least, whatever the compiler makes of a kernel."""
     machine = MACHINES[place.target]
-    numbers = 2 * place.head_size
-    products = config.query * config.key * numbers * work.products / machine.matrix
+    pairs, numbers = config.query * config.key, 2 * place.head_size
+    products = pairs * numbers * work.products / machine.matrix
+    others = pairs * (CYCLES["MUFU"] + OPERATIONS) / (THREADS * machine.schedulers)
     walked = config.query if place.part == KEYS else config.key
     reading = walked * numbers * getattr(torch, place.dtype).itemsize / machine.cache
-    return work.tiles / machine.multiprocessors * max(products, reading) / machine.clock
+    cycles = max(products, others) + ALONE * min(products, others)
+    return work.tiles / machine.multiprocessors * max(cycles, reading) / machine.clock
 
 
 def _seconds(found: dict[str, Any], work: Work) -> float:

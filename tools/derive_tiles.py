@@ -47,6 +47,9 @@ NEAR = 1.3
 MOST_NEAR = 5
 """The most configurations for which they are."""
 
+OUTSIDE = 64
+"""Bytes that a kernel may spill outside of its loops over tiles, by what is no part of them."""
+
 OPERATIONS, THREADS = 3, 32
 """Least instructions for a pair besides an exponential: a factor, a maximum and a sum; threads of a warp."""
 
@@ -116,14 +119,14 @@ def derive(
         place: the row.
         most: configurations that are looked at, those that read least for what they compute.
     """
-    ranked = rank(findings, cases, plans, place, most)
-    for described in sorted({config.descriptors for config in ranked}, reverse=True):
-        shares = {config: share for config, share in ranked.items() if config.descriptors == described}
+    for described in sorted({config.descriptors for config in _space(next(iter(plans.values())), place)}, reverse=True):
         for trait in TRAITS:
             kernels = [case for case in cases if case.part == place.part and case.trait == trait]
             if not kernels or (described and trait == "gathered"):
                 continue
             present = present_config(place, trait, described=described)
+            stays = present is not None and is_clean(findings, kernels, place, present)
+            shares = rank(findings, cases, plans, place, described, present, stays, most)
             order = [variant for config in in_order(shares, present) for variant in _variants(config, place.part)]
             chosen = next((config for config in order if is_clean(findings, kernels, place, config)), None)
             both = tuple(math.nan if one is None else shares.get(_code(one), math.nan) for one in (present, chosen))
@@ -131,11 +134,19 @@ def derive(
 
 
 def rank(
-    findings: Findings, cases: list[Case], plans: Mapping[str, Plan], place: Place, most: int | None = None
+    findings: Findings,
+    cases: list[Case],
+    plans: Mapping[str, Plan],
+    place: Place,
+    described: bool,
+    present: TileConfig | None,
+    stays: bool,
+    most: int | None = None,
 ) -> dict[TileConfig, float]:
     """Return configurations with the means of their times, in those of the fastest, the best first.
 
-    Those that cannot be near the fastest are not compiled, and follow without a number.
+    Those that cannot be the fastest, or save enough to take the place of one that stays otherwise, are not compiled,
+    and follow without a number.
     """
     first, *others = [case for name in plans for case in _first_kernel(cases, name, place.part)]
     shape = square(LENGTH, heads=HEADS, head_size=place.head_size)
@@ -143,36 +154,40 @@ def rank(
     counts = {case.example: TileCounter(plans[case.example], place.target, shape, size) for case in (first, *others)}
 
     def times(case: Case, configs: list[TileConfig]) -> dict[TileConfig, float]:
-        found = dict(zip(configs, findings.of([case], place, configs), strict=True))
-        for config in configs:
-            for variant in _variants(config, place.part):
-                if not found[config]["clean"]:
-                    (found[config],) = findings.of([case], place, [variant])
-        count = counts[case.example]
-        return {
-            config: _seconds(one, count.work(case.part, tiles_of(config)))
-            for config, one in found.items()
-            if one["clean"]
-        }
+        return _times(findings, case, place, configs, counts[case.example])
 
     def least(config: TileConfig) -> float:
         return _least_seconds(counts[first.example].work(place.part, tiles_of(config)), place, config)
 
-    space = sorted(_space(plans[first.example], place), key=least)[:most]
-    known: list[dict[TileConfig, float]] = [{}]
+    space = [config for config in _space(plans[first.example], place) if config.descriptors == described]
+    space = sorted(space, key=least)[:most]
+    own = [] if present is None else [_code(present)]
+    known = [times(first, own)]
+    enough = (1 - DOUBT) * min(known[0].values(), default=math.inf) if stays else math.inf
     for start in range(0, len(space), TOGETHER):
         together = space[start : start + TOGETHER]
-        if least(together[0]) > min(known[0].values(), default=math.inf):
+        if least(together[0]) > min(enough, *known[0].values()):
             break
         known[0] |= times(first, together)
-    near = [config for config in known[0] if known[0][config] <= NEAR * min(known[0].values())]
-    near = sorted(near, key=known[0].__getitem__)[:MOST_NEAR]
-    tables = [present_config(place, trait, described=described) for trait in TRAITS for described in (True, False)]
-    near = list(dict.fromkeys([*near, *(_code(one) for one in tables if one is not None)]))
-    known[0] |= times(first, near)
-    known += [times(case, near) for case in others]
-    shares = {config: _mean_share(config, known) for config in dict.fromkeys([*near, *space])}
+    limit = min(enough, NEAR * min(known[0].values(), default=math.inf))
+    near = sorted((one for one in known[0] if known[0][one] <= limit), key=known[0].__getitem__)[:MOST_NEAR]
+    if near:
+        known += [times(case, list(dict.fromkeys([*own, *near]))) for case in others]
+    shares = {config: _mean_share(config, known) for config in dict.fromkeys([*own, *space])}
     return dict(sorted(shares.items(), key=lambda one: math.inf if math.isnan(one[1]) else one[1]))
+
+
+def _times(
+    findings: Findings, case: Case, place: Place, configs: list[TileConfig], count: TileCounter
+) -> dict[TileConfig, float]:
+    """Return the estimated seconds of a kernel with configurations, those with which it spills left out."""
+    found = dict(zip(configs, findings.of([case], place, configs), strict=True))
+    for config in configs:
+        for variant in _variants(config, place.part):
+            if not found[config]["clean"] and found[config]["spills"] <= OUTSIDE:
+                (found[config],) = findings.of([case], place, [variant])
+    works = {config: count.work(case.part, tiles_of(config)) for config, one in found.items() if one["clean"]}
+    return {config: _seconds(found[config], work) for config, work in works.items()}
 
 
 def _mean_share(config: TileConfig, times: list[dict[TileConfig, float]]) -> float:

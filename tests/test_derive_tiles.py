@@ -29,7 +29,7 @@ def tool(monkeypatch):
 
     monkeypatch.setattr(derive_tiles, "LENGTH", 1024)
     monkeypatch.setattr(derive_tiles, "_space", lambda plan, place: [SMALL, LARGE, OTHER])
-    monkeypatch.setattr(derive_tiles, "present_config", lambda place, trait, described: None if described else LARGE)
+    monkeypatch.setattr(derive_tiles, "present_config", lambda place, traits, described: None if described else LARGE)
     return derive_tiles
 
 
@@ -132,10 +132,10 @@ def test_present_rows(tool, monkeypatch):
     monkeypatch.undo()
     monkeypatch.syspath_prepend(str(ROOT / "tools"))
     place = tool.Place(FORWARD, "sm_90", 100, "bfloat16")
-    assert tool.present_config(place, "plain", described=True).descriptors
-    assert not tool.present_config(place, "plain", described=False).descriptors
-    assert tool.present_config(replace(place, target="sm_80"), "plain", described=True) is None
-    of_keys = tool.present_config(replace(place, part=KEYS), "plain", described=False)
+    assert tool.present_config(place, Traits(), described=True).descriptors
+    assert not tool.present_config(place, Traits(), described=False).descriptors
+    assert tool.present_config(replace(place, target="sm_80"), Traits(), described=True) is None
+    of_keys = tool.present_config(replace(place, part=KEYS), Traits(), described=False)
     assert of_keys.key >= 64
 
 

@@ -124,7 +124,7 @@ def derive(
             kernels = [case for case in cases if case.part == place.part and case.trait == trait]
             if not kernels or (described and trait == "gathered"):
                 continue
-            present = present_config(place, trait, described=described)
+            present = present_config(place, kernels[0].traits, described=described)
             stays = present is not None and is_clean(findings, kernels, place, present)
             shares = rank(findings, cases, plans, place, described, present, stays, most)
             order = [variant for config in in_order(shares, present) for variant in _variants(config, place.part)]
@@ -205,9 +205,8 @@ def in_order(shares: Mapping[TileConfig, float], present: TileConfig | None) -> 
     return order if is_faster else [present, *order]
 
 
-def present_config(place: Place, trait: str, *, described: bool) -> TileConfig | None:
-    """Return what the tables have for kernels with a trait; None where they have no row with descriptors."""
-    traits = Traits() if trait == "plain" else Traits(**{trait: True})
+def present_config(place: Place, traits: Traits, *, described: bool) -> TileConfig | None:
+    """Return what the tables have for kernels with traits; None where they have no row with descriptors."""
     if place.part == FORWARD:
         rows = tile_rows(LONGEST, LONGEST, traits)
     else:

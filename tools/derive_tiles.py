@@ -166,7 +166,7 @@ def rank(
     enough = (1 - DOUBT) * min(known[0].values(), default=math.inf) if stays else math.inf
     for start in range(0, len(space), TOGETHER):
         together = space[start : start + TOGETHER]
-        if least(together[0]) > min(enough, *known[0].values()):
+        if least(together[0]) > min((enough, *known[0].values())):
             break
         known[0] |= times(first, together)
     limit = min(enough, NEAR * min(known[0].values(), default=math.inf))

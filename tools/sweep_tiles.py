@@ -169,7 +169,7 @@ def _page(rows: list[dict[str, Any]], former: str, *, gradients: bool) -> str:
 
     Cells that it has not are those of the former page.
     """
-    chosen = re.sub(r" ?--(results|jobs|seconds) \S+", "", shlex.join(sys.argv[1:]))
+    chosen = re.sub(r"--(results|jobs|seconds) \S+ ?", "", shlex.join(sys.argv[1:]))
     lines = [
         f"# Kernels of the examples{' for gradients' if gradients else ''}, compiled ahead of time",
         "",

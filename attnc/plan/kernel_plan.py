@@ -11,7 +11,7 @@ from attnc.algebra.derivation import Step
 from attnc.algebra.facts import Facts
 from attnc.algebra.key_intervals import TileSets
 from attnc.algebra.summaries import summary_source
-from attnc.algebra.windows import Window
+from attnc.algebra.windows import Dense, Window
 from attnc.ir.nodes import Expr
 from attnc.ir.program import Attention
 
@@ -112,6 +112,21 @@ class Short:
 
 
 @dataclass(frozen=True, slots=True)
+class LibraryPart:
+    """A pass that a library may compute on a GPU, where tuning found that to be faster.
+
+    Attributes:
+        number: of the pass, from 0.
+        pairs: what it has for as many keys as queries.
+        long_rows: as that of a plan, of the other passes.
+    """
+
+    number: int
+    pairs: Dense
+    long_rows: int
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """Everything that code generation needs of one attention.
 
@@ -127,6 +142,8 @@ class Plan:
         weighed_at: queries and keys for which `choices` were compared.
         short: what shorter sequences are computed by instead, by rising limits; empty where `passes` suit all.
         window: that the mask is for as many keys as queries, where a library could compute the attention with it.
+        part: the pass of `passes` that a library could compute; None where there is none.
+        resumed: whether other pairs of all rows have been summed before the first pass.
     """
 
     attention: Attention
@@ -140,6 +157,8 @@ class Plan:
     weighed_at: int = 0
     short: tuple[Short, ...] = ()
     window: Window | None = None
+    part: LibraryPart | None = None
+    resumed: bool = False
 
     @property
     def variants(self) -> tuple[Plan, ...]:
@@ -153,6 +172,7 @@ class Plan:
                 long_rows=one.long_rows,
                 weighed_at=one.limit,
                 short=(),
+                part=None,
             )
             for one in self.short
         )
@@ -167,6 +187,16 @@ class Plan:
     def ranges(self) -> tuple[str, ...]:
         """Which calls each of `variants` is for, in words: `up to 704 queries and keys`, `beyond that`."""
         return (*(f"up to {one.limit:,} queries and keys" for one in self.short), "beyond that" if self.short else "")
+
+    @property
+    def beside_part(self) -> Plan | None:
+        """The plan of what is left where a library computes `part`; None without one."""
+        if self.part is None:
+            return None
+        others = self.passes[: self.part.number] + self.passes[self.part.number + 1 :]
+        return replace(
+            self, passes=others, choices=(), long_rows=self.part.long_rows, short=(), part=None, resumed=True
+        )
 
     def at(self, length: int) -> Plan:
         """Return the variant that computes calls whose queries or keys, whichever are more, are so many."""

@@ -8,8 +8,8 @@ from itertools import product
 import flash_stand_in
 import pytest
 import torch
-from flash_stand_in import StandIn, program_in
-from patterns import module_of, tensors
+from flash_stand_in import StandIn
+from patterns import module_of, program_in, tensors
 
 from attnc.runtime import gpu_library, tuned
 from attnc.runtime.gpu_library import has_windows, library_name, suits_flash_attention, window_backward, window_forward

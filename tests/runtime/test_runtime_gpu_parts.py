@@ -5,8 +5,8 @@ Where there is no GPU, a stand-in has the library's rules of alignment and of ro
 
 import pytest
 import torch
-from flash_stand_in import StandIn, choose_library, program_in
-from patterns import module_of, tensors
+from flash_stand_in import StandIn, choose_library
+from patterns import module_of, program_in, tensors
 
 from attnc.runtime import gpu_library, tuned
 from attnc.runtime.gpu_library import library_label, library_name, window_backward, window_forward

@@ -1,7 +1,6 @@
 """What computes in the place of PyTorch's FlashAttention where there is no GPU: its operators' signatures and rules."""
 
 import torch
-from patterns import module_of
 
 from attnc.runtime.gpu_library import library_name
 from attnc.runtime.tuned import LibraryCall, TunedTiles, use_tuned, versions_of_library
@@ -59,11 +58,6 @@ class StandIn:
         for number in (1, 2):
             found[number] = found[number].unflatten(1, (groups, heads // groups)).sum(2)
         return [one.to(query.dtype).transpose(1, 2) for one in found]
-
-
-def program_in(text, name):
-    """Return the program of an attention in a pattern."""
-    return vars(module_of(text))[f"_{name}_program"]
 
 
 def choose_library(program, *, backward, part=False, device="interpreter", versions=None):

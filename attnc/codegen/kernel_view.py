@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 from attnc.algebra.coordinates import IDENTITY, CoordinateMap, MapKind
 from attnc.algebra.summaries import summary_tensor
-from attnc.codegen.default_tiles import forward_traits
+from attnc.codegen.default_tiles import forward_traits, key_limit
 from attnc.codegen.expr_triton import Writer
 from attnc.codegen.functions_triton import fold
 from attnc.codegen.fused_loops import fuse
@@ -198,7 +198,7 @@ def kernel_view(
     careful = _write_careful(writer, sweep, weighing)
     used = _close(writer, loops, careful, row_order, careful_order)
     traits = forward_traits(sweep, weighing, loops)
-    defaults = tile_rows(sweep.query_tile, sweep.key_tile, traits)
+    defaults = tile_rows(sweep.query_tile, key_limit(sweep), traits)
     long_rows = "" if row_order is not None or not loops else _long_rows(plan)
     flags = {"careful": careful is not None, "ranged": bool(long_rows), "fused": bool(fused)}
     values = _parameters(attention, used, tables, sweep, **flags)

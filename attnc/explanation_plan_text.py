@@ -81,7 +81,7 @@ def _named_passes(plan: Plan) -> str:
 
 
 def _passes_sentence(plan: Plan) -> str:
-    if plan.passes[0].library is not None:
+    if len(plan.passes) == 1 and plan.passes[0].library is not None:
         return "One pass: the pattern is a library call, and nothing else is weighed."
     if len(plan.passes) == 1:
         layout = plan.passes[0].layout

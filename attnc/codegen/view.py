@@ -36,7 +36,7 @@ from attnc.ir.program import Attention, NormalizeKind, Tensor, TensorKind
 from attnc.ir.show import show
 from attnc.ir.types import Type
 from attnc.ir.walk import indices, tables, walk
-from attnc.plan.kernel_plan import Form, LibraryPart, Pass, Plan
+from attnc.plan.kernel_plan import Form, Library, LibraryPart, Pass, Plan
 
 HELPERS = ("floor", "floor_divide", "floor_modulo", "maximum", "minimum", "only", "splitmix", "truncate")
 """Functions of `runtime.pairs` that expressions may call."""
@@ -383,6 +383,8 @@ def _pass(plan: Plan, sweep: Pass, suffix: str, formulas: Formulas) -> Bracket:
     whole.extend((name, _order(one)) for name, one in orders if one.kind is not MapKind.IDENTITY)
     if _tells_entries_apart(plan, sweep):
         whole.append(("by_batch", "True"))
+    if sweep.library is Library.CAUSAL and len(plan.passes) > 1:
+        whole.append(("causal_from", str(sweep.first)))
     return call("Pass", *whole)
 
 

@@ -20,7 +20,7 @@ from attnc.ir.nodes import Score
 from attnc.ir.program import AlignKind, Attention, NormalizeKind
 from attnc.plan.kernel_plan import Choice, Form, Library, Pass, Plan, Scoring, Short
 from attnc.plan.lengths import cheapest_by_length
-from attnc.plan.library_parts import find_library_part
+from attnc.plan.library_parts import with_library_parts
 from attnc.plan.overrides import alternatives
 from attnc.plan.row_lengths import LENGTH, count_long_rows, most_keys, trend_of
 from attnc.plan.split import Part, decompositions
@@ -60,7 +60,7 @@ def plan_attention(attention: Attention, *, length: int = LENGTH) -> Plan:
     choices = choose_passes(simplified, length)
     plan = _chosen(replace(plan, choices=choices, weighed_at=length))
     if is_plain_softmax(simplified, scoring):
-        plan = replace(plan, part=find_library_part(simplified, plan.passes))
+        plan = with_library_parts(plan)
     if asked is not None:
         return plan
     return replace(plan, short=_short(plan))

@@ -24,7 +24,7 @@ class Form(Enum):
     LINEAR = "linear"
     CHUNKED = "chunked"
     LIBRARY = "library"
-    """One call of `scaled_dot_product_attention`."""
+    """One call of `scaled_dot_product_attention`; of one pass of several, on a CPU, which gives its sums."""
 
 
 class Library(Enum):
@@ -68,7 +68,8 @@ class Pass:
         mask: the pairs that it answers for: those of all passes are disjoint, and together the attention's mask. No
             pair of it lies outside the layout's positions.
         tiles: in the layout's coordinates; residuals are about positions.
-        library: set where `form` is LIBRARY; such a pass still has its tiles, for counting.
+        library: set where `form` is LIBRARY; such a pass still has its tiles, for counting, and for other calls.
+        first: position from which on a library's pass has pairs; 0 unless it is one of several.
         most_keys: about how many keys a tile of rows visits, however long the sequence is; None where it has more in a
             longer one, or that is not known.
         trend: of the number of keys along the rows.
@@ -79,6 +80,7 @@ class Pass:
     tiles: TileSets
     layout: Layout = PLAIN
     library: Library | None = None
+    first: int = 0
     most_keys: int | None = None
     trend: Trend = Trend.MIXED
 

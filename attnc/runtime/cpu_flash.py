@@ -17,7 +17,9 @@ from attnc.runtime.bands import Band, bands_in_step, is_shared, is_shared_by_cla
 from attnc.runtime.blocks import common_shape, row_scale
 from attnc.runtime.calls import Call, Store, contents
 from attnc.runtime.costs import KEPT_KEYS, KEPT_MASKS, REMEMBERED_PAIRS, RESULT_ELEMENTS
+from attnc.runtime.cpu_parts import causal_backward, causal_forward, first_causal_row
 from attnc.runtime.flash_calls import flash_calls
+from attnc.runtime.merging import merge
 from attnc.runtime.parts import Part, band_mask, band_pairs, cut_section, shared_shape
 from attnc.runtime.row_gradients import all_rows, values_of_rows
 from attnc.runtime.schedule import MASK_ELEMENTS
@@ -61,7 +63,10 @@ def flash_forward(call: Call) -> tuple[Tensor, Tensor]:
     for section in cut_into_sections(call):
         fresh = section.frame.number == 0
         taken = tuple(section.new_rows(tensor) if fresh else section.of_rows(tensor) for tensor in (out, lse))
-        for part in cut_section(section, by_tiles=False):
+        causal = first_causal_row(section)
+        if causal is not None:
+            causal_forward(section, causal, (taken[0], taken[1]), scale, merges=not fresh)
+        for part in () if causal is not None else cut_section(section, by_tiles=False):
             if fresh and not part.schedule.covered:
                 part.of_rows(taken[0]).zero_()
             whole = part.of_rows(taken[0]), part.of_rows(taken[1])
@@ -219,16 +224,6 @@ def _forward_band(part: Part, band: Band, target: tuple[Tensor, Tensor], scale: 
             lse.copy_(call.spread(found_lse))
 
 
-def merge(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> None:
-    """Merge the softmax over further keys into an output and log-sum-exp, in place; minus infinity is no keys.
-
-    One pass over the output. A NaN in either log-sum-exp reaches the output, so that it is noticed.
-    """
-    share = torch.where(other_lse == -torch.inf, 0.0, torch.sigmoid(other_lse - lse))
-    out.lerp_(other, share.unsqueeze(-1))
-    lse.copy_(torch.logaddexp(lse, other_lse))
-
-
 def flash_backward(
     call: Call, grad_out: Tensor, grad_lse: Tensor | None, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -259,7 +254,10 @@ def flash_backward(
     for section in cut_into_sections(call):
         known = section.of_rows(grad_out), section.of_rows(out), section.of_rows(lse)
         found = section.of_rows(grads[0]), section.of_keys(grads[1]), section.of_keys(grads[2])
-        for part in cut_section(section, by_tiles=False, backward=True):
+        causal = first_causal_row(section)
+        if causal is not None:
+            causal_backward(section, causal, known, found)
+        for part in () if causal is not None else cut_section(section, by_tiles=False, backward=True):
             for piece, band in _all_pieces(part, backward=True):
                 rows = tuple(piece.of_rows(tensor) for tensor in known)
                 sums = piece.of_rows(found[0]), piece.of_keys(found[1]), piece.of_keys(found[2])

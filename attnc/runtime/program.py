@@ -150,6 +150,8 @@ class Pass:
         by_batch: whether batch entries may differ in which pairs they allow or in their bias.
         grid: in which the queries lie, of passes that have no intervals; the mask holds for boxes alone then, and is
             false for key `M`.
+        causal_from: position from which on, for as many keys as queries, the pass is plain causal attention and
+            nothing else; None where it is not.
     """
 
     intervals: tuple[Interval, ...]
@@ -162,6 +164,7 @@ class Pass:
     by_batch: bool = False
     grid: QueryGrid | None = None
     key_tile: int = 128
+    causal_from: int | None = None
 
     @property
     def covers_rows(self) -> bool:

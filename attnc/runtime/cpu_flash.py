@@ -17,7 +17,7 @@ from attnc.runtime.bands import Band, bands_in_step, is_shared, is_shared_by_cla
 from attnc.runtime.blocks import common_shape, row_scale
 from attnc.runtime.calls import Call, Store, contents
 from attnc.runtime.costs import KEPT_KEYS, KEPT_MASKS, REMEMBERED_PAIRS, RESULT_ELEMENTS
-from attnc.runtime.cpu_parts import causal_backward, causal_forward, first_causal_row
+from attnc.runtime.cpu_parts import causal_forward, first_causal_row
 from attnc.runtime.flash_calls import flash_calls
 from attnc.runtime.merging import merge
 from attnc.runtime.parts import Part, band_mask, band_pairs, cut_section, shared_shape
@@ -254,10 +254,7 @@ def flash_backward(
     for section in cut_into_sections(call):
         known = section.of_rows(grad_out), section.of_rows(out), section.of_rows(lse)
         found = section.of_rows(grads[0]), section.of_keys(grads[1]), section.of_keys(grads[2])
-        causal = first_causal_row(section)
-        if causal is not None:
-            causal_backward(section, causal, known, found)
-        for part in () if causal is not None else cut_section(section, by_tiles=False, backward=True):
+        for part in cut_section(section, by_tiles=False, backward=True):
             for piece, band in _all_pieces(part, backward=True):
                 rows = tuple(piece.of_rows(tensor) for tensor in known)
                 sums = piece.of_rows(found[0]), piece.of_keys(found[1]), piece.of_keys(found[2])

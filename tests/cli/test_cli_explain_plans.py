@@ -217,3 +217,7 @@ def test_a_part_that_a_library_may_compute_is_named(mask, number, text, pairs):
     told = [one["library_if_tuned"] for one in found.as_json()["passes"]]
     assert told[number - 1] == pairs
     assert told[2 - number] is None
+    forms = [one["form"] for one in found.as_json()["passes"]]
+    is_causal = pairs["window"] == (-1, 0)
+    assert forms[number - 1] == ("library" if is_causal else "softmax")
+    assert ("it is the library's causal attention of the positions from 66 on." in words(found)) == is_causal

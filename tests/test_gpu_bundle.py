@@ -323,6 +323,7 @@ def test_a_library_is_measured_beside_the_tiles_that_were_found(bundle, tmp_path
     assert other.given["others"] == {kernel: CARRIED}
 
 
+@pytest.mark.slow
 def test_what_a_library_may_compute_of_splits_is_asked_and_gated(tools, tmp_path, monkeypatch):
     import gpu_bundle
 

@@ -1,8 +1,8 @@
 """A pass of several on a CPU that is plain causal attention from some position on: one call for each member of a group.
 
 The operator skips the tiles behind the diagonal by itself, and needs neither masks nor bands. On one thread, float32,
-heads of 64, three patterns and 768 to 8192 positions, outputs took up to 22 % less time than by bands, 7 % in the median
-of 15 cases, and never more. Gradients took between 6 % more and 3 % less, and so are left to bands.
+heads of 64, three patterns and 768 to 8192 positions, outputs took up to 22 % less time than by bands, 7 % in the
+median of 15 cases, and never more. Gradients took between 6 % more and 3 % less, and so are left to bands.
 """
 
 from __future__ import annotations

@@ -291,10 +291,14 @@ def begin_sums(call: Launch, begun: Begun) -> None:
     assert kept_m is not None
     assert kept_l is not None
     rows, value_size = begun.out.shape[2:]
-    if rows < call.N or value_size < call.value_size:
+    past = begun.first + rows
+    if value_size < call.value_size:
         kept_out.zero_()
-        kept_m.fill_(-math.inf)
-        kept_l.zero_()
+    for start, stop in ((0, begun.first), (past, call.N)):
+        if start < stop:
+            kept_out.narrow(2, start, stop - start).zero_()
+            kept_m.narrow(2, start, stop - start).fill_(-math.inf)
+            kept_l.narrow(2, start, stop - start).zero_()
     kept_out.narrow(2, begun.first, rows).narrow(3, 0, value_size).copy_(begun.out)
     kept_m.narrow(2, begun.first, rows).copy_(begun.lse * LOG2_E)
     kept_l.narrow(2, begun.first, rows).fill_(1.0)

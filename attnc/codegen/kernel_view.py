@@ -14,6 +14,7 @@ from `attnc.runtime.kernel_math`, which has stand-ins where Triton is not instal
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 from attnc.algebra.coordinates import IDENTITY, CoordinateMap, MapKind
@@ -197,6 +198,8 @@ def kernel_view(
     careful_order = orders.get(walked.pop()) if len(walked) == 1 else None
     careful = _write_careful(writer, sweep, weighing)
     used = _close(writer, loops, careful, row_order, careful_order)
+    if not loops and "shift" not in used and not _names("M", (resumed, sink, *writer.blocks[0].lines)):
+        used -= {"M"}  # it stands in a shift that only finishing rows does not ask for
     traits = forward_traits(sweep, weighing, loops)
     defaults = tile_rows(sweep.query_tile, key_limit(sweep), traits)
     long_rows = "" if row_order is not None or not loops else _long_rows(plan)
@@ -387,6 +390,11 @@ def _close(
     if used & {"q_hi", "q_lo", "q_idx"}:
         used.add("shift")
     return frozenset(used)
+
+
+def _names(name: str, texts: tuple[str, ...]) -> bool:
+    """Tell whether texts mention a name."""
+    return any(re.search(rf"\b{name}\b", text) for text in texts)
 
 
 def _parameters(

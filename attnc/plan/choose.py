@@ -132,7 +132,7 @@ def _revised(weigher: Weigher, weighed: list[Choice]) -> list[Choice]:
 
 def with_passes(plan: Plan, parts: Iterable[Part]) -> Plan:
     """Return a plan that computes each part of the mask in a layout of its own, see `make_passes`."""
-    return replace(plan, passes=make_passes(plan.attention, parts), short=())
+    return replace(plan, passes=make_passes(plan.attention, parts), short=(), part=None)
 
 
 def library_call(attention: Attention, scoring: Scoring, facts: Facts) -> Library | None:

@@ -22,6 +22,7 @@ from attnc.ir.nodes import Score
 from attnc.ir.program import AlignKind, Attention, NormalizeKind
 from attnc.plan.kernel_plan import Choice, Form, Library, Pass, Plan, Scoring, Short
 from attnc.plan.lengths import cheapest_by_length
+from attnc.plan.library_parts import with_library_parts
 from attnc.plan.linear import find_linear_form
 from attnc.plan.overrides import alternatives
 from attnc.plan.pairwise import check_surroundings, is_surrounded, pairwise_attention
@@ -74,6 +75,8 @@ def plan_attention(attention: Attention, *, length: int = LENGTH) -> Plan:
         return replace(plan, passes=(replace(only, trend=trend_of(simplified, only, LENGTH)),))
     choices = choose_passes(simplified, length)
     plan = _chosen(replace(plan, choices=choices, weighed_at=length))
+    if is_plain_softmax(simplified, scoring):
+        plan = with_library_parts(plan)
     if asked is not None:
         return plan
     return replace(plan, short=_short(plan))
@@ -159,7 +162,7 @@ def _revised(weigher: Weigher, weighed: list[Choice]) -> list[Choice]:
 
 def with_passes(plan: Plan, parts: Iterable[Part]) -> Plan:
     """Return a plan that computes each part of the mask in a layout of its own, see `make_passes`."""
-    return replace(plan, passes=make_passes(plan.attention, parts), short=())
+    return replace(plan, passes=make_passes(plan.attention, parts), short=(), part=None)
 
 
 def library_call(attention: Attention, scoring: Scoring, facts: Facts) -> Library | None:

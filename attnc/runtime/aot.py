@@ -25,6 +25,7 @@ from attnc.runtime.gluon_launch import GluonLaunch, prefer_template
 from attnc.runtime.gradient_launch import GradientLaunch
 from attnc.runtime.gradient_strips import PAIR_AXES, PairSum
 from attnc.runtime.kernel_launch import compile_options
+from attnc.runtime.launch import Begun
 from attnc.runtime.pairs import Pairs, Sizes
 from attnc.runtime.program import Program, TableRead, TensorArgument
 from attnc.runtime.tiles import Tiles, assume_target
@@ -233,7 +234,8 @@ def record_launches(
 ) -> list[Recorded]:
     """Call launchers on tensors without data; return the kernels that they would have launched, and their arguments.
 
-    Those for sequences of any length come first, then those of the launchers for short ones that are not among them.
+    Those for sequences of any length come first, then those of the launchers for short ones that are not among them,
+    and then those that run beside a library.
     """
     meta = _MetaCall.of(program, dtype, head_size, value_size)
     state = meta.state if program.kept else None
@@ -241,7 +243,9 @@ def record_launches(
     def call(launch: Any) -> None:
         launch(meta.query, meta.key, meta.value, meta.out, state, meta.inputs, None, precision, None)
 
-    every = (program.launch, *(short.launch for short in program.short))
+    every = [program.launch, *(short.launch for short in program.short)]
+    if program.part is not None and program.part.launch is not None:
+        every.append(partial(program.part.launch, begun=Begun(0, meta.out, meta.state)))
     return _recorded(module, program, every, call, target, tiles, shares)
 
 
@@ -264,7 +268,8 @@ def record_gradients(
     def call(launch: Any) -> None:
         launch(meta.query, meta.key, meta.value, meta.out, state, delta, sums, meta.inputs, None, precision, None)
 
-    every = (program.gradients, *(short.gradients for short in program.short))
+    every = [program.gradients, *(short.gradients for short in program.short)]
+    every += [] if program.part is None else [program.part.gradients]
     found = _recorded(module, program, every, call, target, tiles, shares)
     # what pairs contribute is left by the same kernel for each strip of rows
     return list({launch.kernel.__name__: launch for launch in found}.values())

@@ -17,8 +17,10 @@ from attnc.runtime.bands import Band, bands_in_step, follows_diagonals, is_share
 from attnc.runtime.blocks import common_shape, row_scale
 from attnc.runtime.calls import Call, Store, contents
 from attnc.runtime.costs import KEPT_KEYS, KEPT_MASKS, REMEMBERED_PAIRS, RESULT_ELEMENTS
+from attnc.runtime.cpu_parts import causal_forward, first_causal_row
 from attnc.runtime.diagonals import Mirror, diagonal_mask, distance_terms, is_diagonal, mirrored
 from attnc.runtime.flash_calls import flash_calls
+from attnc.runtime.merging import merge
 from attnc.runtime.parts import Part, band_mask, band_pairs, cut_section, shared_shape
 from attnc.runtime.row_gradients import all_rows, values_of_rows
 from attnc.runtime.schedule import MASK_ELEMENTS
@@ -63,7 +65,10 @@ def flash_forward(call: Call) -> tuple[Tensor, Tensor]:
         mirror = Mirror(section)
         fresh = section.frame.number == 0
         taken = tuple(section.new_rows(tensor) if fresh else section.of_rows(tensor) for tensor in (out, lse))
-        for part in cut_section(section, by_tiles=False):
+        causal = first_causal_row(section)
+        if causal is not None:
+            causal_forward(section, causal, (taken[0], taken[1]), scale, merges=not fresh)
+        for part in () if causal is not None else cut_section(section, by_tiles=False):
             if fresh and not part.schedule.covered:
                 part.of_rows(taken[0]).zero_()
             whole = part.of_rows(taken[0]), part.of_rows(taken[1])
@@ -263,16 +268,6 @@ def _forward_band(
         else:
             out.copy_(call.spread(found))
             lse.copy_(call.spread(found_lse))
-
-
-def merge(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> None:
-    """Merge the softmax over further keys into an output and log-sum-exp, in place; minus infinity is no keys.
-
-    One pass over the output. A NaN in either log-sum-exp reaches the output, so that it is noticed.
-    """
-    share = torch.where(other_lse == -torch.inf, 0.0, torch.sigmoid(other_lse - lse))
-    out.lerp_(other, share.unsqueeze(-1))
-    lse.copy_(torch.logaddexp(lse, other_lse))
 
 
 def flash_backward(

@@ -43,7 +43,9 @@ def test_schema_of_every_example(path):
         assert set(one["tiles"]) == {"query", "key", "full", "partial", "empty"}
         assert one["passes"]
         for sweep in one["passes"]:
-            assert set(sweep) == {"layout", "form", "pairs_computed", "mask", "pairs", "tiles", "long_rows"}
+            assert set(sweep) == {
+                "layout", "form", "pairs_computed", "mask", "pairs", "tiles", "long_rows", "library_if_tuned",
+            }  # fmt: skip
             assert sweep["form"] in ("softmax", "linear", "chunked", "library")
         assert set(one["plan"]) == {"variants", "weighed_at", "proven_disjoint", "choices"}
         *limits, last = [variant["up_to"] for variant in one["plan"]["variants"]]

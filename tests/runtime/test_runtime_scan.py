@@ -163,7 +163,7 @@ def test_vmap(batched):
         torch.testing.assert_close(part, torch.stack(parts))
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("dynamic", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_compile(dynamic):
     def loss(*tensors):
         out, end, log = causal_scan(*tensors, return_state=True, chunk=4)

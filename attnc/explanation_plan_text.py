@@ -44,12 +44,41 @@ def plain_table(*headings: str) -> Table:
     return table
 
 
+def form_lines(explanation: Explanation) -> Iterator[RenderableType]:
+    """Yield what is done before pairs are weighed, and the prices of the forms that the operation has."""
+    for sentence in explanation.surroundings:
+        yield from _wrapped(f"First {sentence}.")
+    if not explanation.forms:
+        if explanation.surroundings:
+            yield ""
+        return
+    yield f"  At {explanation.length:,} positions, of the forms that compute the same:"
+    table = plain_table("", "form", "FLOPs", "bytes", "")
+    for one in explanation.forms:
+        word = "chosen" if one.chosen else "approximated" if explanation.forms[0].form == "nystrom" else "rejected"
+        flops = "?" if one.flops is None else f"{int(one.flops):,}"
+        table.add_row(word, one.form, flops, f"{one.bytes:,}", FORMS[one.form])
+    yield table
+    yield ""
+
+
+FORMS = {
+    "pairs": "each allowed pair is weighed",
+    "linear": "one product of keys and values serves all queries",
+    "chunked": "products of keys and values are carried along; pairs inside of a chunk are weighed",
+    "nystrom": "an approximation: three softmaxes through landmarks",
+}
+"""What the forms of an operation do."""
+
+
 def plan_lines(explanation: Explanation) -> Iterator[RenderableType]:
     """Yield the derivation of a plan from the normal form."""
     plan = explanation.plan
     if explanation.whole.short:
         yield from _wrapped(_by_length(explanation))
     yield from _wrapped(_passes_sentence(plan))
+    if explanation.is_linear:
+        return
     if len(plan.passes) > 1 or not plan.passes[0].layout.is_plain:
         for place, (one, cost) in enumerate(zip(plan.passes, explanation.passes, strict=True), start=1):
             yield from _wrapped(f"pass {place}, {cost.layout}: {cost.mask}", indent=4)
@@ -78,6 +107,8 @@ def _named_passes(plan: Plan) -> str:
 
 
 def _passes_sentence(plan: Plan) -> str:
+    if plan.linear is not None or (plan.operation.decompose is not None and plan.operation.decompose.form == "nystrom"):
+        return "Calls of each length take the cheapest of the forms below."
     if plan.passes[0].library is not None:
         return "One pass: the pattern is a library call, and nothing else is weighed."
     if len(plan.passes) == 1:

@@ -10,6 +10,7 @@ from attnc.algebra.counting import bounds_read
 from attnc.algebra.derivation import Step
 from attnc.algebra.facts import Facts
 from attnc.algebra.key_intervals import TileSets
+from attnc.algebra.separable import Separable
 from attnc.algebra.summaries import summary_source
 from attnc.algebra.windows import Window
 from attnc.ir.nodes import Expr
@@ -96,6 +97,23 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
+class LinearForm:
+    """How an attention is computed in time that is linear in its length.
+
+    Attributes:
+        form: LINEAR, one product of keys and values for all queries, or CHUNKED, which carries it along the sequence.
+        weights: the factors and exponents of a pair, apart for queries and keys.
+        chunk: positions that are taken together; 0 for LINEAR.
+        asked: whether the pattern asks for it, whatever the length.
+    """
+
+    form: Form
+    weights: Separable
+    chunk: int = 0
+    asked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Short:
     """What computes short sequences, where the passes that suit long ones do not pay.
 
@@ -126,6 +144,10 @@ class Plan:
         long_rows: positions from 0 on whose rows, in passes in plain order, have many more keys than the others.
         weighed_at: queries and keys for which `choices` were compared.
         short: what shorter sequences are computed by instead, by rising limits; empty where `passes` suit all.
+        declared: the attention before its queries and keys are prepared, mapped to features or shortened, simplified;
+            None where `attention` is all that there is.
+        linear: the form that takes the place of the passes where it is cheaper; None where there is none.
+        quadratic_because: why there is none, of an attention with a feature map; empty otherwise.
         window: that the mask is for as many keys as queries, where a library could compute the attention with it.
     """
 
@@ -140,6 +162,14 @@ class Plan:
     weighed_at: int = 0
     short: tuple[Short, ...] = ()
     window: Window | None = None
+    declared: Attention | None = None
+    linear: LinearForm | None = None
+    quadratic_because: str = ""
+
+    @property
+    def operation(self) -> Attention:
+        """The attention as callers see it."""
+        return self.attention if self.declared is None else self.declared
 
     @property
     def variants(self) -> tuple[Plan, ...]:

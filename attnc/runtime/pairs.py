@@ -16,7 +16,11 @@ INT_MIN = -(2**63)
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Sizes of one call, by the names that patterns use, and the value's own head size."""
+    """Sizes of one call, by the names that patterns use, and the value's own head size.
+
+    Attributes:
+        K: keys before they were shortened; 0 where that is not known.
+    """
 
     B: int
     H: int
@@ -25,6 +29,7 @@ class Sizes:
     D: int
     g: int
     value_size: int
+    K: int = 0
 
     @property
     def kv_heads(self) -> int:

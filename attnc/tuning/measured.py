@@ -165,14 +165,14 @@ class _Bench:
 
     @classmethod
     def of(cls, plan: Plan, module: ModuleType, shape: Shape, settings: Settings) -> _Bench:
-        case = make_case(plan.attention, shape, settings)
+        case = make_case(plan.operation, shape, settings)
         few = replace(shape, queries=min(shape.queries, SMALL_LENGTH), keys=min(shape.keys, SMALL_LENGTH))
         function = getattr(module, plan.attention.name)
 
         def contender(of: Case) -> Contender:
             return Contender("attnc", lambda query, key, value: function(query, key, value, **of.data))
 
-        small = make_case(plan.attention, few, settings)
+        small = make_case(plan.operation, few, settings)
         gradients = true_gradients(small) if settings.backward else None
         return cls(case, small, true_rows(case), gradients, contender, settings)
 

@@ -104,7 +104,7 @@ def launch_scan(
     log = z.new_empty((0,), dtype=torch.float64)
     if logs is not None and with_state:
         log = logs.start if not length else torch.maximum(logs.keys.amax(-1), logs.start)
-        log = log.clone() if log is logs.start else log
+        log = log.clone(memory_format=torch.contiguous_format) if log is logs.start else log.contiguous()
     if not out.numel() or not features:
         out.zero_()
         if with_state:

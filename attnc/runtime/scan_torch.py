@@ -93,7 +93,8 @@ def scan_by_torch(
     if length == 1:
         x, y, z = (_rows_in_heads(part, heads, dtype) for part in (x, y, z))
         out, end, log = _single_row(x, y, z, logs, state)
-        return out.to(out_dtype), end if with_state else no_state, log if with_state and log is not None else no_log
+        last_log = no_log if log is None or not with_state else log.contiguous()
+        return out.to(out_dtype).contiguous(), end.contiguous() if with_state else no_state, last_log
     chunk = min(chunk, max(1, length))
     slabs = list(_scan_slabs(length, chunk, reverse, _chunks_at_once(x, z, heads, chunk)))
     references = None
@@ -119,7 +120,9 @@ def scan_by_torch(
         return out, no_state, no_log
     if carry is None:
         carry = z.new_zeros((z.shape[0], heads, x.shape[3], z.shape[3]), dtype=dtype)
-    return out, carry.clone(), no_log if references is None else references[..., -1].clone()
+    dense = torch.contiguous_format
+    last_log = no_log if references is None else references[..., -1].clone(memory_format=dense)
+    return out, carry.clone(memory_format=dense), last_log
 
 
 def _rows_in_heads(part: Tensor, heads: int, dtype: torch.dtype) -> Tensor:

@@ -72,6 +72,18 @@ def test_any_strides():
         torch.testing.assert_close(causal_scan(*changed, *scan.tensors[3:], **scan.options)[0], out)
 
 
+@pytest.mark.parametrize("length", [1, 5, 20])
+def test_results_are_contiguous(length):
+    """As the operator tells what compiles it."""
+    scan = make_scan(length, 6, 5, (2, 3, 3, 3, 3), form="decay", state="with log")
+    changed = scan.replaced(
+        state=scan.state.mT.contiguous().mT,
+        y=scan.y.mT.contiguous().mT,
+        state_log=scan.state_log.expand(2, -1).mT.contiguous().mT,
+    )
+    assert all(part.is_contiguous() for part in causal_scan(*changed.tensors, chunk=8, return_state=True))
+
+
 def test_no_rows():
     scan = make_scan(0, 3, 2, form="decay", state="with log")
     out, end, log = causal_scan(*scan.tensors, **scan.options, return_state=True)
@@ -163,7 +175,7 @@ def test_vmap(batched):
         torch.testing.assert_close(part, torch.stack(parts))
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("dynamic", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_compile(dynamic):
     def loss(*tensors):
         out, end, log = causal_scan(*tensors, return_state=True, chunk=4)

@@ -11,7 +11,6 @@ from attnc.runtime.scan_kernels import scan_walk_kernel
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3}
-GROUPS = ((1, 2, 2, 2, 2), (2, 4, 1, 2, 4))
 
 
 @pytest.fixture(autouse=True)
@@ -62,13 +61,12 @@ def test_half_precision_from_the_end(form):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("length", [2, 63, 64, 65, 100, 257])
-def test_lengths(length, form, dtype, reverse):
-    for groups, state in zip(GROUPS, ("with log", "none"), strict=True):
-        check_kernels(make_scan(length, 33, 65, groups, form=form, state=state, reverse=reverse).to(dtype))
+def test_lengths(length, form):
+    check_kernels(make_scan(length, 33, 65, (1, 2, 2, 2, 2), form=form, state="with log").to(torch.float32))
+    from_end = make_scan(length, 33, 65, (1, 4, 1, 2, 4), form=form, reverse=True)
+    check_kernels(from_end.to(torch.float16))
 
 
 SIZES = ((1, 1), (16, 65), (64, 16), (33, 1))
@@ -84,7 +82,7 @@ def test_sizes(size):
 @pytest.mark.parametrize("values", [1, 16, 65, 200])
 def test_more_sizes(features, values):
     for dtype in TOLERANCE:
-        check_kernels(make_scan(100, features, values, form="decay", state="with log").to(dtype))
+        check_kernels(make_scan(100, features, values, (1, 2, 1, 1, 2), form="decay", state="with log").to(dtype))
 
 
 def test_several_blocks(monkeypatch, launched):
@@ -93,10 +91,10 @@ def test_several_blocks(monkeypatch, launched):
     monkeypatch.setitem(scan_launch.SCAN_TILES, ("cpu", 4), tiles)
     monkeypatch.setattr(scan_launch, "SUMS_BYTES", 2 * 32 * 32 * 4)
     for reverse, state in ((False, "none"), (True, "with log")):
-        scan = make_scan(150, 20, 18, (1, 1, 1, 1, 1), form="decay", state=state, reverse=reverse)
+        scan = make_scan(100, 20, 18, (1, 1, 1, 1, 1), form="decay", state=state, reverse=reverse)
         check_kernels(scan.to(torch.float32), chunk=32)
     walks = [one for one in launched if one.kernel is scan_walk_kernel]
-    assert [one.arguments["walked"] for one in walks] == [0, 2, 4] * 2
+    assert [one.arguments["walked"] for one in walks] == [0, 2] * 2
 
 
 def test_sums_beyond_float16():
@@ -124,20 +122,25 @@ def test_no_sums_where_nobody_reads_them(launched):
     assert len(launched) == 1
 
 
-def test_gradients():
-    """Kernels of gradients are the same: those by torch operations agree."""
-    scan = make_scan(20, 5, 3, (1, 2, 1, 2, 2), form="decay", state="with log").to(torch.float32)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_gradients(dtype):
+    """Kernels of gradients are the same: those by torch operations agree. Gradients may be wider than their tensors."""
+    scan = make_scan(20, 5, 3, (1, 2, 1, 2, 2), form="decay", state="with log").to(dtype)
 
     def gradients():
         given = [part.clone().requires_grad_() for part in scan.tensors[:6]]
-        out, end, _ = causal_scan(*given, scan.state_log, chunk=16, return_state=True, **scan.options)
+        out, end, _ = causal_scan(
+            *given, scan.state_log, chunk=16, return_state=True, out_dtype=torch.float32, **scan.options
+        )
         return torch.autograd.grad(out.sin().sum() + end.cos().sum(), given)
 
     by_kernels = gradients()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ATTNC_TARGET", "torch")
         by_torch = gradients()
-    torch.testing.assert_close(by_kernels, by_torch, rtol=1e-3, atol=1e-4)
+    tolerance = 1e-3 if dtype is torch.float32 else 2e-2
+    for found, expected in zip(by_kernels, by_torch, strict=True):
+        torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance * expected.abs().max().item())
 
 
 def test_kernels_give_the_same_every_time():

@@ -45,6 +45,7 @@ ALLOWED = {
     "machine_code": {"diagnostics", "runtime", "compiler"},
     "pictures": {"diagnostics"},
     "files": {*BASE, "syntax"},
+    "schemes": {*BASE, "ir", "algebra", "runtime", "resources"},
     "parameters": set(),
     "terminal": {"diagnostics"},
     "bench": {

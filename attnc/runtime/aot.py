@@ -168,6 +168,13 @@ def compile_kernel(
     return compile_kernels(module, target, dtype, head_size, name=name, **sizes)[0]  # type: ignore[arg-type]
 
 
+def compile_recorded(launch: Recorded, target: str, dtype: torch.dtype, head_size: int = 0) -> KernelReport:
+    """Compile a kernel with the arguments of one launch of it. Raises as `compile_kernels` does."""
+    if target not in ARCHITECTURES:
+        raise ValueError(f"unknown target {target}; known: {', '.join(ARCHITECTURES)}")
+    return _report(launch, target, dtype, head_size)
+
+
 def _report(launch: Recorded, target: str, dtype: torch.dtype, head_size: int) -> KernelReport:
     kernel, arguments = launch.kernel, launch.arguments
     compiled = _compile(kernel, arguments, target)

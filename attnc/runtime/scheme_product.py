@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from attnc.runtime.scheme_kernels import SCHEME_TYPES, FusedScheme, multiply_fused
 from attnc.runtime.scheme_steps import BlockProduct, BlockRows, BlockSum, SchemeSteps, plan_steps
 
 HALF_TYPES = (torch.float16, torch.bfloat16)
@@ -26,6 +27,8 @@ class BilinearScheme:
         left: a row of `m * k` numbers for each product.
         right: a row of `k * n` numbers for each product.
         out: a row of a number for each product, for each of the `m * n` entries.
+        fused: kernels of one level of it, of its left gradient and of its right one, which GPUs run instead of torch
+            operations; None: there are none.
     """
 
     m: int
@@ -34,6 +37,7 @@ class BilinearScheme:
     left: BlockRows
     right: BlockRows
     out: BlockRows
+    fused: tuple[FusedScheme | None, ...] = field(default=(None, None, None), compare=False, repr=False)
 
     @cached_property
     def steps(self) -> SchemeSteps:
@@ -44,19 +48,33 @@ class BilinearScheme:
     def of_left_gradient(self) -> BilinearScheme:
         """The scheme of `G @ B.T`, the gradient of `A`: out of the trace of `A @ B @ G.T`, which is symmetric."""
         return BilinearScheme(
-            self.m, self.n, self.k, _turned(self.out), _swapped(self.right, self.k, self.n), _turned(self.left)
+            self.m,
+            self.n,
+            self.k,
+            _turned(self.out),
+            _swapped(self.right, self.k, self.n),
+            _turned(self.left),
+            (self.fused[1], self.fused[0], None),
         )
 
     @cached_property
     def of_right_gradient(self) -> BilinearScheme:
         """The scheme of `A.T @ G`, the gradient of `B`."""
         return BilinearScheme(
-            self.k, self.m, self.n, _swapped(self.left, self.m, self.k), _turned(self.out), _turned(self.right)
+            self.k,
+            self.m,
+            self.n,
+            _swapped(self.left, self.m, self.k),
+            _turned(self.out),
+            _turned(self.right),
+            (self.fused[2], None, self.fused[0]),
         )
 
 
 def multiply_by_scheme(a: Tensor, b: Tensor, scheme: BilinearScheme, levels: int) -> Tensor:
     """Multiply the part that divides by the scheme and the rim by the library; nothing is recorded."""
+    if levels == 1 and (fused := _fused_kernel(scheme, a)) is not None:
+        return multiply_fused(fused, a, b)
     p, q, s = a.shape[-2], a.shape[-1], b.shape[-1]
     rows, inner, columns = (size - size % base**levels for size, base in ((p, scheme.m), (q, scheme.k), (s, scheme.n)))
     if 0 in (rows, inner, columns):
@@ -77,6 +95,11 @@ def multiply_by_scheme(a: Tensor, b: Tensor, scheme: BilinearScheme, levels: int
     return result.to(dtype)
 
 
+def _fused_kernel(scheme: BilinearScheme, a: Tensor) -> FusedScheme | None:
+    """Return the kernel that multiplies on this device, if the scheme has one for these numbers."""
+    return scheme.fused[0] if a.is_cuda and a.dtype in SCHEME_TYPES else None
+
+
 class _Workspace:
     """Buffers of each level, which all products of that level use in turn.
 
@@ -95,16 +118,27 @@ class _Workspace:
             self._buffers[key] = torch.empty(like.shape, dtype=like.dtype, device=like.device)
         return self._buffers[key]
 
+    def multiply(self, a: Tensor, b: Tensor, result: Tensor, fused: FusedScheme | None = None) -> None:
+        """Write a product by the library, or by a kernel, into `result`."""
+        if self.factor_type is not None:
+            a, b = a.to(self.factor_type), b.to(self.factor_type)
+        if fused is not None:
+            result.copy_(multiply_fused(fused, a, b))
+        elif self.factor_type is not None:
+            result.copy_(a @ b)
+        else:
+            torch.matmul(a, b, out=result)
+
 
 def _apply_level(
     a: Tensor, b: Tensor, result: Tensor, scheme: BilinearScheme, levels: int, workspace: _Workspace
 ) -> None:
     """Write `a @ b` into `result`, whose sizes the scheme divides as often as there are levels."""
     if levels == 0:
-        if workspace.factor_type is None:
-            torch.matmul(a, b, out=result)
-        else:
-            result.copy_(a.to(workspace.factor_type) @ b.to(workspace.factor_type))
+        workspace.multiply(a, b, result)
+        return
+    if levels == 1 and (fused := _fused_kernel(scheme, a)) is not None:
+        workspace.multiply(a, b, result, fused)
         return
     blocks = {
         "left": _blocks(a, scheme.m, scheme.k),

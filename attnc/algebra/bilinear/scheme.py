@@ -136,3 +136,32 @@ def _row(outer: Row, inner: Row, across: int, height: int, width: int) -> Row:
 
 def _transposed(rows: Iterable[Row]) -> tuple[Row, ...]:
     return tuple(zip(*rows, strict=True))
+
+
+def left_gradient(scheme: Scheme) -> Scheme:
+    """Return the scheme of `G @ B.T`, the gradient of `A`: the trace of `A B G.T` is symmetric in the three.
+
+    <m, k, n; R> -> <m, n, k; R>
+    """
+    right = tuple(_swapped(row, scheme.k, scheme.n) for row in scheme.right)
+    m, k, n = scheme.m, scheme.n, scheme.k
+    return Scheme(m, k, n, _transposed(scheme.out), right, _transposed(scheme.left), **_gradient_names(scheme, "left"))
+
+
+def right_gradient(scheme: Scheme) -> Scheme:
+    """Return the scheme of `A.T @ G`, the gradient of `B`.
+
+    <m, k, n; R> -> <k, m, n; R>
+    """
+    left = tuple(_swapped(row, scheme.m, scheme.k) for row in scheme.left)
+    m, k, n = scheme.k, scheme.m, scheme.n
+    return Scheme(m, k, n, left, _transposed(scheme.out), _transposed(scheme.right), **_gradient_names(scheme, "right"))
+
+
+def _gradient_names(scheme: Scheme, side: str) -> dict[str, str]:
+    return {"name": f"{scheme.name}, gradient of the {side} factor", "source": "the symmetry of the trace of a product"}
+
+
+def _swapped(row: Row, height: int, width: int) -> Row:
+    """Number the entries of a matrix along its columns, that is, those of its transpose along rows."""
+    return tuple(row[y * width + x] for x in range(width) for y in range(height))

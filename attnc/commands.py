@@ -139,6 +139,17 @@ def compare(sides: Sequence[str], parameters: Sequence[Parameters], expected: st
     return not failures
 
 
+def scheme(name: str, levels: int, out: Path | None) -> None:
+    """Print what is known of a bilinear scheme, and write a module with its kernels if asked for."""
+    from attnc.schemes import describe_scheme, module_text, scheme_named
+
+    found = scheme_named(name, levels)
+    if out is not None:
+        require_writable(out, name)
+        write_text(out, module_text(found, name))
+    print("\n".join(describe_scheme(found)))
+
+
 def show(
     file: Path, parameters: Parameters, length: int, heads: int, head: int, out: Path | None, *, layout: bool
 ) -> None:

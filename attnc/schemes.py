@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -10,6 +11,7 @@ from attnc.algebra.bilinear.accuracy import Accuracy, accuracy_of
 from attnc.algebra.bilinear.prices import DEVICES, ProductCost, Rates, break_even, cost_of
 from attnc.algebra.bilinear.reading import MAX_BYTES, read_scheme
 from attnc.algebra.bilinear.scheme import Scheme, SchemeError
+from attnc.codegen.render_scheme import render_scheme_module
 from attnc.diagnostics import CompileError, Diagnostic, Label, Severity
 from attnc.ir.nodes import Const
 from attnc.ir.program import Via
@@ -84,6 +86,35 @@ def scheme_of(form: str, path: Path | None, levels: int) -> LeveledScheme:
             help="more levels than two or three are slower at any size that fits into memory",
         )
     return LeveledScheme(scheme, levels, steps)
+
+
+def scheme_named(name: str, levels: int) -> LeveledScheme:
+    """Return a scheme that attnc carries, or that of a file.
+
+    Args:
+        name: such as `laderman`, or a path.
+        levels: how often it is applied.
+
+    Raises:
+        CompileError: as `scheme_of` does.
+    """
+    carried = schemes_directory() / f"{name}.json"
+    is_carried = name.isidentifier() and carried.is_file()
+    try:
+        if not is_carried and not Path(name).exists():
+            names = ", ".join(sorted(path.stem for path in schemes_directory().glob("*.json")))
+            raise SchemeError(
+                "scheme-not-found", "is neither a file nor a scheme that attnc carries", help=f"it carries {names}"
+            )
+        return scheme_of("bilinear", carried if is_carried else Path(name), levels)
+    except SchemeError as error:
+        raise CompileError(_diagnostic(error, f"`{name}`", None)) from None
+
+
+def module_text(found: LeveledScheme, name: str) -> str:
+    """Return a module with the scheme and its fused kernels; the scheme is called as the file, in capitals."""
+    stem = re.sub(r"\W", "_", Path(name).stem, flags=re.ASCII).strip("_") or "scheme"
+    return render_scheme_module(found.scheme, f"SCHEME_{stem}".upper() if stem[0].isdigit() else stem.upper())
 
 
 def scheme_of_via(via: Via) -> LeveledScheme:

@@ -1,19 +1,23 @@
 """Time products by bilinear schemes against the library's, and measure their errors, by size and level.
 
-    python tools/time_schemes.py --markdown docs/results/strassen.md
-    python tools/time_schemes.py --device cuda --dtype bfloat16
+    python tools/time_schemes.py --json docs/results/strassen.json --markdown docs/results/strassen.md
+    python tools/time_schemes.py --json gpu.json --device cuda --dtype bfloat16
 
 Each product is called in turn with the library's, in rounds that alternate their order; medians count. The rates that
 the cost model takes are measured as well: the library's largest product, and sums of matrices that no cache holds.
+What the JSON file has is not measured again, so that a run can be cut into several.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +31,7 @@ from attnc.schemes import LeveledScheme, float_rows, scheme_of
 SIZES = (512, 768, 1024, 1536, 2048, 3072, 4096)
 LEVELS = (1, 2, 3)
 SCHEMES = ("strassen", "winograd", "laderman", "strassen_twice")
-UNITS = {"float32": 2.0**-24, "float64": 2.0**-53}
+UNITS = {"float32": 2.0**-24, "float64": 2.0**-53, "bfloat16": 2.0**-8, "float16": 2.0**-11}
 LEAST_BLOCK = 64
 """Levels that leave smaller blocks are not measured: they lose everywhere."""
 
@@ -36,101 +40,117 @@ def main() -> None:
     """Measure what the command line asks for and print a page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "float64", "bfloat16", "float16"))
+    parser.add_argument("--dtype", default="float32", choices=tuple(UNITS))
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     parser.add_argument("--levels", type=int, nargs="+", default=LEVELS)
     parser.add_argument("--schemes", nargs="+", default=SCHEMES)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--markdown", type=Path, help="write the page to this file as well")
+    parser.add_argument("--json", type=Path, required=True, help="read and write what was measured")
+    parser.add_argument("--markdown", type=Path, help="write a page of all that was measured")
     options = parser.parse_args()
-    text = report(options)
-    print(text)
-    if options.markdown is not None:
-        options.markdown.write_text(text)
-
-
-def report(options: argparse.Namespace) -> str:
-    """Measure everything and lay it out as Markdown."""
+    data: dict[str, Any] = {"rates": [], "rows": {}}
+    if options.json.exists():
+        data = json.loads(options.json.read_text())
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
-    rates = measure_rates(device, dtype)
-    facts = ", ".join(f"{name} {fact}" for name, fact in describe(device).items())
+    data |= {"machine": describe(device), "dtype": options.dtype}
+    for size in options.sizes:
+        for name in options.schemes:
+            for levels in options.levels:
+                found = load(name, levels)
+                key = f"{name} {levels} {size}"
+                if key not in data["rows"] and size // max(found.divisors) >= LEAST_BLOCK:
+                    data["rows"][key] = measure(found, size, device, dtype, options.rounds)
+                    print(key, data["rows"][key], flush=True)
+                    options.json.write_text(json.dumps(data, indent=1) + "\n")
+    data["rates"].append(measure_rates(device, dtype))
+    options.json.write_text(json.dumps(data, indent=1) + "\n")
+    if options.markdown is not None:
+        options.markdown.write_text(page(data))
+
+
+def load(name: str, levels: int) -> LeveledScheme:
+    """Return a scheme that attnc carries."""
+    return scheme_of("bilinear", schemes_directory() / f"{name}.json", levels)
+
+
+def page(data: dict[str, Any]) -> str:
+    """Lay what was measured out as Markdown."""
+    flops, bandwidth = (statistics.median(rate[place] for rate in data["rates"]) for place in (0, 1))
+    dtype = data["dtype"]
+    rates = Rates("measured", flops, bandwidth, getattr(torch, dtype).itemsize)
     lines = [
         "# Products by bilinear schemes",
         "",
-        f"Square products of {options.dtype}, times in milliseconds, median of {options.rounds} rounds in which the",
-        "library's product and the scheme's alternate. `error` is the greatest difference from the product in float64,",
-        "over the greatest entries of both factors, of normally distributed numbers; `bound` is what it cannot exceed",
-        "([how](../bilinear.md#error)). `model` is the ratio that the cost model expects from the rates measured here.",
+        f"Square products of {dtype}, in milliseconds: medians of rounds in which the library's product and the",
+        "scheme's alternate. `error` is the greatest difference from the product in float64, over the greatest entries",
+        "of both factors, of normally distributed numbers; it cannot exceed `bound` ([how](../bilinear.md#the-error)).",
+        "`model` is the speedup that the cost model expects from the rates below.",
         "Written by `python tools/time_schemes.py`.",
         "",
-        f"{facts}.",
-        f"Rates: {rates.flops / 1e9:.0f} GFLOP/s in products, {rates.bandwidth / 1e9:.1f} GB/s in sums of matrices.",
-        "",
+        ", ".join(f"{name} {fact}" for name, fact in data["machine"].items()) + ".",
+        f"Rates: {flops / 1e9:.0f} GFLOP/s in products, {bandwidth / 1e9:.1f} GB/s in sums of matrices.",
     ]
     crossings = []
-    for name in options.schemes:
-        lines += [f"## {name}", "", *_header()]
-        for levels in options.levels:
-            found = scheme_of("bilinear", schemes_directory() / f"{name}.json", levels)
-            rows = [measure(found, size, device, dtype, options.rounds, rates) for size in options.sizes]
-            measured = [row for row in rows if row is not None]
-            lines += [row.line(size, levels) for size, row in zip(options.sizes, rows, strict=True) if row is not None]
-            if measured:
-                crossings.append(_crossing(name, levels, options.sizes, rows, found.break_even(rates)))
-        lines.append("")
-    lines += ["## Where they break even", "", "| scheme | levels | model | measured |", "|---|---|---|---|", *crossings]
-    return "\n".join(lines) + "\n"
-
-
-def _header() -> list[str]:
     names = ("levels", "size", "library", "scheme", "speedup", "model", "library's error", "error", "bound")
-    return [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+    rows = {tuple(key.split()): row for key, row in data["rows"].items()}
+    for scheme in SCHEMES:
+        lines += ["", f"## {scheme}", "", f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+        for levels in LEVELS:
+            found = load(scheme, levels)
+            own = {int(key[2]): row for key, row in rows.items() if key[:2] == (scheme, str(levels))}
+            lines += [_line(found, size, row, rates, dtype) for size, row in sorted(own.items())]
+            if own:
+                crossings.append(_crossing(found, scheme, own, rates))
+    lines += ["", "## Where they break even", "", "| scheme | levels | model | measured |", "|---|---|---|---|"]
+    return "\n".join([*lines, *crossings]) + "\n"
 
 
-class Row:
-    """One size: seconds of both, the expected ratio, errors of both and the bound."""
+def _line(found: LeveledScheme, size: int, row: dict[str, Any], rates: Rates, dtype: str) -> str:
+    plain, scheme = row["seconds"]
+    half = UNITS[dtype] if dtype in ("bfloat16", "float16") else 0.0
+    unit = UNITS["float32"] if half else UNITS[dtype]
+    bound = found.accuracy.bound(size, found.levels, unit, output_unit=half)
+    model = found.gain((size,) * 3, rates)
+    times = f"{1e3 * plain:.2f} | {1e3 * scheme:.2f} | {plain / scheme:.2f} | {model:.2f}"
+    errors = " | ".join(f"{error:.1e}" for error in (*row["errors"], bound))
+    return f"| {found.levels} | {size} | {times} | {errors} |"
 
-    def __init__(self, seconds: tuple[float, float], model: float, errors: tuple[float, float], bound: float) -> None:
-        self.seconds, self.model, self.errors, self.bound = seconds, model, errors, bound
 
-    @property
-    def speedup(self) -> float:
-        """How many times as fast as the library's the scheme's product is."""
-        return self.seconds[0] / self.seconds[1]
-
-    def line(self, size: int, levels: int) -> str:
-        """Return the row of the table."""
-        times = f"{1e3 * self.seconds[0]:.2f} | {1e3 * self.seconds[1]:.2f} | {self.speedup:.2f} | {self.model:.2f}"
-        return f"| {levels} | {size} | {times} | {self.errors[0]:.1e} | {self.errors[1]:.1e} | {self.bound:.1e} |"
+def _crossing(found: LeveledScheme, name: str, rows: dict[int, dict[str, Any]], rates: Rates) -> str:
+    """Return a row that says from which size on the scheme was faster, at all larger ones measured."""
+    slower = [size for size, row in rows.items() if row["seconds"][0] < row["seconds"][1]]
+    faster = [size for size in rows if size > max(slower, default=0)]
+    measured = f"above {max(rows)}" if not faster else f"between {max(slower)} and {min(faster)}" if slower else ""
+    return f"| {name} | {found.levels} | {found.break_even(rates):,.0f} | {measured or f'at most {min(rows)}'} |"
 
 
 def measure(
-    found: LeveledScheme, size: int, device: torch.device, dtype: torch.dtype, rounds: int, rates: Rates
-) -> Row | None:
-    """Measure one scheme at one size, or nothing where its blocks would be too small."""
-    if size // max(found.divisors) < LEAST_BLOCK:
-        return None
+    found: LeveledScheme, size: int, device: torch.device, dtype: torch.dtype, rounds: int
+) -> dict[str, list[float]]:
+    """Return seconds and errors of the library's product and of the scheme's."""
     scheme = BilinearScheme(found.scheme.m, found.scheme.k, found.scheme.n, *float_rows(found.scheme))
-    generator = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(size, size, generator=generator).to(device, dtype) for _ in range(2))
-    exact = a.double() @ b.double()
+    a, b, exact = factors(size, device, dtype)
     scale = float(a.abs().max() * b.abs().max())
     ways = (lambda: a @ b, lambda: scheme_matmul(a, b, scheme, found.levels))
     errors = [float((way().double() - exact).abs().max()) / scale for way in ways]
-    seconds = alternate(ways, rounds, device)
-    bound = found.accuracy.bound(size, found.levels, UNITS.get(str(dtype).removeprefix("torch."), 2.0**-24))
-    return Row(seconds, found.gain((size, size, size), rates), (errors[0], errors[1]), bound)
+    return {"seconds": alternate(ways, rounds, device), "errors": errors}
 
 
-def alternate(ways: tuple[Callable[[], Tensor], ...], rounds: int, device: torch.device) -> tuple[float, float]:
-    """Return the median seconds of two calls that take turns."""
-    taken: tuple[list[float], list[float]] = ([], [])
-    for way in ways:
-        way()
+@lru_cache(maxsize=1)
+def factors(size: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Return two matrices and their product in float64."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(size, size, generator=generator).to(device, dtype) for _ in range(2))
+    return a, b, a.double() @ b.double()
+
+
+def alternate(ways: tuple[Callable[[], Tensor], ...], rounds: int, device: torch.device) -> list[float]:
+    """Return the median seconds of calls that take turns."""
+    taken: list[list[float]] = [[] for _ in ways]
     for number in range(rounds):
-        for place in (0, 1) if number % 2 else (1, 0):
+        for place in range(len(ways)) if number % 2 else reversed(range(len(ways))):
             taken[place].append(_seconds(ways[place], device))
-    return statistics.median(taken[0]), statistics.median(taken[1])
+    return [statistics.median(times) for times in taken]
 
 
 def _seconds(call: Callable[[], object], device: torch.device, least: float = 0.05) -> float:
@@ -152,28 +172,14 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
+def measure_rates(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
     """Measure operations a second in the library's product and bytes a second in sums, of matrices of 4096."""
     size = 4096
     a, b = (torch.randn(size, size).to(device, dtype) for _ in range(2))
     out = torch.empty_like(a)
     product = statistics.median(_seconds(lambda: torch.mm(a, b, out=out), device) for _ in range(3))
     added = statistics.median(_seconds(lambda: torch.add(a, b, out=out), device) for _ in range(5))
-    return Rates("measured", 2 * size**3 / product, 3 * a.nbytes / added, a.element_size())
-
-
-def _crossing(name: str, levels: int, sizes: list[int], rows: list[Row | None], model: float) -> str:
-    """Return a row that says from which size on the scheme was faster, at all larger ones measured."""
-    known = [(size, row) for size, row in zip(sizes, rows, strict=True) if row is not None]
-    slower = [size for size, row in known if row.speedup < 1]
-    faster = [size for size, _ in known if size > max(slower, default=0)]
-    if not slower:
-        measured = f"at most {known[0][0]}"
-    elif not faster:
-        measured = f"above {known[-1][0]}"
-    else:
-        measured = f"between {max(slower)} and {min(faster)}"
-    return f"| {name} | {levels} | {model:,.0f} | {measured} |"
+    return 2 * size**3 / product, 3 * a.nbytes / added
 
 
 if __name__ == "__main__":

@@ -26,9 +26,9 @@ class TileText:
 
 
 _TARGETS = ("sm_80", "sm_86", "sm_90", "sm_100", "gfx942")
-_WIDE, _NARROW = TileText(64, 64, 32, 8, 3), TileText(64, 32, 32, 8, 2)
+_WIDE, _NARROW, _FEW_WARPS = TileText(64, 64, 32, 8, 3), TileText(64, 32, 32, 8, 2), TileText(64, 32, 32, 4, 2)
+_FEW_HALF = dict(zip(_TARGETS, (_NARROW, _NARROW, _WIDE, _WIDE, _FEW_WARPS), strict=True))
 _FLOAT = TileText(64, 64, 8, 8, 2)
-_FEW_HALF = dict(zip(_TARGETS, (_NARROW, _NARROW, _WIDE, _WIDE, _NARROW), strict=True))
 _MANY_HALF, _MANY_FLOAT = TileText(32, 32, 32, 4, 2), TileText(32, 32, 8, 4, 2)
 
 

@@ -301,11 +301,12 @@ def scheme(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", metavar="OUT.py", help="Write a module with its fused kernels.")
     ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
     """Prove that a bilinear scheme multiplies matrices; print its cost, its error and where it breaks even."""
     from attnc import commands
 
-    commands.scheme(name, levels, out)
+    commands.scheme(name, levels, out, json=json)
 
 
 @app.command(epilog=examples("attnc verify streaming.attn", "attnc verify examples/*.attn"))

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from attnc.algebra.bilinear.accuracy import Accuracy, accuracy_of
 from attnc.algebra.bilinear.prices import DEVICES, ProductCost, Rates, break_even, cost_of
@@ -184,6 +185,24 @@ def describe_scheme(found: LeveledScheme) -> tuple[str, ...]:
     ]
     lines += [f"breaks even at {_size_text(found.break_even(rates))} on {rates.name}" for rates in DEVICES]
     return (*lines, *((f"source: {scheme.source}",) if scheme.source else ()))
+
+
+def scheme_json(found: LeveledScheme) -> dict[str, Any]:
+    """Return the same for machines; a break-even size is null where there is none."""
+    scheme, accuracy = found.scheme, found.accuracy
+    sizes = {rates.name: found.break_even(rates) for rates in DEVICES}
+    return {
+        "name": scheme.name,
+        "source": scheme.source,
+        "shape": [scheme.m, scheme.k, scheme.n],
+        "rank": scheme.rank,
+        "levels": found.levels,
+        "additions": list(found.steps.additions),
+        "growth": float(accuracy.growth),
+        "depth": accuracy.depth,
+        "error_factor": accuracy.factor(found.levels),
+        "break_even": {name: None if size == float("inf") else round(size) for name, size in sizes.items()},
+    }
 
 
 def _size_text(size: float) -> str:

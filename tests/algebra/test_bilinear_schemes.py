@@ -1,5 +1,6 @@
 """Schemes are proven against the product itself; everything else is refused with the reason."""
 
+import contextlib
 import importlib.util
 import json
 import random
@@ -34,11 +35,11 @@ def shipped(name):
 def multiply(scheme, a, b):
     """The scheme on matrices of anything that adds and multiplies, by its definition."""
     products = [
-        sum(u * entry for u, entry in zip(left, a, strict=True))
-        * sum(v * entry for v, entry in zip(right, b, strict=True))
+        sum(u * entry for u, entry in zip(left, a, strict=True) if u)
+        * sum(v * entry for v, entry in zip(right, b, strict=True) if v)
         for left, right in zip(scheme.left, scheme.right, strict=True)
     ]
-    return [sum(w * entry for w, entry in zip(row, products, strict=True)) for row in scheme.out]
+    return [sum(w * entry for w, entry in zip(row, products, strict=True) if w) for row in scheme.out]
 
 
 def is_right_on_units(scheme):
@@ -324,3 +325,38 @@ def test_largest_wrong_schemes_end_quickly():
     with pytest.raises(SchemeError):
         read_scheme(dense(8, 4))
     assert time.process_time() - start < 5
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from("UVW") | st.text(max_size=2), inner),
+    max_leaves=8,
+)
+
+
+@given(st.sampled_from(["name", "source", "shape", "rank", "U", "V", "W"]), JSON)
+@settings(max_examples=150, deadline=None)
+def test_any_value_anywhere_is_read_or_refused(key, value):
+    files = {**json.loads(write_scheme(shipped("strassen"))), key: value}
+    with contextlib.suppress(SchemeError):
+        assert read_scheme(json.dumps(files).encode("utf-8", "surrogatepass")).title == "<2, 2, 2; 7>"
+
+
+@given(st.integers(0, 500), st.binary(min_size=1, max_size=3))
+@settings(max_examples=150, deadline=None)
+def test_damaged_files_are_refused(place, damage):
+    data = (schemes_directory() / "winograd.json").read_bytes()
+    data = data[:place] + damage + data[place + len(damage) :]
+    with contextlib.suppress(SchemeError):
+        assert read_scheme(data) == shipped("winograd")  # a space, or a letter of its name
+
+
+def test_deep_values_are_refused():
+    for depth in range(850, 1000, 7):
+        deep = "[" * depth + "]" * depth
+        for key in ("shape", "rank", "U", "name"):
+            with pytest.raises(SchemeError):
+                read_scheme(f'{{"shape": [2, 2, 2], "U": [[1]], "V": [[1]], "W": [[1]], "{key}": {deep}}}'.encode())
+            files = {"shape": "[2, 2, 2]", "U": "[[1]]", "V": "[[1]]", "W": "[[1]]", key: deep}
+            with pytest.raises(SchemeError):
+                read_scheme(("{" + ", ".join(f'"{name}": {text}' for name, text in files.items()) + "}").encode())

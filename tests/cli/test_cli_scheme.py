@@ -1,5 +1,6 @@
 """`attnc scheme`: what it prints and writes, and its exit codes."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -31,6 +32,12 @@ def test_carried_schemes_are_described():
         "4 + 4 + 7 = 15 additions of blocks a level",
         "error bound 20.2 times that of the plain product, for large inner sizes",
     ]
+
+
+def test_the_same_as_json():
+    found = json.loads(scheme("strassen", "--json").stdout)
+    assert (found["shape"], found["rank"], found["additions"], found["growth"]) == ([2, 2, 2], 7, [5, 5, 8], 12.0)
+    assert found["break_even"]["NVIDIA A100 SXM, float32"] == 2065
 
 
 def test_a_file_becomes_a_module_with_kernels():

@@ -182,5 +182,8 @@ def _malformed(message: str, *, help: str = "") -> SchemeError:
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(value) if not isinstance(value, str) else ascii(value)
+    try:
+        text = json.dumps(value) if not isinstance(value, str) else ascii(value)
+    except RecursionError:
+        text = "[...]"
     return text if len(text) <= 40 else f"{text[:37]}..."

@@ -3,16 +3,15 @@
     python tools/time_schemes.py --json docs/results/strassen.json --markdown docs/results/strassen.md
     python tools/time_schemes.py --json gpu.json --device cuda --dtype bfloat16
 
-Each product is called in turn with the library's, in rounds that alternate their order; medians count. The rates that
-the cost model takes are measured as well: the library's largest product, and sums of matrices that no cache holds.
-What the JSON file has is not measured again, so that a run can be cut into several.
+Each product is called in turn with the library's, in rounds that alternate their order. The least time counts, of all
+runs that wrote to the same JSON file: other work on the machine can only add to it. The rates that the cost model takes
+are measured as well: the library's product, and sums of matrices that no cache holds.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import time
 from collections.abc import Callable
 from functools import lru_cache
@@ -58,11 +57,14 @@ def main() -> None:
             for levels in options.levels:
                 found = load(name, levels)
                 key = f"{name} {levels} {size}"
-                if key not in data["rows"] and size // max(found.divisors) >= LEAST_BLOCK:
-                    data["rows"][key] = measure(found, size, device, dtype, options.rounds)
+                if size // max(found.divisors) >= LEAST_BLOCK:
+                    row = measure(found, size, device, dtype, options.rounds)
+                    before = data["rows"].get(key, row)
+                    data["rows"][key] = row | {"seconds": list(map(min, before["seconds"], row["seconds"]))}
                     print(key, data["rows"][key], flush=True)
                     options.json.write_text(json.dumps(data, indent=1) + "\n")
-    data["rates"].append(measure_rates(device, dtype))
+    rates = measure_rates(device, dtype)
+    data["rates"] = list(map(max, data["rates"] or rates, rates))
     options.json.write_text(json.dumps(data, indent=1) + "\n")
     if options.markdown is not None:
         options.markdown.write_text(page(data))
@@ -75,13 +77,13 @@ def load(name: str, levels: int) -> LeveledScheme:
 
 def page(data: dict[str, Any]) -> str:
     """Lay what was measured out as Markdown."""
-    flops, bandwidth = (statistics.median(rate[place] for rate in data["rates"]) for place in (0, 1))
+    flops, bandwidth = data["rates"]
     dtype = data["dtype"]
     rates = Rates("measured", flops, bandwidth, getattr(torch, dtype).itemsize)
     lines = [
         "# Products by bilinear schemes",
         "",
-        f"Square products of {dtype}, in milliseconds: medians of rounds in which the library's product and the",
+        f"Square products of {dtype}, in milliseconds: the least of rounds in which the library's product and the",
         "scheme's alternate. `error` is the greatest difference from the product in float64, over the greatest entries",
         "of both factors, of normally distributed numbers; it cannot exceed `bound` ([how](../bilinear.md#the-error)).",
         "`model` is the speedup that the cost model expects from the rates below.",
@@ -145,15 +147,15 @@ def factors(size: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor
 
 
 def alternate(ways: tuple[Callable[[], Tensor], ...], rounds: int, device: torch.device) -> list[float]:
-    """Return the median seconds of calls that take turns."""
+    """Return the least seconds of calls that take turns."""
     taken: list[list[float]] = [[] for _ in ways]
     for number in range(rounds):
         for place in range(len(ways)) if number % 2 else reversed(range(len(ways))):
             taken[place].append(_seconds(ways[place], device))
-    return [statistics.median(times) for times in taken]
+    return [min(times) for times in taken]
 
 
-def _seconds(call: Callable[[], object], device: torch.device, least: float = 0.05) -> float:
+def _seconds(call: Callable[[], object], device: torch.device, least: float = 0.02) -> float:
     """Return the seconds of a call, over as many as take `least` seconds."""
     count, total = 0, 0.0
     _wait(device)
@@ -177,8 +179,8 @@ def measure_rates(device: torch.device, dtype: torch.dtype) -> tuple[float, floa
     size = 4096
     a, b = (torch.randn(size, size).to(device, dtype) for _ in range(2))
     out = torch.empty_like(a)
-    product = statistics.median(_seconds(lambda: torch.mm(a, b, out=out), device) for _ in range(3))
-    added = statistics.median(_seconds(lambda: torch.add(a, b, out=out), device) for _ in range(5))
+    product = min(_seconds(lambda: torch.mm(a, b, out=out), device) for _ in range(3))
+    added = min(_seconds(lambda: torch.add(a, b, out=out), device) for _ in range(9))
     return 2 * size**3 / product, 3 * a.nbytes / added
 
 

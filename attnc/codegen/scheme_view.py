@@ -1,9 +1,9 @@
 """A bilinear scheme as a fused Triton kernel: which products share a loop, and the text of every sum.
 
-A program computes one tile of every block of the result. Its products of sums are accumulated in registers, in groups:
-a group walks the inner dimension once, reads each tile that its products need once a step, and forms their sums from
-those. After a group its products are added to the result, which is stored once at the end. A scheme of few products is
-one group and keeps no sums of the result; a larger one keeps a tile for each block of the result besides.
+A program computes one tile of every block of the result. A scheme of few products accumulates all of them in registers
+in one walk along the inner dimension, which reads each tile of both factors once a step, forms the sums from those,
+and adds the products up at the end. A larger scheme keeps a tile of each block of the result in registers instead, and
+walks once for each product, reading what that product needs.
 """
 
 from __future__ import annotations
@@ -15,11 +15,8 @@ from fractions import Fraction
 from attnc.algebra.bilinear.scheme import Row, Scheme
 from attnc.codegen.scheme_text import source_lines
 
-ONE_GROUP = 8
-"""Products that are kept in registers at once by schemes of at most as many."""
-
-GROUP = 4
-"""Products of a group of a larger scheme, whose result is kept in registers as well."""
+ONE_WALK = 8
+"""The most products that one walk accumulates; two at once beside a result of nine blocks spill on sm_90."""
 
 WIDTH = 100
 """Longest line."""
@@ -77,10 +74,10 @@ class SchemeKernelView:
 
 def scheme_kernel_view(scheme: Scheme, function: str) -> SchemeKernelView:
     """Write every part of the fused kernel of one level of a scheme."""
-    size = ONE_GROUP if scheme.rank <= ONE_GROUP else GROUP
+    size = scheme.rank if scheme.rank <= ONE_WALK else 1
     outs = tuple(OutText(f"c_{i}{j}", i, j) for i in range(scheme.m) for j in range(scheme.n))
     starts = range(0, scheme.rank, size)
-    groups = tuple(_group(scheme, range(start, min(start + size, scheme.rank)), outs) for start in starts)
+    groups = tuple(_group(scheme, range(start, start + size), outs) for start in starts)
     return SchemeKernelView(function, source_lines(scheme), scheme.m, scheme.k, scheme.n, groups, outs)
 
 

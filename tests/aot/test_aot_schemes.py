@@ -59,7 +59,7 @@ def test_kernels_do_not_spill(tmp_path, name, target):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
-def test_kernels_of_several_groups_compile(tmp_path, target):
+def test_kernels_of_several_walks_compile(tmp_path, target):
     reports = compiled(tmp_path, "laderman", target, "bfloat16,float32")
     assert len(reports) == 6
     assert all(report["fits"] for report in reports)

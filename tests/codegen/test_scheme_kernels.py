@@ -60,7 +60,7 @@ def assert_within_bound(found, a, b, name):
 
 
 @pytest.mark.parametrize("dtype", UNITS, ids=str)
-@pytest.mark.parametrize("sizes", [(1, 1, 1), (63, 65, 100), (130, 1, 64), (64, 33, 257)])
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (63, 65, 100), (130, 1, 64), (64, 33, 129)])
 @pytest.mark.parametrize("name", ["strassen", "winograd"])
 def test_kernels_multiply(generated, name, sizes, dtype):
     p, q, s = sizes
@@ -71,7 +71,7 @@ def test_kernels_multiply(generated, name, sizes, dtype):
 
 
 @pytest.mark.parametrize("name", [pytest.param("laderman", marks=pytest.mark.slow), "rectangular"])
-def test_kernels_of_several_groups_multiply(generated, name):
+def test_kernels_of_several_walks_multiply(generated, name):
     scheme = exact(name)
     assert len(scheme_kernel_view(scheme, "_kernel").groups) > 1
     a, b = random(35, 22), random(22, 40, seed=1)
@@ -111,7 +111,7 @@ def test_calls_take_kernels_where_a_device_has_them(generated, monkeypatch):
     assert [one.fused[0] for one in called] == [*scheme.fused]
     called.clear()
     twice = scheme_matmul(a.detach(), b.detach(), scheme, 2)
-    assert len(called) == 7
+    assert len(called) == 7  # one for each product of the outer level
     torch.testing.assert_close(twice, a.detach() @ b.detach(), rtol=1e-4, atol=1e-4)
 
 
@@ -133,7 +133,7 @@ def test_gradients_of_schemes_are_schemes(name):
     assert right_gradient(right_gradient(scheme)) == scheme
 
 
-@pytest.mark.parametrize("name", ["strassen", "laderman", "strassen_twice"])
+@pytest.mark.parametrize("name", ["strassen", "laderman"])
 def test_text_is_readable_and_the_same_every_time(name):
     text = render_scheme_module(exact(name), name.upper())
     assert text == render_scheme_module(exact(name), name.upper())

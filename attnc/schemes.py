@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from attnc.algebra.bilinear.accuracy import Accuracy, accuracy_of
-from attnc.algebra.bilinear.prices import DEVICES, ProductCost, Rates, break_even, cost_of
+from attnc.algebra.bilinear.leveled import LeveledScheme
+from attnc.algebra.bilinear.prices import DEVICES
 from attnc.algebra.bilinear.reading import MAX_BYTES, read_scheme
 from attnc.algebra.bilinear.scheme import Scheme, SchemeError
 from attnc.codegen.render_scheme import render_scheme_module
@@ -25,43 +24,6 @@ MOST_PRODUCTS = 1 << 17
 
 MANY_ROWS = 1 << 20
 """Rows for which a scheme is priced where their number is known at a call only; its price a row falls with them."""
-
-
-@dataclass(frozen=True, slots=True)
-class LeveledScheme:
-    """A scheme and how often it is applied.
-
-    Attributes:
-        steps: the order of its additions and products.
-    """
-
-    scheme: Scheme
-    levels: int
-    steps: SchemeSteps
-
-    @property
-    def divisors(self) -> tuple[int, int, int]:
-        """What rows, inner size and columns are divided by over all levels."""
-        scheme = self.scheme
-        return scheme.m**self.levels, scheme.k**self.levels, scheme.n**self.levels
-
-    @property
-    def accuracy(self) -> Accuracy:
-        """What bounds its error."""
-        return accuracy_of(self.scheme, sum(self.steps.depths))
-
-    def cost(self, sizes: tuple[int, int, int], element: int) -> ProductCost:
-        """Price a product of these sizes; `element` is the bytes of a number."""
-        return cost_of(self.scheme, self.steps.additions, sizes, self.levels, element)
-
-    def break_even(self, rates: Rates) -> float:
-        """Return the size of square products from which on it is faster than the library's; infinite: never."""
-        return break_even(self.scheme, self.steps.additions, self.levels, rates)
-
-    def gain(self, sizes: tuple[int, int, int], rates: Rates) -> float:
-        """Return how many times as fast as the library's product it is expected to be."""
-        classical = cost_of(self.scheme, self.steps.additions, sizes, 0, rates.element)
-        return classical.seconds_on(rates) / self.cost(sizes, rates.element).seconds_on(rates)
 
 
 def scheme_of(form: str, path: Path | None, levels: int) -> LeveledScheme:
@@ -86,7 +48,7 @@ def scheme_of(form: str, path: Path | None, levels: int) -> LeveledScheme:
             f"has too many levels: {scheme.rank} ** {levels} products, more than {MOST_PRODUCTS}",
             help="more levels than two or three are slower at any size that fits into memory",
         )
-    return LeveledScheme(scheme, levels, steps)
+    return LeveledScheme(scheme, levels, steps.additions, sum(steps.depths))
 
 
 def scheme_named(name: str, levels: int) -> LeveledScheme:
@@ -174,8 +136,8 @@ def loss_warning(found: LeveledScheme, via: Via, *, inner: int, columns: int) ->
 
 def describe_scheme(found: LeveledScheme) -> tuple[str, ...]:
     """Return lines on a scheme for people: its cost, its error, and where it breaks even."""
-    scheme, steps, accuracy = found.scheme, found.steps, found.accuracy
-    left, right, out = steps.additions
+    scheme, accuracy = found.scheme, found.accuracy
+    left, right, out = found.additions
     name = f"{scheme.name} {scheme.title}" if scheme.name else scheme.title
     lines = [
         f"{name}, {found.levels} {'level' if found.levels == 1 else 'levels'}",
@@ -197,7 +159,7 @@ def scheme_json(found: LeveledScheme) -> dict[str, Any]:
         "shape": [scheme.m, scheme.k, scheme.n],
         "rank": scheme.rank,
         "levels": found.levels,
-        "additions": list(found.steps.additions),
+        "additions": list(found.additions),
         "growth": float(accuracy.growth),
         "depth": accuracy.depth,
         "error_factor": accuracy.factor(found.levels),

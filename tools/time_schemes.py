@@ -21,11 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attnc.algebra.bilinear.leveled import LeveledScheme
 from attnc.algebra.bilinear.prices import Rates
 from attnc.bench.machine import describe
 from attnc.resources import schemes_directory
 from attnc.runtime.bilinear import BilinearScheme, scheme_matmul
-from attnc.schemes import LeveledScheme, float_rows, scheme_of
+from attnc.schemes import float_rows, scheme_of
 
 SIZES = (512, 768, 1024, 1536, 2048, 3072, 4096)
 LEVELS = (1, 2, 3)

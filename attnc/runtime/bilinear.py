@@ -8,6 +8,7 @@ of the same cost by the scheme's own symmetries, and can be differentiated again
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,6 +29,24 @@ def scheme_linear(x: Tensor, weight: Tensor, scheme: BilinearScheme, levels: int
         levels: how often it is applied, at least once.
     """
     return scheme_matmul(x, weight.mT, scheme, levels)
+
+
+@dataclass(frozen=True, slots=True)
+class SchemeProduct:
+    """`x @ weight.T` by a scheme, for projections that take their product as an argument."""
+
+    scheme: BilinearScheme
+    levels: int = 1
+
+    def __call__(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Multiply, as `scheme_linear` does."""
+        return scheme_linear(x, weight, self.scheme, self.levels)
+
+    def __str__(self) -> str:
+        """Name the scheme by its shape."""
+        scheme = self.scheme
+        title = f"<{scheme.m}, {scheme.k}, {scheme.n}; {len(scheme.left)}>"
+        return f"by {title}" if self.levels == 1 else f"by {title} {self.levels} times"
 
 
 def scheme_matmul(a: Tensor, b: Tensor, scheme: BilinearScheme, levels: int = 1) -> Tensor:

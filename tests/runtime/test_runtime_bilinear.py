@@ -14,7 +14,7 @@ from attnc.algebra.bilinear.reading import read_scheme
 from attnc.algebra.bilinear.scheme import classical, compose
 from attnc.resources import schemes_directory
 from attnc.runtime import scheme_product
-from attnc.runtime.bilinear import BilinearScheme, scheme_linear, scheme_matmul
+from attnc.runtime.bilinear import BilinearScheme, SchemeProduct, scheme_linear, scheme_matmul
 from attnc.schemes import float_rows
 
 NAMES = ("strassen", "winograd", "laderman", "strassen_twice")
@@ -116,6 +116,14 @@ def test_linear_takes_vectors_and_any_leading_sizes():
     for leading in [(), (1,), (7,), (2, 3, 5)]:
         x = random(*leading, 18)
         torch.testing.assert_close(scheme_linear(x, weight, SCHEMES["strassen"], 2), x @ weight.T)
+
+
+def test_projections_take_a_product():
+    x, weight = random(3, 10), random(12, 10, seed=1)
+    product = SchemeProduct(SCHEMES["winograd"], 2)
+    torch.testing.assert_close(product(x, weight), x @ weight.T)
+    assert str(product) == "by <2, 2, 2; 7> 2 times"
+    assert str(SchemeProduct(SCHEMES["laderman"])) == "by <3, 3, 3; 23>"
 
 
 @pytest.mark.parametrize("empty", [(0, 4, 4), (4, 0, 4), (4, 4, 0)])

@@ -5,31 +5,19 @@ and a tile of each block of the result is stored once. Sizes that do not divide 
 """
 
 # ruff: noqa: ANN001, ANN201, D417 - Triton's values have no useful Python types
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
+# mypy: disable-error-code="attr-defined, no-untyped-def, no-untyped-call, untyped-decorator"
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from attnc.runtime.kernel_math import tl, triton
 from attnc.runtime.tiles import target_of
-
-if TYPE_CHECKING:
-    import triton
-    import triton.language as tl
-else:
-    try:
-        import triton
-        import triton.language as tl
-    except ImportError:  # no Triton for this platform: products run there by torch alone
-        from types import SimpleNamespace
-
-        triton = SimpleNamespace(jit=lambda *function, **_: function[0] if function else lambda kernel: kernel)
-        tl = SimpleNamespace(constexpr=object)
 
 SCHEME_TYPES = (torch.float16, torch.bfloat16, torch.float32)
 """Types of numbers that fused kernels multiply."""

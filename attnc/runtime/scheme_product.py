@@ -141,9 +141,9 @@ def _apply_level(
         workspace.multiply(a, b, result, fused)
         return
     blocks = {
-        "left": _blocks(a, scheme.m, scheme.k),
-        "right": _blocks(b, scheme.k, scheme.n),
-        "out": _blocks(result, scheme.m, scheme.n),
+        "left": _block_views(a, scheme.m, scheme.k),
+        "right": _block_views(b, scheme.k, scheme.n),
+        "out": _block_views(result, scheme.m, scheme.n),
     }
 
     def slot(side: str, number: int) -> Tensor:
@@ -158,14 +158,14 @@ def _apply_level(
                 factors = operand("left", left), operand("right", right)
                 _apply_level(*factors, slot("product", target), scheme, levels - 1, workspace)
             case BlockSum("left" | "right" as side, target, int(first), int(second)):
-                _add(slot(side, target), operand(side, first), operand(side, second), step)
+                _add_blocks(slot(side, target), operand(side, first), operand(side, second), step)
             case BlockSum(side, target, first, second):
                 where = blocks["out"][target] if side == "out" else slot("product", target)
                 terms = [None if one is None else slot("product", one) for one in (first, second)]
-                _add(where, terms[0], terms[1], step)
+                _add_blocks(where, terms[0], terms[1], step)
 
 
-def _add(target: Tensor, first: Tensor | None, second: Tensor | None, step: BlockSum) -> None:
+def _add_blocks(target: Tensor, first: Tensor | None, second: Tensor | None, step: BlockSum) -> None:
     """Write the sum of a step into `target`, or add to it where there is no `first`."""
     if first is None:
         first = target
@@ -178,7 +178,7 @@ def _add(target: Tensor, first: Tensor | None, second: Tensor | None, step: Bloc
         target.add_(second, alpha=step.second_factor)
 
 
-def _blocks(matrix: Tensor, down: int, across: int) -> list[Tensor]:
+def _block_views(matrix: Tensor, down: int, across: int) -> list[Tensor]:
     """Return views of the blocks of a matrix, along rows."""
     height, width = matrix.shape[-2] // down, matrix.shape[-1] // across
     return [

@@ -139,6 +139,20 @@ def compare(sides: Sequence[str], parameters: Sequence[Parameters], expected: st
     return not failures
 
 
+def scheme(name: str, levels: int, out: Path | None, *, json: bool) -> None:
+    """Print what is known of a bilinear scheme, and write a module with its kernels if asked for."""
+    from attnc.schemes import describe_scheme, module_text, scheme_json, scheme_named
+
+    found = scheme_named(name, levels)
+    if out is not None:
+        require_writable(out, name)
+        write_text(out, module_text(found, name))
+    if json:
+        _print_json(scheme_json(found))
+    else:
+        print("\n".join(describe_scheme(found)))
+
+
 def show(
     file: Path, parameters: Parameters, length: int, heads: int, head: int, out: Path | None, *, layout: bool
 ) -> None:

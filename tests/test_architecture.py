@@ -46,6 +46,7 @@ ALLOWED = {
     "machine_code": {"diagnostics", "runtime", "compiler"},
     "pictures": {"diagnostics"},
     "files": {*BASE, "syntax"},
+    "schemes": {*BASE, "ir", "algebra", "codegen", "runtime", "resources"},
     "parameters": set(),
     "terminal": {"diagnostics"},
     "bench": {
@@ -62,7 +63,7 @@ ALLOWED = {
     # the commands
     "commands": {
         *BASE, "compiler", "bench", "comparison", "explanation", "explanation_text", "files", "machine_code",
-        "parameters", "pictures", "show", "stage_text", "study", "terminal", "tuning", "verify",
+        "parameters", "pictures", "schemes", "show", "stage_text", "study", "terminal", "tuning", "verify",
     },
     "cli": {"diagnostics", "cli_options", "cli_study", "cli_tune", "commands", "files", "parameters", "terminal"},
     "cli_options": set(),

@@ -182,8 +182,8 @@ class MonarchProjection(Projection):
             for block in range(count):
                 places = [t for t in range(middle) if (group * middle + t) % count == block]
                 left, right = nearest_of_rank(parts[:, block, group], len(places))
-                first[group, places] = _padded(right, len(places), 0)
-                second[block][:, [(group * middle + t) // count for t in places]] = _padded(left, len(places), 1)
+                first[group, places] = _with_zeros(right, len(places), 0)
+                second[block][:, [(group * middle + t) // count for t in places]] = _with_zeros(left, len(places), 1)
         self.first.copy_(first)
         self.second.copy_(second)
 
@@ -192,7 +192,7 @@ class MonarchProjection(Projection):
         return f"blocks={self.count}"
 
 
-def _padded(factor: Tensor, length: int, axis: int) -> Tensor:
+def _with_zeros(factor: Tensor, length: int, axis: int) -> Tensor:
     """Add zeros where a part of a matrix has a lower rank than there is room for."""
     shape = list(factor.shape)
     shape[axis] = length - factor.shape[axis]

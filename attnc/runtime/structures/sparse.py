@@ -11,20 +11,8 @@ from torch import Tensor, nn
 from attnc.runtime.autocast import lower_precision, without_autocast
 from attnc.runtime.pairs import Pairs, Sizes
 from attnc.runtime.structures.projection import OUTPUT_VARIANCE, Projection
-from attnc.runtime.structures.tiling import TileBatch, Tiling, entries_of, tile_matrix
+from attnc.runtime.structures.tiling import TileBatch, Tiling, band_entries, entries_of, tile_matrix
 from attnc.runtime.transforms import are_transforms_active, have_tangents
-
-
-def banded(rows: int, columns: int, width: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return which entries lie in a band along the diagonal, scaled where the matrix is not square."""
-    reach = width * max(rows, columns)
-    return lambda row, column: (row * columns - column * rows).abs() < reach
-
-
-def masked(rows: int, columns: int, allowed: Callable[[Pairs], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return which entries a pattern's own condition over `i` and `j` allows."""
-    sizes = Sizes(1, 1, rows, columns, 1, 1, 1)
-    return lambda row, column: allowed(Pairs(sizes, {}, torch.float64, row.device, i=row, j=column))
 
 
 class SparseProjection(Projection):
@@ -33,7 +21,7 @@ class SparseProjection(Projection):
     Args:
         in_features: columns of the matrix.
         out_features: rows of the matrix.
-        condition: of rows and columns, see `entries_of`.
+        entries: row and column of each, row by row.
         device: of the parameter.
         dtype: of the parameter.
 
@@ -45,12 +33,12 @@ class SparseProjection(Projection):
         self,
         in_features: int,
         out_features: int,
-        condition: Callable[[Tensor, Tensor], Tensor],
+        entries: tuple[Tensor, Tensor],
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(in_features, out_features)
-        rows, columns = entries_of(out_features, in_features, condition)
+        rows, columns = entries
         if not rows.numel():
             raise ValueError(f"a matrix of {out_features} x {in_features} has no entry that its condition allows")
         self.tilings = {torch.device("cpu"): _Tilings(rows, columns, out_features, in_features)}
@@ -103,7 +91,7 @@ class BandedProjection(SparseProjection):
         dtype: torch.dtype | None = None,
     ) -> None:
         self.width = width
-        super().__init__(in_features, out_features, banded(out_features, in_features, width), device, dtype)
+        super().__init__(in_features, out_features, band_entries(out_features, in_features, width), device, dtype)
 
     def describe(self) -> str:
         """Return the structure's own numbers."""
@@ -122,7 +110,12 @@ class MaskedProjection(SparseProjection):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, masked(out_features, in_features, allowed), device, dtype)
+        sizes = Sizes(1, 1, out_features, in_features, 1, 1, 1)
+
+        def condition(row: Tensor, column: Tensor) -> Tensor:
+            return allowed(Pairs(sizes, {}, torch.float64, row.device, i=row, j=column))
+
+        super().__init__(in_features, out_features, entries_of(out_features, in_features, condition), device, dtype)
 
     def describe(self) -> str:
         """Return the structure's own numbers."""

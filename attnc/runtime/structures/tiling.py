@@ -16,13 +16,13 @@ from torch import Tensor
 TILE_ROWS = (8, 16, 32, 64, 128, 256)
 """Rows of a tile that are weighed."""
 
-GATHERED = 8
+GATHERING = 8
 """What reading one input for a tile costs, in multiplications."""
 
 SLACK = 1.25
 """Tiles are widened to the widest of their batch up to this factor."""
 
-ALIKE = 8
+ROWS_ALIKE = 8
 """So many rows with the same columns are a tile of their own."""
 
 MOST_AT_ONCE = 1 << 22
@@ -107,6 +107,18 @@ def entries_of(rows: int, columns: int, condition: Callable[[Tensor, Tensor], Te
     return both[:, 0].contiguous(), both[:, 1].contiguous()
 
 
+def band_entries(rows: int, columns: int, width: int) -> tuple[Tensor, Tensor]:
+    """Return row and column of the entries with `abs(i * columns - j * rows) < width * max(rows, columns)`, by rows."""
+    row = torch.arange(rows, dtype=torch.int64, device="cpu")
+    reach = width * max(rows, columns)
+    first = ((row * columns - reach) // rows + 1).clamp(min=0)
+    last = (-((-row * columns - reach) // rows) - 1).clamp(max=columns - 1)
+    counts = (last - first + 1).clamp(min=0)
+    begins = counts.cumsum(0) - counts
+    which = torch.arange(int(counts.sum()), device="cpu")
+    return torch.repeat_interleave(row, counts), which + torch.repeat_interleave(first - begins, counts)
+
+
 def tile_matrix(rows: int, columns: int, row_of: Tensor, column_of: Tensor) -> Tiling:
     """Cut a sparse matrix with at least one entry into tiles.
 
@@ -120,7 +132,7 @@ def tile_matrix(rows: int, columns: int, row_of: Tensor, column_of: Tensor) -> T
     counts = torch.bincount(row_of, minlength=rows).tolist()
     read = list(zip(torch.split(column_of[numbers], counts), torch.split(numbers, counts), strict=True))
     tiles = list(_tiles_of_rows(read, columns))
-    batches = [_batch(group, read, rows) for group in _groups(tiles, columns)]
+    batches = [_batch(group, read, rows) for group in _batches_of(tiles, columns)]
     outputs = torch.cat([batch.outputs for batch in batches])
     row_places = torch.full((rows + 1,), outputs.numel(), dtype=torch.int64, device="cpu")
     row_places[outputs] = torch.arange(outputs.numel(), device="cpu")
@@ -162,8 +174,8 @@ def _tiles_of_rows(read: list[tuple[Tensor, Tensor]], columns: int) -> Iterator[
         else:
             same.rows.append(row)
     every = [tile for found in alike.values() for tile in found]
-    yield from (tile for tile in every if len(tile.rows) >= ALIKE)
-    single = [(row, tile.columns) for tile in every if len(tile.rows) < ALIKE for row in tile.rows]
+    yield from (tile for tile in every if len(tile.rows) >= ROWS_ALIKE)
+    single = [(row, tile.columns) for tile in every if len(tile.rows) < ROWS_ALIKE for row in tile.rows]
     single.sort(key=lambda one: one[0])
     yield from min((_tiles_of_height(single, height, columns) for height in TILE_ROWS), key=_cost)
 
@@ -180,10 +192,10 @@ def _tiles_of_height(single: list[tuple[int, Tensor]], height: int, columns: int
 
 
 def _cost(tiles: list[_RowTile]) -> int:
-    return sum(tile.width * (len(tile.rows) + GATHERED) for tile in tiles)
+    return sum(tile.width * (len(tile.rows) + GATHERING) for tile in tiles)
 
 
-def _groups(tiles: list[_RowTile], columns: int) -> Iterator[list[_RowTile]]:
+def _batches_of(tiles: list[_RowTile], columns: int) -> Iterator[list[_RowTile]]:
     """Yield tiles that one batched product computes: of about one shape, and in step where they are stretches."""
     stretches = sorted((tile for tile in tiles if tile.is_stretch), key=lambda tile: tile.rows[0])
     others = [tile for tile in tiles if not tile.is_stretch]

@@ -10,7 +10,7 @@ from attnc.codegen.layout import Bracket, lay_out
 from attnc.codegen.names import class_name
 from attnc.codegen.runtime_source import PACKAGE, RuntimeSource
 from attnc.codegen.view import ArgumentView, AttentionView, FormulaView
-from attnc.diagnostics import CompileError, Diagnostic, InternalError, Label
+from attnc.diagnostics import CompileError, Diagnostic, Label
 from attnc.ir.matrices import Matrix
 from attnc.ir.program import AlignKind
 from attnc.ir.show import show
@@ -30,6 +30,21 @@ _CLASSES = {
     "conv2d": ("GridConvProjection", _CONVOLUTIONS),
 }
 """Class of each structure, and the module of the runtime that has it."""
+
+_NUMBERS: Mapping[str, tuple[str, ...]] = {
+    "dense": (),
+    "low_rank": ("rank",),
+    "block_diagonal": ("count",),
+    "monarch": ("count",),
+    "banded": ("width",),
+    "masked": (),
+    "conv": ("kernel", "stride"),
+    "conv2d": ("width", "kernel", "stride"),
+}
+"""Numbers that the classes take."""
+
+_ARGUMENTS = {"rank": "r", "count": "blocks"}
+"""What the language calls them, where it has another word."""
 
 _NORMS = {"rms": ("nn.RMSNorm", "eps=1e-6"), "layer": ("nn.LayerNorm", "bias=False")}
 _PLACE = (("device", "device"), ("dtype", "dtype"))
@@ -158,8 +173,12 @@ def _about(plan: LayerPlan) -> tuple[str, ...]:
         inner = "norm(y)" if plan.layer.norm != "none" else "y"
         lines.append(f"    y + feedforward({inner})")
     groups = f", {sizes.kv_heads} of keys and values" if sizes.kv_heads != sizes.heads else ""
-    heads = f"It has {sizes.heads} heads of {sizes.head_size} features{groups}."
-    return (*lines, "", f"{heads} Keys and values come from a context where one is given, normalised as x is.")
+    return (
+        *lines,
+        "",
+        f"It has {sizes.heads} heads of {sizes.head_size} features{groups}. Where a context is given, it takes the",
+        "place of x for keys and values, normalised like x.",
+    )
 
 
 def _modules(plan: LayerPlan, attention: AttentionView) -> list[str]:
@@ -182,28 +201,13 @@ def _modules(plan: LayerPlan, attention: AttentionView) -> list[str]:
 
 
 def _projection(plan: LayerPlan, one: ProjectionPlan) -> Bracket:
-    matrix = one.matrix
-    arguments = [str(matrix.columns), str(matrix.rows)]
-    match matrix.projection.structure:
-        case "masked":
-            arguments.append(_formula_name(plan, matrix))
-        case "conv":
-            arguments += [str(matrix.number("kernel")), str(matrix.number("stride"))]
-        case "conv2d":
-            arguments += [str(matrix.number(name)) for name in ("width", "kernel", "stride")]
-        case "low_rank":
-            arguments.append(str(matrix.number("r")))
-        case "banded":
-            arguments.append(str(matrix.number("width")))
-        case "block_diagonal" | "monarch":
-            arguments.append(str(matrix.number("blocks")))
-        case "dense":
-            pass
-        case other:
-            raise InternalError(f"no class for the structure {other}")
-    causal = (("causal", "True"),) if one.direction is Direction.CAUSAL else ()
-    function = _CLASSES[matrix.projection.structure][0]
-    return Bracket(f"{function}(", (*(("", argument) for argument in arguments), *causal, *_PLACE))
+    matrix, structure = one.matrix, one.matrix.projection.structure
+    numbers = {name: matrix.number(_ARGUMENTS.get(name, name)) for name in _NUMBERS[structure]}
+    fields = [("", str(matrix.columns)), ("", str(matrix.rows))]
+    fields += [("", _formula_name(plan, matrix))] * (structure == "masked")
+    fields += [(name, str(number)) for name, number in numbers.items() if (name, number) != ("stride", 1)]
+    fields += [("causal", "True")] * (one.direction is Direction.CAUSAL)
+    return Bracket(f"{_CLASSES[structure][0]}(", (*fields, *_PLACE))
 
 
 def _formula_name(plan: LayerPlan, matrix: Matrix) -> str:

@@ -52,8 +52,8 @@ def direction_of(matrix: Matrix, layer: Layer, plan: Plan) -> Direction | Diagno
     if structure == "conv2d":
         seen = size == 1 or _sees(plan.attention, _square(matrix.number("width"), size // 2))
         return Direction.CENTRED if seen else _leaks(matrix, layer)
-    later = (size - 1) // 2
-    return Direction.CENTRED if later and _sees(plan.attention, _later(later)) else Direction.CAUSAL
+    centred = size == 1 or (size > 2 and _sees(plan.attention, _later((size - 1) // 2)))
+    return Direction.CENTRED if centred else Direction.CAUSAL
 
 
 def stride_mistakes(layer: Layer, matrices: Sequence[Matrix], plan: Plan) -> Iterator[Diagnostic]:

@@ -11,6 +11,7 @@ from attnc.ir.matrices import LayerSizes, Matrix, count_band, count_parameters, 
 from attnc.ir.nodes import Const, Expr, Score
 from attnc.ir.program import Align, AlignKind, Attention, Layer, Normalize, NormalizeKind
 from attnc.ir.types import Type
+from attnc.plan.choose import not_compiled_yet
 from attnc.plan.convolutions import Direction, direction_of, stride_mistakes
 from attnc.plan.kernel_plan import Plan
 
@@ -136,6 +137,8 @@ def plan_layer(layer: Layer, attention: Plan) -> LayerPlan:
     mistakes = [*stride_mistakes(layer, matrices, attention)]
     projections = []
     for matrix in matrices:
+        if matrix.projection.via is not None:
+            mistakes.append(not_compiled_yet(matrix.projection.via.span, f"`via {matrix.projection.via.form}`"))
         direction = direction_of(matrix, layer, attention)
         if isinstance(direction, Diagnostic):
             mistakes.append(direction)

@@ -308,23 +308,26 @@ def explain(
     heads: int = 8,
     head_size: int = 64,
 ) -> list[dict[str, Any]]:
-    """Return what `attnc explain --json` prints: one dictionary for each attention.
+    """Return what `attnc explain --json` prints: one dictionary for each attention, then one for each layer.
 
     Args:
         file: the pattern.
         params: values of parameters.
         length: queries and keys.
-        heads: query heads.
-        head_size: size of a head of query, key and value.
+        heads: query heads; layers have their own.
+        head_size: size of a head of query, key and value; layers have their own.
 
     Raises:
         CompileError: the pattern has mistakes.
     """
     from attnc.explanation import explain_plan
+    from attnc.explanation_layers import explain_layer
 
     compiled = plan_source(read_pattern(file), params)
     _warn(compiled.warnings)
-    return [explain_plan(plan, length=length, heads=heads, head_size=head_size).as_json() for plan in compiled.plans]
+    attentions = [explain_plan(plan, length=length, heads=heads, head_size=head_size) for plan in compiled.plans]
+    layers = [explain_layer(plan, length=length) for plan in compiled.layers]
+    return [one.as_json() for one in attentions] + [one.as_json() for one in layers]
 
 
 def compare_sources(

@@ -25,12 +25,13 @@ COUNT_OPERATIONS = 2_000_000
 class Product(Enum):
     """How a projection is computed."""
 
-    MATRIX = "one product"
-    FACTORS = "two products"
-    BLOCKS = "a product for each block, batched"
-    MONARCH = "two products for each block, batched"
-    TILES = "a product for each tile with entries, batched"
-    CONVOLUTION = "a depthwise convolution, then one product"
+    MATRIX = "matmul"
+    FACTORS = "2 matmuls"
+    BLOCKS = "bmm"
+    MONARCH = "2 bmms"
+    TILES = "bmm of tiles"
+    """Batches of small dense products: of rows and the columns that any of them reads."""
+    CONVOLUTION = "conv, matmul"
 
 
 _PRODUCTS = {

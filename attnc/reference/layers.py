@@ -88,14 +88,14 @@ def dense_matrix(matrix: Matrix, state: State) -> Tensor:
             return _monarch(matrix, state)
         case "banded":
             reach = matrix.number("width") * max(rows, columns)
-            places = [(i, j) for i in range(rows) for j in range(columns) if abs(i * columns - j * rows) < reach]
+            i, j = torch.arange(rows)[:, None], torch.arange(columns)
+            index = ((i * columns - j * rows).abs() < reach).nonzero()
         case "masked":
             at = {IndexName.QUERY: torch.arange(rows)[:, None], IndexName.KEY: torch.arange(columns)}
             allowed = evaluate_tensor(matrix.expr("condition"), TensorEnvironment(indices=at))
-            places = [(int(i), int(j)) for i, j in allowed.expand(rows, columns).nonzero()]
+            index = allowed.expand(rows, columns).nonzero()
         case _:
             return state["weight"]
-    index = torch.tensor(places)
     return dense.index_put((index[:, 0], index[:, 1]), state["values"])
 
 
@@ -108,17 +108,17 @@ def _block_diagonal(dense: Tensor, blocks: Tensor) -> Tensor:
 
 
 def _monarch(matrix: Matrix, state: State) -> Tensor:
-    """Add up what each number of the middle layer contributes."""
+    """Join each group of inputs with each block of outputs by the numbers of the middle layer that both have."""
     first, second = state["first"], state["second"]
-    blocks, middle, inputs = first.shape
-    dense = first.new_zeros(matrix.rows, matrix.columns)
-    for m in range(blocks * middle):
-        group, block = m // middle, m % blocks
-        outer = torch.outer(second[block, :, m // blocks], first[group, m % middle])
-        part = functional.pad(outer, (group * inputs, matrix.columns - (group + 1) * inputs))
-        spread = dense.new_zeros(matrix.rows // blocks, blocks, matrix.columns)
-        dense = dense + spread.index_copy(1, torch.tensor([block]), part[:, None]).flatten(0, 1)
-    return dense
+    blocks, middle, _ = first.shape
+    parts = []
+    for block in range(blocks):
+        for group in range(blocks):
+            shared = [m for m in range(group * middle, (group + 1) * middle) if m % blocks == block]
+            left = second[block][:, [m // blocks for m in shared]]
+            parts.append(left @ first[group][[m % middle for m in shared]])
+    spread = torch.unflatten(torch.stack(parts), 0, (blocks, blocks))  # block, group, output, input
+    return spread.permute(2, 0, 1, 3).reshape(matrix.rows, matrix.columns)
 
 
 def _project(matrix: Matrix, state: State, x: Tensor, *, causal: bool) -> Tensor:

@@ -10,7 +10,6 @@ from attnc.blockwise import count_pairs
 from attnc.explanation import explain_plan
 from attnc.explanation_counts import call_sizes
 from attnc.ir.evaluate import Environment, evaluate
-from attnc.ir.matrices import Matrix
 from attnc.ir.nodes import SizeName
 from attnc.ir.show import show
 from attnc.plan.layer_plan import ELEMENT_SIZE, LayerPlan, ProjectionPlan, as_attention
@@ -130,15 +129,18 @@ def explain_layer(plan: LayerPlan, *, length: int) -> LayerExplanation:
 
 
 def _cost(one: ProjectionPlan, length: int) -> ProjectionCost:
-    parameters = _entries(one.matrix) if one.parameters is None else one.parameters
+    parameters = count_free(one)
     outputs = Fraction(length, one.outputs)
     return ProjectionCost(
         one, parameters, round(2 * parameters * outputs), round(one.bytes * length) + parameters * ELEMENT_SIZE
     )
 
 
-def _entries(matrix: Matrix) -> int:
-    """Count by evaluation the entries that sets could not."""
+def count_free(one: ProjectionPlan) -> int:
+    """Return the free parameters of a projection; entries that sets could not count are evaluated."""
+    if one.parameters is not None:
+        return one.parameters
+    matrix = one.matrix
     sizes = call_sizes(1, 1, 1) | {SizeName.QUERIES: matrix.rows, SizeName.KEYS: matrix.columns}
     return int(count_pairs(as_attention(matrix.expr("condition")), sizes))
 

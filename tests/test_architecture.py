@@ -54,7 +54,8 @@ ALLOWED = {
         "pictures", "terminal",
     },
     "study": {
-        "diagnostics", "ir", "algebra", "blockwise", "compiler", "files", "pictures", "terminal", "bench",
+        "diagnostics", "ir", "algebra", "plan", "blockwise", "compiler", "explanation_layers", "files", "pictures",
+        "terminal", "bench",
     },
     "show": {"ir", "algebra", "plan", "blockwise", "tile_map", "bench", "pictures", "layout_pictures"},
     "layout_pictures": {"ir", "algebra", "plan", "reference", "blockwise", "tile_map", "bench"},

@@ -34,11 +34,11 @@ def check_layer_rules(layer: Layer, width_divides: Span | None, context: Context
     matrices = layer_matrices(layer, sizes)
     told: set[Span | None] = set()
     for matrix in matrices:
-        span = matrix.projection.span
+        span = matrix.projection.span or layer.span
         if span in told:  # the matrices of a feed-forward network are written once
             continue
         before = len(context.report.found)
-        _check_matrix(matrix, context)
+        _check_matrix(matrix, span, context)
         if len(context.report.found) > before:
             told.add(span)
     _check_lengths({matrix.name: matrix for matrix in matrices}, layer, context)
@@ -61,10 +61,9 @@ def _has_sensible_sizes(layer: Layer, sizes: LayerSizes, width_divides: Span | N
     return True
 
 
-def _check_matrix(matrix: Matrix, context: Context) -> None:
-    """Report what is wrong with one matrix."""
-    span, rows, columns = matrix.projection.span, matrix.rows, matrix.columns
-    structure = matrix.projection.structure
+def _check_matrix(matrix: Matrix, span: Span | None, context: Context) -> None:
+    """Report what is wrong with one matrix that is written at a place."""
+    rows, columns, structure = matrix.rows, matrix.columns, matrix.projection.structure
     if structure == "low_rank" and matrix.number("r") > min(rows, columns):
         context.report.add(layer_errors.rank_above_size(span, matrix.name, matrix.number("r"), rows, columns))
         return

@@ -21,7 +21,7 @@ from attnc.diagnostics import CompileError, Diagnostic, Label, Severity
 from attnc.files import read_pattern, require_writable, write_text
 from attnc.ir.nodes import Parameter
 from attnc.ir.program import Attention, Program, expressions
-from attnc.ir.sharing import share_attentions
+from attnc.ir.sharing import in_layer, share_attentions
 from attnc.ir.walk import walk
 from attnc.sema.check import check_program
 from attnc.source import SourceFile
@@ -97,7 +97,8 @@ def _prove(program: Program) -> Checked:
     attentions = []
     for attention in program.attentions:
         if not _has_open_parameters(attention):
-            mistakes.extend(_mistakes(lambda attention=attention: check_assertions(attention)))
+            wrong = _mistakes(lambda attention=attention: check_assertions(attention))
+            mistakes.extend(in_layer(one, attention, program) for one in wrong)
             attention, unsure = mark_reads(attention)
             found.extend(unsure)
         attentions.append(attention)

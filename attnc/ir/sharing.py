@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from attnc.diagnostics import Diagnostic
 from attnc.ir.program import Attention, Layer, Program
+from attnc.ir.show import show
 
 
 def share_attentions(program: Program) -> Program:
@@ -33,3 +35,12 @@ def _name_of(attend: Attention, attentions: list[Attention], own: int) -> str | 
         if one == (attend if number < own else replace(attend, name=one.name)):
             return one.name
     return None
+
+
+def in_layer(diagnostic: Diagnostic, attention: Attention, program: Program) -> Diagnostic:
+    """Add to what is wrong with an attention which layer gives it these values, where it is a layer's copy."""
+    layer = next((one for one in program.layers if one.attention == attention.name), None)
+    if layer is None or layer.attend is None or layer.attend.name == attention.name:
+        return diagnostic
+    given = ", ".join(f"{name} = {show(value)}" for name, value in attention.params)
+    return replace(diagnostic, notes=(*diagnostic.notes, f"in the layer `{layer.name}`, which attends with {given}"))

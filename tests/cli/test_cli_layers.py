@@ -121,8 +121,9 @@ def test_assertions_of_a_layers_attention_are_proven():
     text = "attention a(back: bool = true) { mask not back or j <= i\n assert causal }\n"
     layer = "layer b(width: int = 4) { heads 2; attend a(back = %s) }"
     attnc.loads(text + layer % "true")
-    with pytest.raises(attnc.CompileError, match="assertion-false"):
+    with pytest.raises(attnc.CompileError, match="assertion-false") as caught:
         attnc.loads(text + layer % "false")
+    assert "in the layer `b`, which attends with back = false" in str(caught.value)
 
 
 def test_a_study_trains_a_layer():

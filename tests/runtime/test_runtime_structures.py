@@ -1,6 +1,7 @@
 """Structures of projection matrices against their dense expansions: values, gradients, nearest matrices, scales."""
 
 import copy
+import pickle
 from functools import partial
 
 import pytest
@@ -155,8 +156,7 @@ def test_tiles_are_few_and_compute_little_more_than_the_entries():
         (MaskedProjection(512, 512, lambda at: at.i // 64 == at.j // 64), 1.0),
         (MaskedProjection(512, 512, lambda at: (at.i - at.j) % 16 == 0), 1.0),
     ):
-        tilings = module.tilings_on(torch.device("cpu"))
-        for tiling in (tilings.plain, tilings.swapped):
+        for tiling in module.tilings.on(torch.device("cpu")):
             assert tiling.work <= most * module.values.numel(), str(module)
             assert len(tiling.batches) <= 40, str(module)
 
@@ -329,3 +329,57 @@ def test_sparse_products_under_transforms_and_in_forward_mode():
 def test_a_mask_without_entries_is_refused():
     with pytest.raises(ValueError, match="no entry"):
         MaskedProjection(4, 4, lambda at: at.i < 0)
+
+
+def test_random_masks():
+    generator = torch.Generator().manual_seed(0)
+    for number in range(40):
+        rows, columns = (int(torch.randint(1, 50, (), generator=generator)) for _ in range(2))
+        allowed = torch.rand(rows, columns, generator=generator) < (0.02, 0.1, 0.5, 0.9)[number % 4]
+        if number % 3 == 0:  # rows that are alike, and some without an entry
+            allowed = allowed[torch.randint(0, max(1, rows // 9), (rows,), generator=generator)]
+        allowed[0, 0] = True
+        module = MaskedProjection(columns, rows, lambda at, allowed=allowed: allowed[at.i, at.j]).double()
+        dense = torch.zeros(rows, columns, dtype=torch.float64)
+        dense[allowed] = module.values.detach()
+        x = torch.randn(5, columns, dtype=torch.float64, generator=generator).requires_grad_()
+        found = module(x)
+        torch.testing.assert_close(found, x @ dense.T)
+        of_x, of_values = torch.autograd.grad(found, [x, module.values], torch.ones_like(found))
+        torch.testing.assert_close(of_x, dense.sum(0).expand_as(x))
+        torch.testing.assert_close(of_values, x.detach().sum(0).expand_as(dense)[allowed])
+
+
+def other_product(x, weight):
+    """Multiply in another way, as a scheme would."""
+    return torch.einsum("...i,oi->...o", x, weight)
+
+
+def test_every_structure_takes_another_product_for_its_dense_blocks(monkeypatch):
+    monkeypatch.setattr(torch, "bmm", None)
+    monkeypatch.setattr(torch.nn.functional, "linear", None)
+    torch.manual_seed(0)
+    for _, module in structures(24, 60):
+        module = module.double()
+        module.product = other_product
+        x = torch.randn(2, 3, 24, dtype=torch.float64, requires_grad=True)
+        found = module(x)
+        torch.testing.assert_close(found, x @ module.to_dense().T)
+        found.sum().backward()
+        assert x.grad is not None
+        assert "other_product" in str(module)
+
+
+def test_default_devices_and_shared_tilings():
+    with torch.device("meta"):
+        modules = [module for _, module in structures(24, 60)]
+        assert all(one.device.type == "meta" for module in modules for one in module.parameters())
+        assert all(module(torch.zeros(2, 24)).shape == (2, 60) for module in modules)
+    with torch.inference_mode():
+        BandedProjection(24, 60, 4)
+    BandedProjection(24, 60, 4)(torch.randn(3, 24)).sum().backward()
+    first, second = BandedProjection(24, 60, 3), BandedProjection(24, 60, 3)
+    assert first.tilings is second.tilings is copy.deepcopy(first).tilings
+    again = pickle.loads(pickle.dumps(first))
+    x = torch.randn(3, 24)
+    assert torch.equal(again(x), first(x))

@@ -177,7 +177,7 @@ class MonarchProjection(Projection):
         """Take the nearest matrix of the allowed rank between each group of inputs and each block of outputs."""
         count, middle = self.count, self.first.shape[1]
         parts = weight.view(-1, count, count, self.first.shape[2])  # output of the block, block, group, input
-        first, second = torch.zeros(self.first.shape).double(), torch.zeros(self.second.shape).double()
+        first, second = weight.new_zeros(self.first.shape), weight.new_zeros(self.second.shape)
         for group in range(count):
             for block in range(count):
                 places = [t for t in range(middle) if (group * middle + t) % count == block]

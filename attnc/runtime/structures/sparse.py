@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from attnc.runtime.autocast import lower_precision, without_autocast
 from attnc.runtime.pairs import Pairs, Sizes
-from attnc.runtime.structures.projection import OUTPUT_VARIANCE, Projection
+from attnc.runtime.structures.projection import OUTPUT_VARIANCE, Product, Projection
 from attnc.runtime.structures.tiling import TileBatch, Tiling, band_entries, entries_of, tile_matrix
 from attnc.runtime.transforms import are_transforms_active, have_tangents
 
@@ -21,7 +22,8 @@ class SparseProjection(Projection):
     Args:
         in_features: columns of the matrix.
         out_features: rows of the matrix.
-        entries: row and column of each, row by row.
+        tilings: of its entries.
+        product: takes the products of tiles; None for PyTorch's own.
         device: of the parameter.
         dtype: of the parameter.
 
@@ -33,22 +35,20 @@ class SparseProjection(Projection):
         self,
         in_features: int,
         out_features: int,
-        entries: tuple[Tensor, Tensor],
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        tilings: Tilings,
+        product: Product | None,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
     ) -> None:
-        super().__init__(in_features, out_features)
-        rows, columns = entries
-        if not rows.numel():
-            raise ValueError(f"a matrix of {out_features} x {in_features} has no entry that its condition allows")
-        self.tilings = {torch.device("cpu"): _Tilings(rows, columns, out_features, in_features)}
-        self.values = nn.Parameter(torch.empty(rows.numel(), device=device, dtype=dtype))
+        super().__init__(in_features, out_features, product)
+        self.tilings = tilings
+        self.values = nn.Parameter(torch.empty(tilings.rows.numel(), device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw initial parameters, larger ones in rows with fewer entries."""
         nn.init.uniform_(self.values, -1, 1)
-        rows = self.tilings[torch.device("cpu")].rows
+        rows = self.tilings.rows
         counts = torch.bincount(rows, minlength=self.out_features)[rows]
         bounds = (3 * OUTPUT_VARIANCE / counts).sqrt()
         with torch.no_grad():
@@ -57,22 +57,18 @@ class SparseProjection(Projection):
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in_features) to (..., out_features)."""
         x, values = lower_precision(x, self.values)
-        tilings = self.tilings_on(x.device)
+        plain, swapped = self.tilings.on(x.device)
+        flat = x.reshape(-1, self.in_features)
         with without_autocast(x.device.type):
-            out = multiply_sparse(x.reshape(-1, self.in_features), values, tilings)
+            if self.product is not None:
+                out = multiply_tiles(flat, values, plain, self.multiply_blocks)
+            else:
+                out = multiply_sparse(flat, values, plain, swapped)
         return out.reshape(*x.shape[:-1], self.out_features)
-
-    def tilings_on(self, device: torch.device) -> _Tilings:
-        """Return how products are cut, on a device: made from the condition, and so no part of the state."""
-        found = self.tilings.get(device)
-        if found is None:
-            self.tilings[device] = found = self.tilings[torch.device("cpu")].to(device)
-        return found
 
     def approximate(self, weight: Tensor) -> None:
         """Keep the entries."""
-        tilings = self.tilings[torch.device("cpu")]
-        self.values.copy_(weight[tilings.rows, tilings.columns])
+        self.values.copy_(weight[self.tilings.rows, self.tilings.columns])
 
 
 class BandedProjection(SparseProjection):
@@ -87,11 +83,13 @@ class BandedProjection(SparseProjection):
         out_features: int,
         width: int,
         *,
+        product: Product | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         self.width = width
-        super().__init__(in_features, out_features, band_entries(out_features, in_features, width), device, dtype)
+        tilings = banded_tilings(out_features, in_features, width)
+        super().__init__(in_features, out_features, tilings, product, device, dtype)
 
     def describe(self) -> str:
         """Return the structure's own numbers."""
@@ -107,46 +105,77 @@ class MaskedProjection(SparseProjection):
         out_features: int,
         allowed: Callable[[Pairs], Tensor],
         *,
+        product: Product | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        sizes = Sizes(1, 1, out_features, in_features, 1, 1, 1)
-
-        def condition(row: Tensor, column: Tensor) -> Tensor:
-            return allowed(Pairs(sizes, {}, torch.float64, row.device, i=row, j=column))
-
-        super().__init__(in_features, out_features, entries_of(out_features, in_features, condition), device, dtype)
+        tilings = masked_tilings(out_features, in_features, allowed)
+        super().__init__(in_features, out_features, tilings, product, device, dtype)
 
     def describe(self) -> str:
         """Return the structure's own numbers."""
         return f"entries={self.values.numel()}"
 
 
-class _Tilings:
-    """How products with a sparse matrix, and with its transpose, are cut into tiles."""
+class Tilings:
+    """How products with a sparse matrix, and with its transpose, are cut into tiles; layers of a stack share it.
+
+    Attributes:
+        rows, columns: of each entry, row by row, on the CPU.
+    """
 
     def __init__(self, rows: Tensor, columns: Tensor, height: int, width: int) -> None:
+        if not rows.numel():
+            raise ValueError(f"a matrix of {height} x {width} has no entry that its condition allows")
         self.rows, self.columns = rows, columns
-        self.plain = tile_matrix(height, width, rows, columns)
-        self.swapped = tile_matrix(width, height, columns, rows)
+        self._size = height, width
+        plain, swapped = tile_matrix(height, width, rows, columns), tile_matrix(width, height, columns, rows)
+        self._devices = {torch.device("cpu"): (plain, swapped)}
 
-    def to(self, device: torch.device) -> _Tilings:
-        """Return the same with its index tensors on a device."""
-        moved = object.__new__(_Tilings)
-        moved.rows, moved.columns = self.rows, self.columns
-        moved.plain, moved.swapped = self.plain.to(device), self.swapped.to(device)
-        return moved
+    def on(self, device: torch.device) -> tuple[Tiling, Tiling]:
+        """Return both with their index tensors on a device: made from the entries, and so no part of a state."""
+        found = self._devices.get(device)
+        if found is None:
+            plain, swapped = self._devices[torch.device("cpu")]
+            with torch.inference_mode(False):  # what is remembered may be trained with later
+                self._devices[device] = found = plain.to(device), swapped.to(device)
+        return found
+
+    def __deepcopy__(self, memo: object) -> Tilings:
+        return self
+
+    def __reduce__(self) -> tuple[type[Tilings], tuple[object, ...]]:
+        return Tilings, (self.rows, self.columns, *self._size)
 
 
-def multiply_sparse(x: Tensor, values: Tensor, tilings: _Tilings) -> Tensor:
+@lru_cache(maxsize=64)
+def banded_tilings(rows: int, columns: int, width: int) -> Tilings:
+    """Return how products with a band are cut."""
+    with torch.inference_mode(False):
+        return Tilings(*band_entries(rows, columns, width), rows, columns)
+
+
+@lru_cache(maxsize=64)
+def masked_tilings(rows: int, columns: int, allowed: Callable[[Pairs], Tensor]) -> Tilings:
+    """Return how products with a masked matrix are cut."""
+    sizes = Sizes(1, 1, rows, columns, 1, 1, 1)
+
+    def condition(row: Tensor, column: Tensor) -> Tensor:
+        return allowed(Pairs(sizes, {}, torch.float64, row.device, i=row, j=column))
+
+    with torch.inference_mode(False):
+        return Tilings(*entries_of(rows, columns, condition), rows, columns)
+
+
+def multiply_sparse(x: Tensor, values: Tensor, plain: Tiling, swapped: Tiling) -> Tensor:
     """Return the product of (tokens, columns) with the transpose of a sparse matrix: (tokens, rows).
 
     Its gradients are products of the same kind, which add in a fixed order. What `torch.func` transforms, and forward
     mode, see the operations themselves.
     """
     if have_tangents((x, values)) or (not torch.compiler.is_compiling() and are_transforms_active()):
-        return multiply_tiles(x, values, tilings.plain)
-    return _multiply(x, values, tilings.plain, tilings.swapped)
+        return multiply_tiles(x, values, plain)
+    return _multiply(x, values, plain, swapped)
 
 
 def _multiply(x: Tensor, values: Tensor, plain: Tiling, swapped: Tiling) -> Tensor:
@@ -195,13 +224,18 @@ class _SampledProduct(torch.autograd.Function):
         return of_left, of_right, None, None
 
 
-def multiply_tiles(x: Tensor, values: Tensor, tiling: Tiling) -> Tensor:
-    """Return the product of (tokens, columns) with the transpose of a sparse matrix: (tokens, rows)."""
+def multiply_tiles(x: Tensor, values: Tensor, tiling: Tiling, multiply: Product | None = None) -> Tensor:
+    """Return the product of (tokens, columns) with the transpose of a sparse matrix: (tokens, rows).
+
+    `multiply` takes (tiles, tokens, width) and (tiles, rows, width) to (tiles, tokens, rows); None is `torch.bmm`.
+    """
     found = []
     for batch in tiling.batches:
         empty = values.new_zeros(batch.count * batch.rows * batch.width)
         tiles = empty.index_put((batch.places,), values[batch.entries]).view(batch.count, batch.rows, batch.width)
-        found.append(torch.bmm(tiles, _inputs(x, batch).transpose(1, 2)).flatten(0, 1))
+        read = _inputs(x, batch)
+        turned = torch.bmm(tiles, read.transpose(1, 2)) if multiply is None else multiply(read, tiles).transpose(1, 2)
+        found.append(turned.flatten(0, 1))
     found.append(found[0].new_zeros(1, x.shape[0]))  # for rows without entries
     return torch.cat(found)[tiling.row_places].t()
 

@@ -194,8 +194,7 @@ def kernel_view(
     scale, scale_shape = write_scale(writer, attention, softmax=softmax)
     resumed = _write_resumed(writer, sweep)
     sink = _write_row(writer, base_2(attention.normalize.sink), "sink") if softmax and sweep.resumed != TRUE else ""
-    walked = {one.layout.key for one in sweep.passes}
-    careful_order = orders.get(walked.pop()) if len(walked) == 1 else None
+    careful_order = _only_order(orders, sweep)
     careful = _write_careful(writer, sweep, weighing)
     used = _close(writer, loops, careful, row_order, careful_order)
     if not loops and "shift" not in used and not _names("M", (resumed, sink, *writer.blocks[0].lines)):
@@ -240,6 +239,12 @@ def kernel_view(
         traits=traits,
         tiles=tuple(line for row in defaults for line in tile_lines(row)),
     )
+
+
+def _only_order(orders: Mapping[CoordinateMap, KeyOrder], sweep: Sweep) -> KeyOrder | None:
+    """Return the order in which all passes of a kernel walk their keys; None where they differ, or for plain order."""
+    walked = {one.layout.key for one in sweep.passes}
+    return orders.get(walked.pop()) if len(walked) == 1 else None
 
 
 def _write_loops(

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from attnc.codegen.expr_torch import printable, torch_body
+from attnc.codegen.formulas import FormulaView
 from attnc.codegen.layout import Bracket, lay_out
 from attnc.codegen.names import class_name
 from attnc.codegen.runtime_source import PACKAGE, RuntimeSource
-from attnc.codegen.view import ArgumentView, AttentionView, FormulaView
+from attnc.codegen.view import ArgumentView, AttentionView
 from attnc.diagnostics import CompileError, Diagnostic, Label
 from attnc.ir.matrices import Matrix
 from attnc.ir.program import AlignKind

@@ -15,6 +15,7 @@ from `attnc.runtime.kernel_math`, which has stand-ins where Triton is not instal
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from attnc.algebra.coordinates import IDENTITY, CoordinateMap, MapKind

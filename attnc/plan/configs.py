@@ -265,6 +265,7 @@ _DESCRIBED_QUERY_GRADIENTS: _Described = {
         64: TileConfig(128, 64, 8, 3, descriptors=True),
         128: TileConfig(128, 64, 8, 3, descriptors=True),
     },
+    ("sm_100", 2): {128: TileConfig(128, 64, 8, 2, descriptors=True)},
 }
 """The same where keys and values are read through descriptors."""
 

@@ -153,6 +153,11 @@ class KernelView:
         return self.normalize == "softmax" and not self.scale
 
     @property
+    def dealt(self) -> bool:
+        """Whether a program may get several tiles of rows."""
+        return True
+
+    @property
     def of_pairs(self) -> bool:
         """Whether it is launched for a strip of rows at a time, as kernels of gradients may be."""
         return False
@@ -186,6 +191,8 @@ def kernel_view(
     before_shift, shift, clamped = write_shift(writer, attention)
     reverse = sweep.trend is Trend.RISING
     row_order = write_row_order(writer, sweep.query, shifted=bool(shift), reverse=reverse)
+    if not own_names:  # a loop over tiles, and a branch for those that have rows
+        writer.base = 1 if row_order is None else 2
     weighing = weighing_of(plan)
     orders: dict[CoordinateMap, KeyOrder] = {}
     fuses = not own_names and may_fuse(attention, sweep.passes)
@@ -361,7 +368,7 @@ def _close(
     careful_order: KeyOrder | None,
 ) -> frozenset[str]:
     """Return all fixed names that the kernel mentions, those of the template's own statements included."""
-    used = {*writer.used, "N", "H", "B", "take_turn"}
+    used = {*writer.used, "N", "H", "B", "take_turn", "count_deals", "dealt_tile"}
     if loops:
         used |= {"M", "g", "value", "draw_rows", "keeps_pair", "shift"}
     if len(loops) > 1:
@@ -376,7 +383,8 @@ def _close(
         used.add("dot")
     if rows is None or any(loop.order is not None and loop.order.step for loop in loops):
         used.add("load_tile")
-    if rows is not None or careful_order is not None or any(loop.order is not None for loop in loops):
+    orders = (rows, careful_order, *(loop.order for loop in loops))
+    if any(order is not None for order in orders) or (careful is not None and careful.uses_dot):
         used.add("gather_tile")
     if rows is not None and rows.classes and used & {"residue", "q_lo", "q_hi"}:
         used |= {"floor_div", "floor_mod", "shift"} | ({"first_local"} if used & {"q_lo", "q_hi"} else set())
@@ -437,6 +445,7 @@ def _parameters(
     if "value" in used:
         constants.extend([("PRECISION", "precision"), ("SHARES", "shares"), ("JOINED", "joined")])
         values.extend(dropout_arguments(call))
+    constants.append(("PERSISTENT", "persistent"))
     if fused:
         constants.append(("FUSED", "fused"))
     if "values" in used:

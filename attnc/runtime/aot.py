@@ -202,7 +202,7 @@ def _report(launch: Recorded, target: str, dtype: torch.dtype, head_size: int) -
 
 def _tiles(arguments: Mapping[str, Any]) -> Tiles:
     names = {"query": "BLOCK_M", "key": "BLOCK_N", "warps": "num_warps", "stages": "num_stages"}
-    more = {"descriptors": "DESCRIPTORS", "chunk": "CHUNK_N", "fused": "FUSED"}
+    more = {"descriptors": "DESCRIPTORS", "chunk": "CHUNK_N", "fused": "FUSED", "persistent": "PERSISTENT"}
     found = {field: arguments[name] for field, name in (names | more).items() if name in arguments}
     return Tiles(**found)
 

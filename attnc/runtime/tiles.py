@@ -47,6 +47,8 @@ class Tiles:
         order: one of `ORDERS`: whether one head is computed after the other, or heads take turns at their longest rows;
             empty for what suits the lengths of the kernel's rows.
         fused: whether keys are walked in fewer loops, as far as the kernel can.
+        persistent: programs that are started for each multiprocessor, and get tiles of rows for as long as there are
+            any; 0 for a program for each tile.
     """
 
     query: int
@@ -57,6 +59,7 @@ class Tiles:
     chunk: int = 0
     order: str = ""
     fused: bool = False
+    persistent: int = 0
 
 
 _TARGET: ContextVar[str | None] = ContextVar("attnc_target", default=None)
@@ -171,6 +174,14 @@ def count_shares(tiles: Tiles, programs: int, keys: int, device: torch.device) -
     while 2 * shares * programs <= room and 2 * shares * LEAST_SHARE * tiles.key <= keys and shares < MOST_SHARES:
         shares *= 2
     return shares
+
+
+def count_programs(tiles: Tiles, needed: int, device: torch.device) -> int:
+    """Return how many programs are started for so many tiles of rows."""
+    if not tiles.persistent:
+        return needed
+    room = multiprocessors(device) * tiles.persistent
+    return room if room < needed else needed
 
 
 def count_turn(order: str, sequences: int, together: int, walked: int, device: torch.device) -> int:

@@ -165,8 +165,9 @@ def rank(findings: Findings, cases: list[Case], plan: Plan, place: Place) -> lis
     target = Target(place.target, place.dtype, shape)
     # without stages nothing is read ahead of its use; AMD's compiler does that by itself
     possible = [one for one in configs_of(plan, target, place.part) if one.stages > 1 or place.target == "gfx942"]
-    # defaults have a loop for each interval, and the order of programs follows from rows
-    space = list(dict.fromkeys(replace(one, order="") for one in possible if not one.fused))
+    # defaults have a loop for each interval and a program for each tile, and the order of programs follows from rows
+    plain = (one for one in possible if not one.fused and not one.persistent)
+    space = list(dict.fromkeys(replace(one, order="") for one in plain))
     kernels = [case for case in cases if case.example == REPRESENTATIVE and case.part == place.part]
     count = TileCounter(plan, place.target, shape, getattr(torch, place.dtype).itemsize)
     times: dict[TileConfig, float] = {}

@@ -191,8 +191,7 @@ def kernel_view(
     before_shift, shift, clamped = write_shift(writer, attention)
     reverse = sweep.trend is Trend.RISING
     row_order = write_row_order(writer, sweep.query, shifted=bool(shift), reverse=reverse)
-    if not own_names:  # a loop over tiles, and a branch for those that have rows
-        writer.base = 1 if row_order is None else 2
+    writer.base = 0 if own_names else 1 if row_order is None else 2  # a loop over tiles, a branch for their rows
     weighing = weighing_of(plan)
     orders: dict[CoordinateMap, KeyOrder] = {}
     fuses = not own_names and may_fuse(attention, sweep.passes)

@@ -355,9 +355,12 @@ def _cut_grid(
     keys = min(-(-key.shape[2] // classes), most_keys)
     together, walked = heads // key.shape[1] * classes, key.shape[2] * (key.shape[3] + value.shape[3])
     launched = chosen.order or (IN_TURNS if uneven else BY_HEADS)
-    turn = count_turn(launched, classes * heads * batch, together, walked * key.element_size(), query.device)
     shares = count_shares(chosen, programs, keys, query.device)
-    return _Cut(chosen, count_programs(chosen, programs, query.device) if shares == 1 else programs, shares, turn)
+    started = count_programs(chosen, programs, query.device) if shares == 1 else programs
+    dealt = started if shares == 1 and chosen.persistent else 0
+    size = walked * key.element_size()
+    turn = count_turn(launched, classes * heads * batch, together, size, query.device, dealt=dealt)
+    return _Cut(chosen, started, shares, turn)
 
 
 def _chunk(width: int, tiles: Tiles) -> int:

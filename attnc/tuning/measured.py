@@ -297,7 +297,7 @@ def _more(tiles: Tiles) -> dict[str, bool]:
         "head by head": tiles.order == BY_HEADS,
         "heads in turns": tiles.order == IN_TURNS,
         "fused loops": tiles.fused,
-        f"{tiles.persistent} persistent": tiles.persistent > 0,
+        f"{tiles.persistent} persistent programs": tiles.persistent > 0,
     }
 
 

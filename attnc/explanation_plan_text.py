@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from attnc.algebra.summaries import BlockExtreme
+from attnc.algebra.windows import UNBOUNDED, Dense, Stretch
 from attnc.explanation import Explanation
 from attnc.explanation_plan import Costs, Prepass, Weighed, layout_reason
 from attnc.ir.program import NormalizeKind
@@ -44,16 +45,47 @@ def plain_table(*headings: str) -> Table:
     return table
 
 
+def form_lines(explanation: Explanation) -> Iterator[RenderableType]:
+    """Yield what is done before pairs are weighed, and the prices of the forms that the operation has."""
+    for sentence in explanation.surroundings:
+        yield from _wrapped(f"First {sentence}.")
+    if not explanation.forms:
+        if explanation.surroundings:
+            yield ""
+        return
+    yield f"  At {explanation.length:,} positions, of the forms that compute the same:"
+    table = plain_table("", "form", "FLOPs", "bytes", "")
+    for one in explanation.forms:
+        word = "chosen" if one.chosen else "approximated" if explanation.forms[0].form == "nystrom" else "rejected"
+        flops = "?" if one.flops is None else f"{int(one.flops):,}"
+        table.add_row(word, one.form, flops, f"{one.bytes:,}", FORMS[one.form])
+    yield table
+    yield ""
+
+
+FORMS = {
+    "pairs": "each allowed pair is weighed",
+    "linear": "one product of keys and values serves all queries",
+    "chunked": "products of keys and values are carried along; pairs inside of a chunk are weighed",
+    "nystrom": "an approximation: three softmaxes through landmarks",
+}
+"""What the forms of an operation do."""
+
+
 def plan_lines(explanation: Explanation) -> Iterator[RenderableType]:
     """Yield the derivation of a plan from the normal form."""
     plan = explanation.plan
     if explanation.whole.short:
         yield from _wrapped(_by_length(explanation))
     yield from _wrapped(_passes_sentence(plan))
+    if explanation.is_linear:
+        return
     if len(plan.passes) > 1 or not plan.passes[0].layout.is_plain:
         for place, (one, cost) in enumerate(zip(plan.passes, explanation.passes, strict=True), start=1):
             yield from _wrapped(f"pass {place}, {cost.layout}: {cost.mask}", indent=4)
             yield from _wrapped(f"{layout_reason(one.layout)}.", indent=8)
+            if plan.part is not None and plan.part.number == place - 1:
+                yield from _wrapped(_library_part(plan.part.pairs), indent=8)
     if plan.long_rows:
         yield from _wrapped(_long_rows(plan.long_rows))
     for prepass in explanation.prepasses:
@@ -78,7 +110,9 @@ def _named_passes(plan: Plan) -> str:
 
 
 def _passes_sentence(plan: Plan) -> str:
-    if plan.passes[0].library is not None:
+    if plan.linear is not None or (plan.operation.decompose is not None and plan.operation.decompose.form == "nystrom"):
+        return "Calls of each length take the cheapest of the forms below."
+    if len(plan.passes) == 1 and plan.passes[0].library is not None:
         return "One pass: the pattern is a library call, and nothing else is weighed."
     if len(plan.passes) == 1:
         layout = plan.passes[0].layout
@@ -91,6 +125,32 @@ def _passes_sentence(plan: Plan) -> str:
     )
     count = len(plan.passes)
     return f"{count} passes over parts of the mask, merged by {merged}; {proof}."
+
+
+def _library_part(pairs: Dense) -> str:
+    return (
+        f"On a GPU PyTorch's FlashAttention computes it, {_dense(pairs)}, where `attnc tune` has measured that to be"
+        " faster; kernels of the other passes begin with its sums."
+    )
+
+
+def _dense(pairs: Dense) -> str:
+    """Say a window or a rectangle in words."""
+    if pairs.is_rectangle:
+        return f"a rectangle of {_positions('queries', pairs.rows)} and {_positions('keys', pairs.keys)}"
+    before, behind = pairs.window
+    place = f" of {_positions('positions', pairs.rows)}" if pairs.rows[0] else ""
+    if (before, behind) == (UNBOUNDED, 0):
+        return f"causal attention{place}"
+    reach = ["all" if side == UNBOUNDED else str(side) for side in (before, behind)]
+    return f"a window of {reach[0]} before and {reach[1]} behind each query{place}"
+
+
+def _positions(what: str, stretch: Stretch) -> str:
+    first, past = stretch
+    if past is None:
+        return f"{what} from {first} on" if first else f"all {what}"
+    return f"{what} {first} .. {past - 1}"
 
 
 def _long_rows(count: int) -> str:

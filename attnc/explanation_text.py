@@ -10,7 +10,7 @@ from attnc.algebra.key_intervals import Coverage, KeyInterval
 from attnc.explanation import ELEMENT_SIZE, MACHINES, Explanation
 from attnc.explanation_gradients import KEPT
 from attnc.explanation_plan import numbering
-from attnc.explanation_plan_text import plain_table, plan_lines
+from attnc.explanation_plan_text import form_lines, plain_table, plan_lines
 from attnc.ir.nodes import Index, IndexName
 from attnc.ir.show import show, show_attention
 from attnc.plan.kernel_plan import Library, Pass, Plan
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MODEL = (
-    "  At best: the larger of (4 D x pairs computed x heads) / published dense bfloat16 peak and least traffic /",
+    "  At best: the larger of (forward FLOPs of what is computed) / published dense bfloat16 peak and least traffic /",
     "  published bandwidth. No program reaches it; `attnc bench` measures what this one takes.",
 )
 
@@ -54,7 +54,7 @@ def lay_out(explanation: Explanation) -> Iterator[RenderableType]:
     yield _heading(_signature(plan))
     yield ""
     yield _section("Normal form")
-    yield from (f"  {line}" for line in show_attention(plan.attention).splitlines())
+    yield from (f"  {line}" for line in show_attention(plan.operation).splitlines())
     yield ""
     yield _section("Derivation")
     yield from _derivation(plan)
@@ -65,12 +65,16 @@ def lay_out(explanation: Explanation) -> Iterator[RenderableType]:
     yield _section("Plan")
     yield from plan_lines(explanation)
     yield ""
-    for number, one in enumerate(plan.passes, start=1):
+    yield from form_lines(explanation)
+    for number, one in enumerate(() if explanation.is_linear else plan.passes, start=1):
         which = f"Pass {number}: what" if len(plan.passes) > 1 else "What"
         yield _section(f"{which} the queries i_lo .. i_hi of one tile visit")
-        if one.library is not None:
+        if one.library is not None and len(plan.passes) == 1:
             yield f"  Nothing of the kind: the pattern is one call of {CALLS[one.library]}."
             yield "  Where that does not fit the call, these tiles:"
+        elif one.library is not None:
+            place = f" of the positions from {one.first} on" if one.first else ""
+            yield f"  On a CPU, where N = M, it is the library's causal attention{place}. Elsewhere, these tiles:"
         if numbers := numbering(one.layout):
             yield f"  {numbers} What is tested is about positions."
         yield _boxes(one) if one.layout.is_grid else _intervals(one)
@@ -184,19 +188,23 @@ def _cost(explanation: Explanation) -> Table:
     several = len(explanation.passes) > 1
     table.add_row("allowed pairs", _count(explanation.pairs), "one head, exact; the mean where heads differ")
     table.add_row("density", "?" if explanation.density is None else f"{explanation.density:.4g}", "of all pairs")
-    table.add_row(
-        f"tiles of {tiles.query} x {tiles.key}",
-        f"{_count(tiles.full)} full, {_count(tiles.partial)} partial",
-        f"{_count(tiles.empty)} empty ones are never visited" + ("; all passes together" if several else ""),
-    )
+    if not explanation.is_linear:
+        table.add_row(
+            f"tiles of {tiles.query} x {tiles.key}",
+            f"{_count(tiles.full)} full, {_count(tiles.partial)} partial",
+            f"{_count(tiles.empty)} empty ones are never visited" + ("; all passes together" if several else ""),
+        )
     for place, one in enumerate(explanation.passes, start=1):
         name = f"pairs computed, pass {place}" if several else "pairs computed"
         allowed = f", for {_count(one.pairs)} allowed" if several and one.pairs is not None else ""
         table.add_row(name, _count(one.pairs_computed), f"form {one.form}, layout {one.layout}{allowed}")
     waste = explanation.waste
-    table.add_row("waste", "?" if waste is None else f"{waste:.3f}", "pairs computed for each allowed one")
-    table.add_row("useful FLOPs", _count(explanation.flops), "forward, all heads, one batch entry: 4 D for each pair")
-    table.add_row("  for gradients", _count(explanation.gradients.flops), "10 D for each pair")
+    if not explanation.is_linear:
+        table.add_row("waste", "?" if waste is None else f"{waste:.3f}", "pairs computed for each allowed one")
+    work = "" if explanation.forms else ": 4 D for each pair"
+    table.add_row("useful FLOPs", _count(explanation.flops), f"forward, all heads, one batch entry{work}")
+    work = "three times as many" if explanation.is_linear else "10 D for each pair"
+    table.add_row("  for gradients", _count(explanation.gradients.flops), work)
     table.add_row(
         "least traffic", f"{explanation.bytes:,} bytes", f"{ELEMENT_SIZE} bytes an element, read or written once"
     )

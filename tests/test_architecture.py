@@ -30,9 +30,10 @@ ALLOWED = {
     "blockwise": {"ir", "reference"},
     "tile_map": {"ir", "reference", "algebra", "blockwise", "runtime"},
     "explanation": {
-        "ir", "algebra", "plan", "blockwise", "explanation_counts", "explanation_gradients",
+        "ir", "algebra", "plan", "blockwise", "explanation_counts", "explanation_forms", "explanation_gradients",
         "explanation_plan",
     },
+    "explanation_forms": {"ir", "plan"},
     "explanation_gradients": {"ir", "algebra", "plan"},
     "explanation_counts": {"ir", "algebra", "plan", "tile_map"},
     "explanation_plan": {"ir", "algebra", "plan", "explanation_counts"},

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from flash_stand_in import StandIn
 from typer.testing import CliRunner
 
 from attnc import cli
@@ -185,6 +186,23 @@ def test_processes_may_fail_without_the_others(bundle, tmp_path, monkeypatch):
     assert set(rows) == {"works"}  # what the end of the budget has cut short is left for the next run
 
 
+def test_causal_scans_are_checked(bundle):
+    from bundle import plan, scans
+
+    (asked,) = plan.DRY_SCANS
+    dtype, sizes, weights, reverse = asked
+    found = scans.check(dtype, list(sizes), weights, reverse, "cpu")
+    assert found["ok"], found
+    right = scans.function()
+    scans.function = lambda: (
+        lambda *args, **options: tuple(1.1 * part if part is not None else None for part in right(*args, **options))
+    )
+    wrong = scans.check(dtype, list(sizes), weights, reverse, "cpu")
+    assert wrong["wrong"] == ["output", "state", "gradient of x", "gradient of y", "gradient of z"]
+    jobs = list(plan.Steps("cuda", ["causal_scan"]).checks())
+    assert [job.kind for job in jobs] == ["scan"] * len(plan.SCANS)
+
+
 def test_what_a_kernel_leaves_out_is_not_a_number(bundle):
     from bundle import checks
 
@@ -320,6 +338,39 @@ def test_a_library_is_measured_beside_the_tiles_that_were_found(bundle, tmp_path
     found.put("tuned", own.key, {"ok": True, "entry": {"kernel": kernel, "tiles": CARRIED}})
     (other,) = steps.tunings(found, library=True)
     assert other.given["others"] == {kernel: CARRIED}
+
+
+@pytest.mark.slow
+def test_what_a_library_may_compute_of_splits_is_asked_and_gated(tools, tmp_path, monkeypatch):
+    import gpu_bundle
+
+    out = tmp_path / "gpu"
+    gpu_bundle.write_bundle(out, ["split_sinks"])
+    monkeypatch.syspath_prepend(str(out))
+    monkeypatch.setenv("ATTNC_TARGET", "triton")
+    try:
+        from bundle import tuning
+        from bundle.data import module_of, patterns
+        from bundle.plan import Steps
+
+        (asked,) = Steps("cpu").kernels()
+        module = module_of(patterns()[asked.given["key"]])
+        assert not any(", library" in name for name in tuning.kernels(**asked.given, device="cpu")["forward"])
+        stand_in = StandIn()
+        for name, function in {"forward": stand_in.forward, "backward": stand_in.backward}.items():
+            monkeypatch.setattr(module, f"_flash_{name}", function)
+        monkeypatch.setattr(module, "runs_flash_attention", lambda device: True)
+        sizes = asked.given["sizes"] | {"dtype": "float16"}
+        names = tuning.kernels(asked.given["key"], sizes, "cpu")
+        library = [one for one in names["forward"] + names["backward"] if ", library" in one]
+        assert [one.partition(", ")[2] for one in library] == ["library pass 2", "library pass 2 backward"]
+        for name in library:
+            stand_in.calls.clear()
+            assert tuning.gate(asked.given["key"], sizes, name, {"library": "flash"}, "cpu") == {"ok": True}
+            assert set(stand_in.calls) == {"backward" if "backward" in name else "forward"}
+    finally:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "bundle"]:
+            del sys.modules[name]
 
 
 def test_targets_are_laid_out(tools):

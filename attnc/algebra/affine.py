@@ -48,7 +48,7 @@ from attnc.ir.nodes import (
     UnaryOp,
     Where,
 )
-from attnc.ir.program import AlignKind
+from attnc.ir.program import AlignKind, Deferred
 from attnc.ir.types import Type
 from attnc.ir.walk import free_bounds, indices, instance, walk
 
@@ -90,6 +90,7 @@ class Translator:
         runs: bounds of the runs that were met, as parameters.
         opaques: the expression of each opaque parameter, an int (or the 0 or 1 of a bool).
         reasons: why `must` and `may` differ somewhere, in the order of discovery: `data-dependent: doc`.
+        keys: the statement by which keys were shortened; None where they were not.
         most_pieces: a set or a number of more pieces counts as not affine.
     """
 
@@ -98,6 +99,7 @@ class Translator:
     layout: Layout = PLAIN
     transposed: bool = False
     is_open: bool = False
+    keys: Deferred | None = None
     summaries: Summaries = field(default_factory=Summaries)
     runs: list[tuple[isl.PwAff, isl.PwAff, isl.PwAff, isl.PwAff]] = field(default_factory=list)
     opaques: dict[str, Expr] = field(default_factory=dict)

@@ -8,11 +8,13 @@ import islpy as isl
 
 from attnc.algebra.affine import Translator
 from attnc.algebra.coordinates import PLAIN, Layout
-from attnc.ir.nodes import Binary, BinaryOp, Expr, Index, IndexName, Size, SizeName
-from attnc.ir.program import AlignKind, Attention
+from attnc.ir.nodes import Binary, BinaryOp, Expr, Index, IndexName, Read, Size, SizeName
+from attnc.ir.program import ORIGINAL_KEYS, AlignKind, Attention
 from attnc.ir.types import Type
 
 _KEY_HEAD = Binary(BinaryOp.FLOORDIV, Index(IndexName.HEAD), Size(SizeName.GROUP), Type.INT)
+_ORIGINAL = Read(ORIGINAL_KEYS, (), Type.INT)
+_AT_ORIGINAL_END = Binary(BinaryOp.SUB, _ORIGINAL, Size(SizeName.QUERIES), Type.INT)
 _KEY_HEADS = Binary(BinaryOp.FLOORDIV, Size(SizeName.HEADS), Size(SizeName.GROUP), Type.INT)
 
 
@@ -77,7 +79,23 @@ def proof_domain(translator: Translator, shift: Expr) -> isl.Set:
         not_longer = isl.Set.read_from_str(translator.context, "[shift] -> { [i, j] : shift >= 0 }")
         return domain.intersect(not_longer)
     value = translator.number(shift)
-    return domain if value is None else domain.intersect(value.eq_set(translator.coordinate(IndexName.SHIFT)))
+    if value is None:
+        return domain
+    domain = domain.intersect(value.eq_set(translator.coordinate(IndexName.SHIFT)))
+    return domain.intersect(_shortened(translator, value)) if shift == _AT_ORIGINAL_END else domain
+
+
+def _shortened(translator: Translator, shift: isl.PwAff) -> isl.Set:
+    """Return what holds of keys that were shortened, under `align end`: `N <= K`, and how many `K` positions leave."""
+    t = translator
+    known = shift.ge_set(t.constant(0))
+    positions, keys = t.number(_ORIGINAL), t.size(SizeName.KEYS)
+    if positions is None or t.keys is None or t.keys.form not in ("mean_pool", "conv"):
+        return known
+    names = ("window" if t.keys.form == "mean_pool" else "kernel", "stride")
+    window, stride = (t.constant(int(t.keys.number(name))) for name in names)
+    last = keys.sub(t.constant(1)).mul(stride).add(window)
+    return known.intersect(last.le_set(positions)).intersect(positions.lt_set(last.add(stride)))
 
 
 def size_constraints(translator: Translator) -> isl.Set:
@@ -114,4 +132,4 @@ def opaque_facts(translator: Translator) -> isl.Set:
 
 def new_translator(attention: Attention, context: isl.Context, layout: Layout = PLAIN) -> Translator:
     """Return a translator for the expressions of one attention."""
-    return Translator(context, attention.align.kind, layout, attention.transposed)
+    return Translator(context, attention.align.kind, layout, attention.transposed, keys=attention.shorten)

@@ -41,6 +41,7 @@ class Facts:
         symmetric: for N = M, (i, j) is allowed if and only if (j, i) is.
         contiguous: the keys of each query are one interval.
         everything: every pair is allowed.
+        always: the same, and for `N > M` as well; never False.
         exactly_causal: the allowed pairs are exactly those with `j <= i`.
     """
 
@@ -49,4 +50,5 @@ class Facts:
     symmetric: bool | None = None
     contiguous: bool | None = None
     everything: bool | None = None
+    always: bool | None = None
     exactly_causal: bool | None = None

@@ -7,14 +7,17 @@ from collections.abc import Callable
 import islpy as isl
 
 from attnc.algebra.affine import Translator
-from attnc.algebra.domains import new_translator, proof_domain
+from attnc.algebra.domains import new_translator, proof_domain, whole_domain
 from attnc.algebra.facts import Facts
 from attnc.algebra.index_sets import OutOfBudgetError, allowance, attempt, new_context
 from attnc.algebra.stretches import as_map, row_contiguous
 from attnc.ir.nodes import Cast, Expr, Index, IndexName, Read
 from attnc.ir.program import Attention
+from attnc.ir.shortening import covered
 from attnc.ir.types import Type
 from attnc.ir.walk import substitute
+
+_KEY = Index(IndexName.KEY)
 
 
 def prove_facts(attention: Attention) -> Facts:
@@ -36,12 +39,15 @@ def _facts(attention: Attention, translator: Translator) -> Facts:
     must, may = truth.must.intersect(domain), truth.may.intersect(domain)
     must = may if truth.exact else must
     facts = _FactProver(translator, domain, must, may, rows_with_a_key(translator, attention.mask, domain, must))
+    whole = whole_domain(translator)
+    always = attempt(translator.context, lambda: bool(whole.is_subset(truth.must)))
     return Facts(
         causal=facts.causal(),
         nonempty=facts.nonempty(),
         symmetric=facts.symmetric(),
         contiguous=facts.contiguous(),
         everything=facts.everything(),
+        always=True if always else None,
         exactly_causal=facts.exactly_causal(),
     )
 
@@ -76,8 +82,7 @@ class _FactProver:
     def __init__(self, translator: Translator, domain: isl.Set, must: isl.Set, may: isl.Set, seeing: isl.Set) -> None:
         self.translator, self.domain, self.must, self.may, self.seeing = translator, domain, must, may, seeing
         self.exact = must is may
-        row, key = translator.row(), translator.key()
-        self.lower = key.le_set(row)
+        self.lower = _lower(translator)
 
     def causal(self) -> bool | None:
         return self._decide(lambda: self.may.is_subset(self.lower), lambda: not self.must.is_subset(self.lower))
@@ -120,6 +125,14 @@ class _FactProver:
         if refutable(self.translator) and attempt(self.translator.context, lambda: bool(refuted())):
             return False
         return None
+
+
+def _lower(translator: Translator) -> isl.Set:
+    """Return the pairs whose key covers no position behind the query; none where that is not known."""
+    last = translator.key() if translator.keys is None else translator.number(covered(translator.keys, _KEY)[1])
+    if last is None:
+        return isl.Set.empty(translator.universe().get_space())
+    return last.le_set(translator.row())
 
 
 def _swapped(pairs: isl.Set) -> isl.Set:

@@ -8,13 +8,14 @@ have, `WILD` data also steps outside every range.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attnc.ir.evaluate import Environment, evaluate
 from attnc.ir.nodes import Binary, BinaryOp, Bound, Call, Const, Expr, Function, Index, IndexName, Read, SizeName
-from attnc.ir.program import AlignKind, Attention, Tensor, TensorKind, expressions
+from attnc.ir.program import ORIGINAL_KEYS, AlignKind, Attention, Tensor, TensorKind, expressions
+from attnc.ir.shortening import least_length, shortened_count, with_sizes
 from attnc.ir.types import Type
 from attnc.ir.walk import tables, walk
 
@@ -113,9 +114,33 @@ def make_data(
 ) -> Data:
     """Return example data for every input and learned tensor. The same arguments give the same data."""
     choose = random.Random(f"{seed} {shape} {style.value} {attention.name}")
+    attention = with_sizes(attention, {ORIGINAL_KEYS: shape.keys, SizeName.HEAD_SIZE.value: shape.head_size})
     return {
         tensor.name: _make_one(attention, tensor, shape, choose, style, dtype, device) for tensor in attention.tensors
     }
+
+
+def make_pair_data(attention: Attention, shape: Shape, **settings: Any) -> Data:
+    """Do the same for an attention over keys that are shortened already, hidden scalars among them."""
+    keys = attention.shorten
+    length = shape.keys if keys is None else least_length(keys, shape.keys)
+    original = replace(shape, keys=length)
+    hidden = {ORIGINAL_KEYS: length, SizeName.HEAD_SIZE.value: shape.head_size}
+    given = {one.name: hidden[one.name] for one in attention.tensors if one.hidden}
+    return {**make_data(attention, original, **settings), **given}
+
+
+def surroundings(attention: Attention) -> str:
+    """Return the first statement of an attention that changes queries, keys or values; empty if there is none."""
+    forms = (one for one in attention.deferred if one.statement != "decompose" or one.form == "nystrom")
+    return next((f"{one.statement} {one.form}" for one in forms), "")
+
+
+def on_shortened(attention: Attention, shape: Shape) -> tuple[Attention, Shape]:
+    """Return an attention and its sizes as its pairs see them: over shortened keys, hidden scalars written out."""
+    attention = with_sizes(attention, {ORIGINAL_KEYS: shape.keys, SizeName.HEAD_SIZE.value: shape.head_size})
+    keys = attention.shorten
+    return attention, shape if keys is None else replace(shape, keys=max(1, shortened_count(keys, shape.keys)))
 
 
 def dimensions(tensor: Tensor, shape: Shape, *, unknown: int) -> tuple[int, ...]:

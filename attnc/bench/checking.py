@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from attnc.bench.contender import Case, Contender, Run
-from attnc.reference import dense_weights, reference
+from attnc.reference import dense_weights, reference, with_shorter_keys
 
 WHOLE = 1 << 26
 """Pairs, over batch and heads, up to which every row is checked."""
@@ -158,8 +158,14 @@ def _chosen_rows(case: Case) -> torch.Tensor:
 
 
 def _rows(case: Case, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    weights = dense_weights(case.attention, case.query, case.key, rows=rows, inputs=case.data, dtype=dtype)
-    value = case.value.to(dtype).repeat_interleave(case.shape.group, dim=1)
+    attention, asked = case.attention, case.attention.decompose
+    if asked is not None and asked.form == "nystrom":
+        out = reference(attention, case.query, case.key, case.value, case.data, dtype=dtype)
+        assert isinstance(out, torch.Tensor)
+        return out[:, :, rows]
+    weights = dense_weights(attention, case.query, case.key, rows=rows, inputs=case.data, dtype=dtype)
+    _, value, _ = with_shorter_keys(attention, case.query, case.key, case.value, case.data, dtype)
+    value = value.to(dtype).repeat_interleave(case.shape.group, dim=1)
     return torch.einsum("bhrm,bhme->bhre", weights, value)
 
 

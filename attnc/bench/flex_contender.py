@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from attnc.bench.cases import surroundings
 from attnc.bench.contender import Case, Contender, Unavailable, first_line
 from attnc.bench.flex import FlexFunctions, NotExpressible, flex_functions
 from attnc.bench.machine import free_memory
@@ -28,6 +29,8 @@ def flex_contender(case: Case, block_size: int) -> Contender:
         Unavailable: it cannot express or compile the pattern, or has no backward pass here.
     """
     attention = case.attention
+    if surroundings(attention):
+        raise Unavailable(f"FlexAttention has no `{surroundings(attention)}`")
     if attention.normalize.kind is not NormalizeKind.SOFTMAX:
         raise Unavailable(f"FlexAttention has no normalize {attention.normalize.kind.value}")
     on_cpu = case.device.type == "cpu"

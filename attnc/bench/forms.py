@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from attnc.algebra.comparison import compare_masks
 from attnc.bench.additive import ONE, affine_score
+from attnc.bench.cases import surroundings
 from attnc.bench.contender import Unavailable
 from attnc.compiler import check_source
 from attnc.ir.evaluate import Environment, evaluate
@@ -101,6 +102,8 @@ def find_form(attention: Attention) -> Form:
     Raises:
         Unavailable: it has none.
     """
+    if surroundings(attention):
+        raise Unavailable(f"it has no `{surroundings(attention)}`")
     if attention.normalize.kind is not NormalizeKind.SOFTMAX or attention.normalize.sink is not None:
         raise Unavailable("it has no such normalisation")
     if attention.weight is not None:

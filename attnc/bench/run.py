@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from attnc.algebra.counting import count_pairs as count_pairs_by_sets
-from attnc.bench.cases import Data, Shape, make_data, make_tensors
+from attnc.bench.cases import Data, Shape, make_data, make_tensors, on_shortened
 from attnc.bench.checking import (
     SMALL_BATCH,
     SMALL_LENGTH,
@@ -140,7 +140,7 @@ def compare(
         settings: how to measure.
         progress: called with a word on what comes next.
     """
-    attention = plan.attention
+    attention = plan.operation
     case = make_case(attention, shape, settings)
     progress("counting pairs")
     pairs = _count(case)
@@ -195,13 +195,11 @@ def compare(
 
 def _count(case: Case) -> float:
     """Count the allowed pairs of one head: by sets where they can, which long sequences need."""
-    shape = case.shape
+    attention, shape = on_shortened(case.attention, case.shape)
     counted = count_pairs_by_sets(
-        case.attention, shape.queries, shape.keys, shape.heads, group=shape.group, head_size=shape.head_size
+        attention, shape.queries, shape.keys, shape.heads, group=shape.group, head_size=shape.head_size
     )
-    return float(
-        count_pairs(case.attention, shape.sizes(), case.data, device=case.device) if counted is None else counted
-    )
+    return float(count_pairs(attention, shape.sizes(), case.data, device=case.device) if counted is None else counted)
 
 
 def make_case(attention: Attention, shape: Shape, settings: Settings) -> Case:

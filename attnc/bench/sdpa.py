@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional
 
 from attnc.bench.additive import ONE, ZERO, affine_score
+from attnc.bench.cases import surroundings
 from attnc.bench.contender import Case, Contender, Run, Unavailable
 from attnc.bench.machine import free_memory
 from attnc.ir.nodes import TRUE, Expr, IndexName
@@ -40,6 +41,8 @@ def sdpa_contender(case: Case, *, causal: bool | None, full: bool | None) -> Con
             fit into memory.
     """
     attention = case.attention
+    if surroundings(attention):
+        raise Unavailable(f"SDPA has no `{surroundings(attention)}`")
     if attention.normalize.kind is not NormalizeKind.SOFTMAX:
         raise Unavailable(f"SDPA has no normalize {attention.normalize.kind.value}")
     score = affine_score(attention.score)

@@ -94,7 +94,7 @@ def _measure(
         return SuiteRow(pattern.name, pattern.idea, shape.queries, problems={"attnc": message})
     comparison = compare(plan, module, shape, settings, say)
     say("counting what was computed")
-    case = make_case(plan.attention, shape, settings)
+    case = make_case(plan.operation, shape, settings)
     in_tiles = pairs_in_tiles(plan, shape, case.data, TILE, TILE)
     if device.type == "cuda":
         config = default_config(KERNEL_TARGET, case.query.element_size(), shape.head_size)

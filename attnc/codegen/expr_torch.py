@@ -60,7 +60,7 @@ _TORCH = {
     Function.LOG: "torch.log",
     Function.LOG2: "torch.log2",
     Function.SQRT: "torch.sqrt",
-    Function.TANH: "torch.tanh",
+    Function.TANH: "hyperbolic_tangent",
     Function.SIGMOID: "torch.sigmoid",
     Function.ERF: "torch.erf",
     Function.SIN: "torch.sin",
@@ -328,6 +328,8 @@ def _write_length(expr: Expr) -> Piece:
             return Piece(number(value), SIGN if value < 0 else ATOM)
         case Size(name=name):
             return Piece(f"size.{name.value}")
+        case Read(table=table, index=()):  # a hidden size
+            return Piece(f"size.{table}")
         case Unary(op=UnaryOp.NEG, operand=operand):
             return Piece("-" + _write_length(operand).inside(SIGN), SIGN)
         case Binary(op=op, left=left, right=right):

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from attnc.algebra.key_intervals import Coverage, TileSets
 from attnc.codegen.expr_flex import Scope, flex_body, flex_text, host_text, laid_out
 from attnc.codegen.expr_torch import comments, quoted
+from attnc.codegen.formulas import Formulas, FormulaView
 from attnc.codegen.layout import LINE, Bracket, call, lay_out, sequence
 from attnc.codegen.period import shift_period
 from attnc.codegen.tile_text import tile_body
 from attnc.codegen.view import (
     ArgumentView,
-    Formulas,
-    FormulaView,
     argument_view,
     attention_title,
     sizes_read,

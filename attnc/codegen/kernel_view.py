@@ -14,11 +14,12 @@ from `attnc.runtime.kernel_math`, which has stand-ins where Triton is not instal
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 from attnc.algebra.coordinates import IDENTITY, CoordinateMap, MapKind
 from attnc.algebra.summaries import summary_tensor
-from attnc.codegen.default_tiles import forward_traits
+from attnc.codegen.default_tiles import forward_traits, key_limit
 from attnc.codegen.expr_triton import Writer
 from attnc.codegen.functions_triton import fold
 from attnc.codegen.fused_loops import fuse
@@ -202,9 +203,9 @@ def kernel_view(
     walked = {one.layout.key for one in sweep.passes}
     careful_order = orders.get(walked.pop()) if len(walked) == 1 else None
     careful = _write_careful(writer, sweep, weighing)
-    used = _close(writer, loops, careful, row_order, careful_order)
+    used = _close(writer, loops, careful, row_order, careful_order, (resumed, sink))
     traits = forward_traits(sweep, weighing, loops)
-    defaults = tile_rows(sweep.query_tile, sweep.key_tile, traits)
+    defaults = tile_rows(sweep.query_tile, key_limit(sweep), traits)
     long_rows = "" if row_order is not None or not loops else _long_rows(plan)
     flags = {"careful": careful is not None, "ranged": bool(long_rows), "fused": bool(fused)}
     values = _parameters(attention, used, tables, sweep, **flags)
@@ -365,8 +366,12 @@ def _close(
     careful: Body | None,
     rows: RowOrder | None,
     careful_order: KeyOrder | None,
+    texts: tuple[str, ...],
 ) -> frozenset[str]:
-    """Return all fixed names that the kernel mentions, those of the template's own statements included."""
+    """Return all fixed names that the kernel mentions, those of the template's own statements included.
+
+    `texts` are written before all loops, besides the writer's statements there.
+    """
     used = {*writer.used, "N", "H", "B", "take_turn", "count_deals", "dealt_tile"}
     if loops:
         used |= {"M", "g", "value", "draw_rows", "keeps_pair", "shift"}
@@ -393,7 +398,14 @@ def _close(
         used.add("kv_lo")
     if used & {"q_hi", "q_lo", "q_idx"}:
         used.add("shift")
+    if not loops and "shift" not in used and not _names("M", (*texts, *writer.blocks[0].lines)):
+        used -= {"M"}  # it stands in a shift that only finishing rows does not ask for
     return frozenset(used)
+
+
+def _names(name: str, texts: tuple[str, ...]) -> bool:
+    """Tell whether texts mention a name."""
+    return any(re.search(rf"\b{name}\b", text) for text in texts)
 
 
 def _parameters(

@@ -13,12 +13,15 @@ from attnc.source import Span
 IMPORTED = frozenset(
     {"annotations", "math", "torch", "nn", "Tensor", "Sequence", "triton", "tl"}
     | {"Far", "GridAxis", "Interval", "Operation", "Order", "Pairs", "Program", "QueryGrid", "Short", "Sizes"}
-    | {"TensorArgument"}
+    | {"TensorArgument", "Decomposed", "Decomposition", "FeatureMap", "Linear", "Preparation", "Shortening", "State"}
     | {"floor", "floor_divide", "floor_modulo", "maximum", "minimum", "only", "splitmix", "truncate"}
 )
 """What a generated module imports."""
 
-CALL_ARGUMENTS = frozenset({"query", "key", "value", "scale", "return_lse", "precision", "rows", "self", "device"})
+CALL_ARGUMENTS = frozenset(
+    {"query", "key", "value", "scale", "return_lse", "precision", "rows", "self", "device"}
+    | {"state", "return_state", "feature_seed"}
+)
 """Arguments that generated functions have already."""
 
 MODULE_ATTRIBUTES = frozenset(

@@ -15,7 +15,7 @@ from attnc.codegen.expr_torch import printable
 from attnc.codegen.gradient_view import GradientsView, gradient_views
 from attnc.codegen.launch_view import LaunchView, launch_views
 from attnc.codegen.names import check_builtins, check_names, public_names
-from attnc.codegen.runtime_source import GLUON_ROOTS, ROOTS, RuntimeSource, import_line, read_runtime
+from attnc.codegen.runtime_source import DECOMPOSED_ROOTS, GLUON_ROOTS, ROOTS, RuntimeSource, import_line, read_runtime
 from attnc.codegen.tuned_text import tuned_lines
 from attnc.codegen.view import AttentionView, attention_view
 from attnc.diagnostics import InternalError
@@ -85,8 +85,9 @@ def render_module(
     Raises:
         CompileError: names that cannot stand together in one Python module.
     """
-    attentions = [plan.attention for plan in plans]
-    runtime = read_runtime((*ROOTS, *GLUON_ROOTS) if gluon else ROOTS)
+    attentions = [plan.operation for plan in plans]
+    decomposed = any(plan.declared is not None for plan in plans)
+    runtime = read_runtime((*ROOTS, *(GLUON_ROOTS if gluon else ()), *(DECOMPOSED_ROOTS if decomposed else ())))
     check_names(attentions, runtime.names if standalone else ())
     span = attentions[0].span
     shown = source or (span.source if span is not None else SourceFile("<pattern>", ""))
@@ -99,7 +100,7 @@ def render_module(
     body = _environment().get_template("module.py.jinja").render(module=draft)
     text = runtime.text if standalone else ""
     used, defined = _names(body)
-    check_builtins(attentions, used | _names(text)[0])
+    check_builtins(attentions, used | _names_of_runtime(text))
     imports = _imports(used - defined, runtime, standalone)
     view = replace(draft, imports=imports, runtime=text)
     return _environment().get_template("module.py.jinja").render(module=view)
@@ -151,6 +152,12 @@ def _names(body: str) -> tuple[frozenset[str], frozenset[str]]:
     if repeated:
         raise InternalError(f"generated code defines {', '.join(repeated)} twice")
     return frozenset(names), frozenset(defined)
+
+
+@cache
+def _names_of_runtime(text: str) -> frozenset[str]:
+    """Return the names that the runtime's text reads or assigns; it is long, and one for all standalone modules."""
+    return _names(text)[0]
 
 
 def _defined(node: ast.stmt) -> list[str]:

@@ -11,10 +11,12 @@ from attnc.algebra.data_tests import reads_pairs, whole_test
 from attnc.algebra.extents import TileExtents, TileLimits
 from attnc.algebra.gradients import ONE, ReadGradient, read_gradients, write_out_sums
 from attnc.algebra.key_intervals import Coverage, KeyInterval
-from attnc.codegen.expr_torch import length_text, printable, quoted, torch_body
+from attnc.codegen.decomposition_view import declared_feature, decomposition
+from attnc.codegen.expr_torch import length_text, printable, quoted
+from attnc.codegen.formulas import Field, Formulas, FormulaView
 from attnc.codegen.gradient_loops import slopes_of
 from attnc.codegen.kernel_view import weighing_of
-from attnc.codegen.launch_view import summaries_text, variant_name
+from attnc.codegen.launch_view import part_name, summaries_text, variant_name
 from attnc.codegen.layout import Bracket, call, lay_out, sequence
 from attnc.codegen.linear_scores import split_linear
 from attnc.codegen.names import class_name
@@ -36,22 +38,23 @@ from attnc.ir.program import Attention, NormalizeKind, Tensor, TensorKind
 from attnc.ir.show import show
 from attnc.ir.types import Type
 from attnc.ir.walk import indices, tables, walk
-from attnc.plan.kernel_plan import Form, Pass, Plan
+from attnc.plan.kernel_plan import Form, Library, LibraryPart, Pass, Plan
 
-HELPERS = ("floor", "floor_divide", "floor_modulo", "maximum", "minimum", "only", "splitmix", "truncate")
+HELPERS = (
+    "floor",
+    "floor_divide",
+    "floor_modulo",
+    "hyperbolic_tangent",
+    "maximum",
+    "minimum",
+    "only",
+    "splitmix",
+    "truncate",
+)
 """Functions of `runtime.pairs` that expressions may call."""
 
 
 _REAL_KEY = Binary(BinaryOp.LT, Index(IndexName.KEY), Size(SizeName.KEYS), Type.BOOL)
-
-
-@dataclass(frozen=True, slots=True)
-class FormulaView:
-    """A function of the generated module: `def name(parameters) -> Tensor:` and its body, indented."""
-
-    name: str
-    parameters: str
-    body: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,10 @@ class AttentionView:
         mask_sizes: those of `D` and `g` that the mask depends on, which its function takes.
         has_lse: whether the log-sum-exp is defined.
         is_checked: whether calls may ask for a check of what the caller promises of the inputs.
-        program: lines that build the runtime's description of it.
+        is_shortened: whether the mask depends on how many keys there were.
+        has_state: whether calls may carry on from a state.
+        has_seed: whether calls may choose other random features.
+        program: lines that build the runtime's description of it, and the operation.
     """
 
     name: str
@@ -92,6 +98,9 @@ class AttentionView:
     mask_sizes: tuple[str, ...]
     has_lse: bool
     is_checked: bool
+    is_shortened: bool
+    has_state: bool
+    has_seed: bool
     formulas: tuple[FormulaView, ...]
     program: str
     helpers: tuple[str, ...]
@@ -101,6 +110,12 @@ class AttentionView:
     def representation(self) -> str:
         """Source of the string that `extra_repr` returns where the class has sizes."""
         return f'f"{", ".join(f"{size}={{self.{size}}}" for size in self.sizes)}"'
+
+    @property
+    def result(self) -> str:
+        """Type hint of what calls return."""
+        plain = "Tensor | tuple[Tensor, Tensor]"
+        return f"{plain} | tuple[Tensor, State]" if self.has_state else plain
 
     @property
     def inputs(self) -> tuple[ArgumentView, ...]:
@@ -123,26 +138,39 @@ def attention_view(plan: Plan, seed: str) -> AttentionView:
     attention = plan.attention
     formulas = Formulas(attention.name)
     fields = _program_fields(plan, formulas)
+    surroundings = decomposition(plan, formulas, lambda tensor: tensor_argument(tensor, formulas))
     written = tuple(formulas.written)
     text = "\n".join(formula.body for formula in written)
-    key = hashlib.sha256("\0".join([seed, repr(plan), repr(fields), text]).encode()).hexdigest()[:32]
+    key = hashlib.sha256("\0".join([seed, repr(plan), repr(fields), repr(surroundings), text]).encode()).hexdigest()[
+        :32
+    ]
     names = [("name", attention.name), ("key", key), ("identity", _identity(attention.name, fields, written))]
     program = call("Program", *((field, quoted(value)) for field, value in names), *fields)
+    lines = [*lay_out(f"_{attention.name}_program = ", program)]
+    if surroundings is None:
+        lines.append(f"_{attention.name} = Operation(_{attention.name}_program)")
+    else:
+        lines.extend(lay_out(f"_{attention.name}_decomposition = ", surroundings))
+        lines.append(f"_{attention.name} = Decomposed(_{attention.name}_program, _{attention.name}_decomposition)")
+    declared = plan.operation
     learned_sizes = {
-        node.name for tensor in attention.learned for dim in tensor.dims if dim is not None for node in walk(dim)
+        node.name for tensor in declared.learned for dim in tensor.dims if dim is not None for node in walk(dim)
         if isinstance(node, Size)
     }  # fmt: skip
     return AttentionView(
         name=attention.name,
         class_name=class_name(attention.name),
         title=attention_title(attention),
-        arguments=tuple(argument_view(attention, tensor) for tensor in attention.tensors),
+        arguments=tuple(argument_view(declared, tensor) for tensor in declared.tensors if not tensor.hidden),
         sizes=tuple(name.value for name in (SizeName.HEADS, SizeName.HEAD_SIZE) if name in learned_sizes),
         mask_sizes=sizes_of_mask(attention),
         has_lse=attention.normalize.kind is NormalizeKind.SOFTMAX,
         is_checked=_is_checked(attention),
+        is_shortened=declared.shorten is not None,
         formulas=written,
-        program="\n".join(lay_out(f"_{attention.name}_program = ", program)),
+        has_state=plan.linear is not None and plan.linear.form is Form.CHUNKED,
+        has_seed=declared_feature(plan) == "favor",
+        program="\n".join(lines),
         helpers=tuple(name for name in HELPERS if re.search(rf"\b{name}\(", text)),
         uses_math="math." in text,
     )
@@ -166,34 +194,6 @@ def sizes_read(attention: Attention, *exprs: Expr) -> set[SizeName]:
     read = {name for expr in computed for name in tables(expr)}
     dims = (dim for tensor in attention.tensors if tensor.name in read for dim in tensor.dims if dim is not None)
     return {node.name for expr in (*computed, *dims) for node in walk(expr) if isinstance(node, Size)}
-
-
-@dataclass(slots=True)
-class Formulas:
-    """Writes expressions as functions and hands their names out; equal ones are written once."""
-
-    attention: str
-    written: list[FormulaView]
-    names: dict[tuple[Expr, bool], str]
-
-    def __init__(self, attention: str) -> None:
-        self.attention = attention
-        self.written = []
-        self.names = {}
-
-    def name(self, what: str, expr: Expr, *, of_score: bool = False) -> str:
-        """Return the function of an expression, written as `what` says if it is new."""
-        found = self.names.get((expr, of_score))
-        if found is not None:
-            return found
-        name = f"_{self.attention}_{what}"
-        parameters = "at: Pairs, s: Tensor" if of_score else "at: Pairs"
-        self.written.append(FormulaView(name, parameters, torch_body(expr).indented()))
-        self.names[expr, of_score] = name
-        return name
-
-
-Field = tuple[str, str | Bracket]
 
 
 def _program_fields(plan: Plan, formulas: Formulas) -> list[Field]:
@@ -229,6 +229,8 @@ def _program_fields(plan: Plan, formulas: Formulas) -> list[Field]:
         fields.append(("library", quoted(plan.passes[0].library.value)))
     if plan.window is not None:
         fields.append(("window", f"({plan.window[0]}, {plan.window[1]})"))
+    if plan.part is not None:
+        fields.append(("part", _library_part(plan, plan.part)))
     reads = slopes_of(weighing_of(plan), softmax=normalize.kind is NormalizeKind.SOFTMAX).reads
     if reads:
         fields.append(("reads", sequence([_table_read(one, f"read_{n}", formulas) for n, one in enumerate(reads)])))
@@ -240,6 +242,19 @@ def _program_fields(plan: Plan, formulas: Formulas) -> list[Field]:
     fields.append(("launch", f"_{attention.name}_launch"))
     fields.append(("gradients", f"_{attention.name}_gradients"))
     return fields
+
+
+def _library_part(plan: Plan, part: LibraryPart) -> Bracket:
+    stem = f"_{plan.attention.name}_{part_name(plan)}"
+    return call(
+        "LibraryPart",
+        ("number", str(part.number + 1)),
+        ("rows", str(part.pairs.rows)),
+        ("keys", str(part.pairs.keys)),
+        ("window", str(part.pairs.window)),
+        ("launch", f"{stem}_launch"),
+        ("gradients", f"{stem}_gradients"),
+    )
 
 
 def _table_read(one: ReadGradient, name: str, formulas: Formulas, *, slope: bool = False) -> Bracket:
@@ -368,6 +383,8 @@ def _pass(plan: Plan, sweep: Pass, suffix: str, formulas: Formulas) -> Bracket:
     whole.extend((name, _order(one)) for name, one in orders if one.kind is not MapKind.IDENTITY)
     if _tells_entries_apart(plan, sweep):
         whole.append(("by_batch", "True"))
+    if sweep.library is Library.CAUSAL and len(plan.passes) > 1:
+        whole.append(("causal_from", str(sweep.first)))
     return call("Pass", *whole)
 
 

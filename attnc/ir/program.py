@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from attnc.diagnostics import Diagnostic
@@ -19,6 +19,10 @@ class TensorKind(Enum):
     LEARNED = "learned"
 
 
+ORIGINAL_KEYS = "K"
+"""Name of the hidden scalar that says how many keys there were before they were shortened."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tensor:
     """An `input` or `learned` declaration.
@@ -27,6 +31,7 @@ class Tensor:
         dims: one int expression over sizes and constants per dimension; None is `?` (any length). Empty for a scalar.
         sorted: the caller promises that it never decreases along its last dimension.
         initial: the initial value of a learned tensor, over `h` and `Index(DIM, axis)`; None for an input.
+        hidden: whether the compiled module gives it by itself: a size that the arguments no longer show.
     """
 
     name: str
@@ -35,6 +40,7 @@ class Tensor:
     dims: tuple[Expr | None, ...] = ()
     sorted: bool = False
     initial: Expr | None = None
+    hidden: bool = False
     span: Span | None = field(default=None, compare=False, kw_only=True)
 
 
@@ -92,7 +98,7 @@ class Assertion:
 
 @dataclass(frozen=True, slots=True)
 class Deferred:
-    """A statement of LANGUAGE.md sections 7, 8 or 10 that is checked and not yet compiled.
+    """A statement of LANGUAGE.md sections 7, 8 or 10, kept as it is written until an attention is planned.
 
     Attributes:
         statement: `prepare`, `feature`, `keys` or `decompose`.
@@ -105,11 +111,12 @@ class Deferred:
     arguments: tuple[tuple[str, Expr | str], ...] = ()
     span: Span | None = field(default=None, compare=False, kw_only=True)
 
-
-def _is_for_planner(asked: Deferred) -> bool:
-    if asked.statement != "decompose":
-        return False
-    return asked.form in ("none", "split", "permute")
+    def number(self, name: str) -> int | float:
+        """Return an argument that is a constant number. Raises KeyError if there is none."""
+        for own, value in self.arguments:
+            if own == name and isinstance(value, Const):
+                return value.value
+        raise KeyError(name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +129,7 @@ class Attention:
         score: float over `Score()`; all `score` lines composed; `Score()` if there are none.
         scale: the factor on the dot product, a float over `b`, `h`, `i`, sizes, inputs, learned; None is `1 / sqrt(D)`.
         weight: float; the product of all `weight` lines; None if there are none.
-        deferred: what no stage after `sema` understands yet; a plan is refused while there is any.
+        deferred: what happens to queries, keys and values before pairs are weighed, and how the user wants it computed.
         transposed: whether `i` is the position of a key and `j` that of a query: see `algebra.transposition`.
         statements: span of each statement that the user wrote, in order, for comments in generated code.
     """
@@ -144,13 +151,26 @@ class Attention:
 
     @property
     def decompose(self) -> Deferred | None:
-        """What the user asks the planner for, where it is one of `none`, `split` and `permute`."""
-        return next((one for one in self.deferred if _is_for_planner(one)), None)
+        """How the user wants the operation computed; None leaves it to the compiler."""
+        return self._only("decompose")
 
     @property
-    def uncompiled(self) -> tuple[Deferred, ...]:
-        """What no stage carries out yet."""
-        return tuple(one for one in self.deferred if not _is_for_planner(one))
+    def feature(self) -> Deferred | None:
+        """The feature map whose inner product takes the place of the dot product; None if there is none."""
+        return self._only("feature")
+
+    @property
+    def prepare(self) -> tuple[Deferred, ...]:
+        """What is done to queries and keys before their products, in order."""
+        return tuple(one for one in self.deferred if one.statement == "prepare")
+
+    @property
+    def shorten(self) -> Deferred | None:
+        """How keys and values are shortened; None if they are not."""
+        return self._only("keys")
+
+    def _only(self, statement: str) -> Deferred | None:
+        return next((one for one in self.deferred if one.statement == statement), None)
 
     def tensor(self, name: str) -> Tensor:
         """Return the tensor of that name. Raises KeyError if there is none."""
@@ -251,6 +271,37 @@ def expressions(attention: Attention) -> Iterator[Expr]:
     asserted = (assertion.condition for assertion in attention.assertions)
     initial = (tensor.initial for tensor in attention.tensors)
     dims = (dim for tensor in attention.tensors for dim in tensor.dims)
-    for expr in (*computed, normalize.sink, normalize.bias, *asserted, *initial, *dims):
+    stated = (value for one in attention.deferred for _, value in one.arguments if not isinstance(value, str))
+    for expr in (*computed, normalize.sink, normalize.bias, *asserted, *initial, *dims, *stated):
         if expr is not None:
             yield expr
+
+
+def map_expressions(attention: Attention, change: Callable[[Expr], Expr]) -> Attention:
+    """Return an attention with each of its expressions changed."""
+
+    def optional(expr: Expr | None) -> Expr | None:
+        return None if expr is None else change(expr)
+
+    def argument(value: Expr | str) -> Expr | str:
+        return value if isinstance(value, str) else change(value)
+
+    normalize, align = attention.normalize, attention.align
+    return replace(
+        attention,
+        mask=change(attention.mask),
+        score=change(attention.score),
+        scale=optional(attention.scale),
+        weight=optional(attention.weight),
+        normalize=replace(normalize, sink=optional(normalize.sink), bias=optional(normalize.bias)),
+        align=replace(align, shift=change(align.shift)),
+        assertions=tuple(replace(one, condition=optional(one.condition)) for one in attention.assertions),
+        tensors=tuple(
+            replace(one, dims=tuple(map(optional, one.dims)), initial=optional(one.initial))
+            for one in attention.tensors
+        ),
+        deferred=tuple(
+            replace(one, arguments=tuple((name, argument(value)) for name, value in one.arguments))
+            for one in attention.deferred
+        ),
+    )

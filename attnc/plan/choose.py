@@ -8,19 +8,24 @@ from itertools import islice
 
 from attnc.algebra.assertions import check_assertions
 from attnc.algebra.congruences import PairSet
+from attnc.algebra.derivation import Step
 from attnc.algebra.facts import Facts
 from attnc.algebra.proofs import prove_facts
 from attnc.algebra.scoring import derive_scoring
+from attnc.algebra.separable import joined, separate
 from attnc.algebra.simplify import simplify_attention
 from attnc.algebra.table_proofs import mark_reads
 from attnc.algebra.tiles import derive_tiles
 from attnc.algebra.windows import prove_window
-from attnc.diagnostics import CompileError, Diagnostic, InternalError, Label
+from attnc.diagnostics import Diagnostic, InternalError, Label
 from attnc.ir.nodes import Score
 from attnc.ir.program import AlignKind, Attention, NormalizeKind
 from attnc.plan.kernel_plan import Choice, Form, Library, Pass, Plan, Scoring, Short
 from attnc.plan.lengths import cheapest_by_length
+from attnc.plan.library_parts import with_library_parts
+from attnc.plan.linear import find_linear_form
 from attnc.plan.overrides import alternatives
+from attnc.plan.pairwise import check_surroundings, is_surrounded, pairwise_attention
 from attnc.plan.row_lengths import LENGTH, count_long_rows, most_keys, trend_of
 from attnc.plan.split import Part, decompositions
 from attnc.plan.weighing import DENSE, GOOD, Weigher, make_passes
@@ -40,17 +45,29 @@ def plan_attention(attention: Attention, *, length: int = LENGTH) -> Plan:
     Raises:
         CompileError: an assertion is false or cannot be decided, or a statement is not compiled yet.
     """
-    if attention.uncompiled:
-        raise CompileError(*(not_compiled_yet(d.span, f"`{d.statement} {d.form}`") for d in attention.uncompiled))
     check_assertions(attention)
-    simplified, steps = simplify_attention(attention)
-    simplified, _ = mark_reads(simplified)
+    declared, steps = simplify_attention(attention)
+    declared, _ = mark_reads(declared)
+    simplified = pairwise_attention(declared)
     score, score_log2, dropped, scored = derive_scoring(simplified)
     scoring = Scoring(score, score_log2, dropped)
-    facts = prove_facts(simplified)
-    plan = Plan(simplified, scoring, (), facts, (*steps, *scored))
+    facts = prove_facts(declared)
+    simplified, joins = _with_joined_weight(simplified, causal=facts.causal is True)
+    check_surroundings(declared, everything=facts.always is True)
+    linear = find_linear_form(declared, facts)
+    plan = Plan(
+        simplified,
+        scoring,
+        (),
+        facts,
+        (*steps, *joins, *scored),
+        declared=declared if is_surrounded(declared) or not isinstance(linear, str) else None,
+        linear=None if isinstance(linear, str) else linear,
+        quadratic_because=linear if isinstance(linear, str) and declared.feature is not None else "",
+    )
     library = library_call(simplified, scoring, facts)
     asked = None if simplified.decompose is None else simplified.decompose.form
+    asked = None if asked == "chunk" else asked  # passes compute what is too short for chunks
     if asked in (None, "none") and is_plain_softmax(simplified, scoring):
         plan = replace(plan, window=prove_window(simplified))
     if asked in (None, "none") and library is not None:
@@ -58,9 +75,25 @@ def plan_attention(attention: Attention, *, length: int = LENGTH) -> Plan:
         return replace(plan, passes=(replace(only, trend=trend_of(simplified, only, LENGTH)),))
     choices = choose_passes(simplified, length)
     plan = _chosen(replace(plan, choices=choices, weighed_at=length))
+    if is_plain_softmax(simplified, scoring):
+        plan = with_library_parts(plan)
     if asked is not None:
         return plan
     return replace(plan, short=_short(plan))
+
+
+def _with_joined_weight(attention: Attention, *, causal: bool) -> tuple[Attention, tuple[Step, ...]]:
+    """Join the exponentials of a weight, so that none overflows at distant positions."""
+    weight = attention.weight
+    weights = None if weight is None else separate(weight, causal=causal)
+    if weight is None or weights is None:
+        return attention, ()
+    found = joined(weight, weights)
+    return (
+        (attention, ())
+        if found == weight
+        else (replace(attention, weight=found), (Step("join-exponentials", weight, found),))
+    )
 
 
 def _chosen(plan: Plan) -> Plan:
@@ -129,7 +162,7 @@ def _revised(weigher: Weigher, weighed: list[Choice]) -> list[Choice]:
 
 def with_passes(plan: Plan, parts: Iterable[Part]) -> Plan:
     """Return a plan that computes each part of the mask in a layout of its own, see `make_passes`."""
-    return replace(plan, passes=make_passes(plan.attention, parts), short=())
+    return replace(plan, passes=make_passes(plan.attention, parts), short=(), part=None)
 
 
 def library_call(attention: Attention, scoring: Scoring, facts: Facts) -> Library | None:
@@ -141,7 +174,7 @@ def library_call(attention: Attention, scoring: Scoring, facts: Facts) -> Librar
     """
     if not is_plain_softmax(attention, scoring):
         return None
-    if facts.everything:
+    if facts.always:
         return Library.FULL
     aligned = attention.align.kind is not AlignKind.AT
     return Library.CAUSAL if facts.exactly_causal and aligned else None

@@ -25,7 +25,7 @@ def alternatives(attention: Attention) -> tuple[tuple[Part, ...], ...] | None:
         CompileError: what is asked for does not fit the mask.
     """
     asked = attention.decompose
-    if asked is None:
+    if asked is None or asked.form == "chunk":
         return None
     arguments = dict(asked.arguments)
     match asked.form:

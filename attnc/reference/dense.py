@@ -15,11 +15,14 @@ from torch import Tensor
 
 from attnc.ir.evaluate import Environment, evaluate
 from attnc.ir.nodes import IndexName, Size, SizeName
-from attnc.ir.program import Attention, Normalize, NormalizeKind, TensorKind
+from attnc.ir.program import ORIGINAL_KEYS, Attention, Normalize, NormalizeKind, TensorKind
 from attnc.ir.program import Tensor as Declaration
+from attnc.ir.shortening import implied_names
 from attnc.ir.types import Type
 from attnc.reference.dropout import kept_pairs
+from attnc.reference.features import mapped, prepared
 from attnc.reference.products import pair_products, weighted_sums
+from attnc.reference.shortening import approximated, filters, shortened
 from attnc.reference.tensors import TensorEnvironment, evaluate_tensor
 
 Inputs = Mapping[str, Tensor | float]
@@ -63,6 +66,13 @@ def reference(
     """
     if value.shape[:3] != key.shape[:3]:
         raise ValueError(f"{tuple(value.shape)} values do not fit {tuple(key.shape)} keys")
+    key, value, inputs = with_shorter_keys(attention, query, key, value, inputs, dtype or query.dtype)
+    if key.shape[2] == 0:
+        out = query[..., :0].sum(-1, keepdim=True).to(dtype or query.dtype).expand(*query.shape[:3], value.shape[3])
+        return (out, torch.full(query.shape[:3], -torch.inf, dtype=out.dtype)) if return_lse else out
+    asked = attention.decompose
+    if asked is not None and asked.form == "nystrom":
+        return _by_landmarks(attention, query, key, value, inputs, scale, dtype or query.dtype)
     if return_lse and attention.normalize.kind is not NormalizeKind.SOFTMAX:
         raise ValueError("only softmax has a log-sum-exp")
     weights, lse, active = _weights(attention, query, key, inputs, scale, dtype or query.dtype, None)
@@ -72,6 +82,49 @@ def reference(
         weights = torch.where(active, weights / (1.0 - dropout_p), 0.0)
     out = weighted_sums(weights, spread, active)
     return (out, lse) if return_lse else out
+
+
+def with_shorter_keys(
+    attention: Attention, query: Tensor, key: Tensor, value: Tensor, inputs: Inputs | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Inputs | None]:
+    """Return shortened keys and values, and the inputs with `K` among them; all as given where nothing is shortened."""
+    keys = attention.shorten
+    if keys is None:
+        return key, value, inputs
+    length, head_size = key.shape[2], key.shape[3]
+    given = {ORIGINAL_KEYS: torch.tensor(length), **(inputs or {})}
+    sizes = {SizeName.HEADS: query.shape[1], SizeName.HEAD_SIZE: head_size}
+    own = [one for one in attention.tensors if one.name in implied_names(keys)]
+    tables = {
+        one.name: torch.as_tensor(given[one.name]) if one.name in given else initial_value(one, sizes, dtype=dtype)
+        for one in own
+    }
+    for_keys, for_values = filters(keys, tables)
+    return shortened(keys, key.to(dtype), for_keys), shortened(keys, value.to(dtype), for_values), given
+
+
+def _by_landmarks(
+    attention: Attention,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    inputs: Inputs | None,
+    scale: float | Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Approximate by landmarks."""
+    batch, heads, queries, head_size = query.shape
+    names = (SizeName.BATCH, SizeName.HEADS, SizeName.QUERIES, SizeName.KEYS, SizeName.HEAD_SIZE, SizeName.GROUP)
+    counts = (batch, heads, queries, key.shape[2], head_size, heads // key.shape[1])
+    env = pair_environment(attention, dict(zip(names, counts, strict=True)), inputs, dtype=dtype, device=query.device)
+    spread = (_repeat_heads(tensor, heads).to(dtype) for tensor in (key, value))
+    right, values = spread
+    left, right, _ = _transformed(attention, query.to(dtype), right, env, None)
+    if scale is None:
+        own = attention.scale
+        scale = 1.0 / math.sqrt(head_size) if own is None else evaluate_tensor(own, env)
+    assert attention.decompose is not None
+    return approximated(attention.decompose, left, right, values, scale)
 
 
 def dense_weights(
@@ -89,6 +142,9 @@ def dense_weights(
     Raises:
         ValueError: a row that is not in `0 .. N - 1`, or what `reference` raises it for.
     """
+    if attention.decompose is not None and attention.decompose.form == "nystrom":
+        raise ValueError("`decompose nystrom` never forms weights")
+    key, _, inputs = with_shorter_keys(attention, query, key, key, inputs, dtype or query.dtype)
     chosen = None if rows is None else torch.as_tensor(rows, dtype=torch.int64, device=query.device)
     if chosen is not None and bool(((chosen < 0) | (chosen >= query.shape[2])).any()):
         raise ValueError(f"rows must be in 0 .. {query.shape[2] - 1}")
@@ -203,26 +259,29 @@ def _bind(
     if unknown:
         raise ValueError(f"{attention.name} has no input {', '.join(sorted(unknown))}")
     tables = {}
+    hidden = {one.name: int(inputs[one.name]) for one in attention.tensors if one.hidden and one.name in inputs}
     for declaration in attention.tensors:
         name = declaration.name
         if name in inputs:
             given = torch.as_tensor(inputs[name], device=device)
             if not isinstance(inputs[name], Tensor) and declaration.type is Type.FLOAT:
                 given = torch.tensor(inputs[name], dtype=dtype, device=device)
-            tables[name] = _expand(declaration, given, sizes)
+            tables[name] = _expand(declaration, given, sizes, hidden)
         elif declaration.kind is TensorKind.LEARNED:
             tables[name] = initial_value(declaration, sizes, dtype=dtype, device=device)
     return tables
 
 
-def _expand(declaration: Declaration, given: Tensor, sizes: Mapping[SizeName, int]) -> Tensor:
+def _expand(
+    declaration: Declaration, given: Tensor, sizes: Mapping[SizeName, int], hidden: Mapping[str, int]
+) -> Tensor:
     if given.dim() != len(declaration.dims):
         raise ValueError(f"{declaration.name} has {given.dim()} dimensions in place of {len(declaration.dims)}")
     shape = list(given.shape)
     for axis, dim in enumerate(declaration.dims):
         if dim is None:
             continue
-        length = int(evaluate(dim, Environment(sizes=sizes)))
+        length = int(evaluate(dim, Environment(sizes=sizes, tables=hidden)))
         broadcasts = shape[axis] == 1 and dim in (Size(SizeName.BATCH), Size(SizeName.HEADS))
         if shape[axis] != length and not broadcasts:
             raise ValueError(f"{declaration.name} has length {shape[axis]} in place of {length} in dimension {axis}")
@@ -265,8 +324,6 @@ def _weights(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return normalised weights, log-sum-exp (softmax only, else NaN) and the pairs that take part."""
     batch, heads, queries, head_size = query.shape
-    if attention.uncompiled:
-        raise ValueError(f"`{attention.uncompiled[0].statement}` has no dense meaning yet")
     if (key.shape[0], key.shape[3]) != (batch, head_size) or heads % key.shape[1]:
         raise ValueError(f"{tuple(key.shape)} keys do not fit {tuple(query.shape)} queries")
     sizes = {
@@ -282,6 +339,7 @@ def _weights(
     shape = (batch, heads, chosen.shape[2], key.shape[2])
     allowed = evaluate_tensor(attention.mask, env).expand(shape)
     left, right = chosen.to(dtype), _repeat_heads(key, heads).to(dtype)
+    left, right, scale = _transformed(attention, left, right, env, scale)
     pairs = _score_pairs(attention, left, right, env, allowed, scale)
     weights, lse, alive = _normalize(attention.normalize, pairs, allowed)
     if bool((allowed.any(-1, keepdim=True) & ~alive).any()):
@@ -290,6 +348,29 @@ def _weights(
         pairs = _score_pairs(attention, left, right, env, allowed, scale)
         weights, lse, _ = _normalize(attention.normalize, pairs, allowed)
     return weights, lse, allowed
+
+
+def _transformed(
+    attention: Attention, query: Tensor, key: Tensor, env: TensorEnvironment, scale: float | Tensor | None
+) -> tuple[Tensor, Tensor, float | Tensor | None]:
+    """Prepare queries and keys and map them to features; return the factor on their products as well.
+
+    `favor` approximates `exp(scale * dot)`: keys take one over the fourth root of the head size, queries the rest.
+    """
+    own, other = env.indices[IndexName.QUERY].squeeze(-1), env.indices[IndexName.KEY]
+    query, key = prepared(attention.prepare, query, own), prepared(attention.prepare, key, other)
+    feature = attention.feature
+    if feature is None:
+        return query, key, scale
+    if scale is None and attention.scale is not None:
+        scale = evaluate_tensor(attention.scale, env)
+    if feature.form == "favor":
+        head_size = query.shape[-1]
+        scale = 1.0 / math.sqrt(head_size) if scale is None else scale
+        query, key, scale = query * (scale * head_size**0.25), key / head_size**0.25, None
+    keys = env.sizes[SizeName.KEYS]
+    query, key = mapped(feature, query, own, keys), mapped(feature, key, other, keys)
+    return query, key, 1.0 if scale is None else scale
 
 
 def _score_pairs(

@@ -26,14 +26,15 @@ def kept_pairs(seed: int, batch: int, heads: int, queries: Tensor, keys: int, pr
             for row, position in enumerate(queries[b, h].tolist()):
                 state = 0
                 for value in (seed, b, h, position):
-                    state = _mix64((state + value + 0x9E3779B97F4A7C15) % _WORD)
+                    state = mix64((state + value + 0x9E3779B97F4A7C15) % _WORD)
                 first, second = state % _HALF, state // _HALF
                 draws = [_mix32(_mix32((first + key * 0x9E3779B9) % _HALF) ^ second) for key in range(keys)]
                 found[b, h, row] = torch.tensor([draw >= below for draw in draws])
     return found
 
 
-def _mix64(x: int) -> int:
+def mix64(x: int) -> int:
+    """Return splitmix64's finaliser of an unsigned number of 64 bits."""
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % _WORD
     x = (x ^ (x >> 27)) * 0x94D049BB133111EB % _WORD
     return x ^ (x >> 31)

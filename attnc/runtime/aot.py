@@ -25,6 +25,7 @@ from attnc.runtime.gluon_launch import GluonLaunch, prefer_template
 from attnc.runtime.gradient_launch import GradientLaunch
 from attnc.runtime.gradient_strips import PAIR_AXES, PairSum
 from attnc.runtime.kernel_launch import compile_options
+from attnc.runtime.launch import Begun
 from attnc.runtime.pairs import Pairs, Sizes
 from attnc.runtime.program import Program, TableRead, TensorArgument
 from attnc.runtime.tiles import Tiles, assume_target
@@ -149,7 +150,7 @@ def compile_kernels(
     with prefer_template(template):
         launches = record(module, program, target, dtype, head_size, value_size, precision, tiles, shares)
     chosen = (launch for launch in launches if wanted(launch.kernel.__name__))
-    return tuple(_report(launch, target, dtype, head_size) for launch in chosen)
+    return tuple(report_launch(launch, target, dtype, head_size) for launch in chosen)
 
 
 def compile_kernel(
@@ -168,7 +169,8 @@ def compile_kernel(
     return compile_kernels(module, target, dtype, head_size, name=name, **sizes)[0]  # type: ignore[arg-type]
 
 
-def _report(launch: Recorded, target: str, dtype: torch.dtype, head_size: int) -> KernelReport:
+def report_launch(launch: Recorded, target: str, dtype: torch.dtype, head_size: int) -> KernelReport:
+    """Compile what would have been launched and return what the compiler made of it."""
     kernel, arguments = launch.kernel, launch.arguments
     compiled = _compile(kernel, arguments, target)
     backend = ARCHITECTURES[target][0]
@@ -232,7 +234,8 @@ def record_launches(
 ) -> list[Recorded]:
     """Call launchers on tensors without data; return the kernels that they would have launched, and their arguments.
 
-    Those for sequences of any length come first, then those of the launchers for short ones that are not among them.
+    Those for sequences of any length come first, then those of the launchers for short ones that are not among them,
+    and then those that run beside a library.
     """
     meta = _MetaCall.of(program, dtype, head_size, value_size)
     state = meta.state if program.kept else None
@@ -240,7 +243,9 @@ def record_launches(
     def call(launch: Any) -> None:
         launch(meta.query, meta.key, meta.value, meta.out, state, meta.inputs, None, precision, None)
 
-    every = (program.launch, *(short.launch for short in program.short))
+    every = [program.launch, *(short.launch for short in program.short)]
+    if program.part is not None and program.part.launch is not None:
+        every.append(partial(program.part.launch, begun=Begun(0, meta.out, meta.state)))
     return _recorded(module, program, every, call, target, tiles, shares)
 
 
@@ -263,7 +268,8 @@ def record_gradients(
     def call(launch: Any) -> None:
         launch(meta.query, meta.key, meta.value, meta.out, state, delta, sums, meta.inputs, None, precision, None)
 
-    every = (program.gradients, *(short.gradients for short in program.short))
+    every = [program.gradients, *(short.gradients for short in program.short)]
+    every += [] if program.part is None else [program.part.gradients]
     found = _recorded(module, program, every, call, target, tiles, shares)
     # what pairs contribute is left by the same kernel for each strip of rows
     return list({launch.kernel.__name__: launch for launch in found}.values())
@@ -427,6 +433,7 @@ def _type_name(argument: Any) -> str:
             torch.float16: "fp16",
             torch.bfloat16: "bf16",
             torch.float32: "fp32",
+            torch.float64: "fp64",
             torch.int32: "i32",
             torch.int64: "i64",
             torch.bool: "i1",

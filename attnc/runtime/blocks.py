@@ -64,7 +64,8 @@ def _bind_inputs(program: Program, inputs: Sequence[Tensor], sizes: Sizes) -> di
     tables = {}
     for argument, tensor in zip(program.tensors, inputs, strict=True):
         lengths = [
-            size if length is None else length(sizes) for size, length in zip(tensor.shape, argument.dims, strict=True)
+            length(sizes) if length is not None and broadcasts and size == 1 else size
+            for size, length, broadcasts in zip(tensor.shape, argument.dims, argument.broadcast, strict=True)
         ]
         tables[argument.name] = tensor.expand(lengths)
     return tables

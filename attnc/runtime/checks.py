@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -18,6 +19,9 @@ LONGEST_SEQUENCE = 2**30
 LARGEST_HEAD = 256
 """Largest head size of a Triton kernel."""
 
+
+HIDDEN_SIZES = ("K", "D")
+"""Scalars that wrappers give: sizes of the arguments as the user gave them, which those of a call no longer show."""
 
 LARGEST_LIMIT = 2**48
 """Scalar inputs that bound the work reach so far: far beyond any position, and far from what 64 bits hold."""
@@ -152,11 +156,13 @@ def check_inputs(
 
     Args:
         program: what they belong to.
-        given: by name; names that are missing are errors.
+        given: by name; names that are missing are errors, and those of hidden sizes take the place of the call's.
         sizes: of the call.
         device: where tensors with dimensions must be.
         dtype: of floats that are given as Python numbers.
     """
+    hidden = {name: int(given[name]) for name in HIDDEN_SIZES if name in given}  # type: ignore[call-overload]
+    sizes = replace(sizes, **hidden) if hidden else sizes
     checked = [_check_input(argument, given[argument.name], sizes, device, dtype) for argument in program.tensors]
     for argument in program.tensors:
         if argument.name in program.bound_tables:

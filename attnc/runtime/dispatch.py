@@ -27,7 +27,7 @@ from attnc.runtime.direct import attend_directly, is_plain
 from attnc.runtime.dropout import Dropout
 from attnc.runtime.ops import NAMESPACE, register
 from attnc.runtime.pairs import Pairs, Sizes
-from attnc.runtime.program import Program
+from attnc.runtime.program import Program, TensorArgument
 from attnc.runtime.transforms import refuse_batched
 
 
@@ -149,39 +149,44 @@ class Operation:
         weights, _, _ = dense_weights(self.program, query[:, :, chosen], key, tensors, sizes, factor, chosen)
         return weights.reshape(sizes.B, sizes.H, chosen.numel(), sizes.M)
 
-    def initial(
-        self,
-        name: str,
-        *,
-        H: int = 1,  # noqa: N803
-        D: int = 1,  # noqa: N803
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> Tensor:
+    def initial(self, name: str, **given: Any) -> Tensor:
         """Return the initial value of a learned tensor."""
-        for size_name, size in (("H", H), ("D", D)):
-            if isinstance(size, bool) or not isinstance(size, int):
-                raise TypeError(f"{size_name} is {kind_of(size)}, expected an int")
-            if size < 1:
-                raise ValueError(f"{size_name} is {size}, expected at least 1")
-        if dtype is not None and not isinstance(dtype, torch.dtype):
-            raise TypeError(f"dtype is {kind_of(dtype)}, expected a torch.dtype or None")
-        if dtype is not None and not dtype.is_floating_point:
-            raise ValueError(f"dtype is {str(dtype).removeprefix('torch.')}, expected a floating-point one")
-        argument = next(argument for argument in self.program.tensors if argument.name == name)
-        sizes = Sizes(1, H, 1, 1, D, 1, 1)
-        lengths = [length(sizes) for length in argument.dims if length is not None]
-        at = Pairs(sizes, {}, torch.float64, torch.device("cpu"))
-        places = [
-            torch.arange(length, device="cpu").view(-1, *(1,) * (len(lengths) - axis - 1))
-            for axis, length in enumerate(lengths)
-        ]
-        at.d = tuple(places)
-        at.h = next((place for place, label in zip(places, argument.labels, strict=True) if label == "H"), None)
-        assert argument.initial is not None
-        values = argument.initial(at).expand(lengths).clone()
-        place = torch.get_default_device() if device is None else device
-        return values.to(device=place, dtype=dtype or torch.get_default_dtype())
+        return initial_value(self.program.tensors, name, **given)
+
+
+def initial_value(
+    tensors: Sequence[TensorArgument],
+    name: str,
+    *,
+    H: int = 1,  # noqa: N803
+    D: int = 1,  # noqa: N803
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Return the initial value of one of some learned tensors."""
+    for size_name, size in (("H", H), ("D", D)):
+        if isinstance(size, bool) or not isinstance(size, int):
+            raise TypeError(f"{size_name} is {kind_of(size)}, expected an int")
+        if size < 1:
+            raise ValueError(f"{size_name} is {size}, expected at least 1")
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype is {kind_of(dtype)}, expected a torch.dtype or None")
+    if dtype is not None and not dtype.is_floating_point:
+        raise ValueError(f"dtype is {str(dtype).removeprefix('torch.')}, expected a floating-point one")
+    argument = next(argument for argument in tensors if argument.name == name)
+    sizes = Sizes(1, H, 1, 1, D, 1, 1)
+    lengths = [length(sizes) for length in argument.dims if length is not None]
+    at = Pairs(sizes, {}, torch.float64, torch.device("cpu"))
+    places = [
+        torch.arange(length, device="cpu").view(-1, *(1,) * (len(lengths) - axis - 1))
+        for axis, length in enumerate(lengths)
+    ]
+    at.d = tuple(places)
+    at.h = next((place for place, label in zip(places, argument.labels, strict=True) if label == "H"), None)
+    assert argument.initial is not None
+    values = argument.initial(at).expand(lengths).clone()
+    place = torch.get_default_device() if device is None else device
+    return values.to(device=place, dtype=dtype or torch.get_default_dtype())
 
 
 def _log_sum_exp(state: Tensor) -> Tensor:

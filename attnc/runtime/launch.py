@@ -270,6 +270,46 @@ def keep_sums(call: Launch, *, rows: int) -> None:
     call.kept_out, call.kept_m, call.kept_l = _new_sums(call, (call.B, call.H, call.N), rows)
 
 
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """What a library has made of some of the keys of rows that follow each other.
+
+    Attributes:
+        first: of the rows.
+        out: weighted means of the values `(B, H, rows, E)`.
+        lse: log-sum-exps `(B, H, rows)`, float32; each row has a key.
+    """
+
+    first: int
+    out: Tensor
+    lse: Tensor
+
+
+def begin_sums(call: Launch, begun: Begun) -> None:
+    """Give the first kernel of a call what a library has summed, as if a kernel had: softmax, scores in base 2.
+
+    Args:
+        call: with memory from `keep_sums`.
+        begun: as it comes from the library; a mean with its log-sum-exp is a sum whose weights come to 1.
+    """
+    kept_out, kept_m, kept_l = call.kept_out, call.kept_m, call.kept_l
+    assert kept_out is not None
+    assert kept_m is not None
+    assert kept_l is not None
+    rows, value_size = begun.out.shape[2:]
+    past = begun.first + rows
+    if value_size < call.value_size:
+        kept_out.zero_()
+    for start, stop in ((0, begun.first), (past, call.N)):
+        if start < stop:
+            kept_out.narrow(2, start, stop - start).zero_()
+            kept_m.narrow(2, start, stop - start).fill_(-math.inf)
+            kept_l.narrow(2, start, stop - start).zero_()
+    kept_out.narrow(2, begun.first, rows).narrow(3, 0, value_size).copy_(begun.out)
+    kept_m.narrow(2, begun.first, rows).copy_(begun.lse * LOG2_E)
+    kept_l.narrow(2, begun.first, rows).fill_(1.0)
+
+
 def launch_steps(call: Launch, *, rows: int, long_rows: int = 0) -> tuple[Launch, ...]:
     """Return what a kernel is launched with: once, or for shares of the keys of all rows and then for joining those.
 

@@ -16,7 +16,9 @@ from attnc.ir.program import (
     Normalize,
     NormalizeKind,
     Tensor,
+    map_expressions,
 )
+from attnc.ir.shortening import implied_tensors, original_keys, resolve
 from attnc.ir.types import Type
 from attnc.sema import expression_errors, form_errors
 from attnc.sema.context import Context
@@ -182,16 +184,17 @@ def _assemble(
     declaration: tree.Attention, params: tuple[tuple[str, Const], ...], parts: _Parts, context: Context
 ) -> Attention:
     span = declaration.name.span
+    keys = next((one for one in parts.deferred if one.statement == "keys"), None)
     feature = any(deferred.statement == "feature" for deferred in parts.deferred)
     default = Normalize(NormalizeKind.ROWS if feature else NormalizeKind.SOFTMAX)
     end = Binary(BinaryOp.SUB, Size(SizeName.KEYS), Size(SizeName.QUERIES), Type.INT)
     mask = parts.masks[0] if len(parts.masks) == 1 else TRUE
     if len(parts.masks) > 1:
         mask = context.finish(And(tuple(parts.masks), span=parts.masks[0].span), span) or TRUE
-    return Attention(
+    attention = Attention(
         name=declaration.name.text,
         params=params,
-        tensors=tuple(parts.tensors),
+        tensors=(*parts.tensors, *(() if keys is None else implied_tensors(keys))),
         mask=mask,
         score=parts.score,
         scale=parts.scale,
@@ -203,6 +206,16 @@ def _assemble(
         span=span,
         statements=tuple(statement.span for statement in declaration.statements),
     )
+    return attention if keys is None else _shortened(attention, keys)
+
+
+def _shortened(attention: Attention, keys: Deferred) -> Attention:
+    """Say in terms of the shortened keys what is said of original positions."""
+    align = attention.align
+    if align.kind is AlignKind.END:
+        shift = Binary(BinaryOp.SUB, original_keys(), Size(SizeName.QUERIES), Type.INT)
+        attention = replace(attention, align=Align(AlignKind.AT, shift, span=align.span))
+    return map_expressions(attention, lambda expr: resolve(expr, keys))
 
 
 def _product(factors: list[Expr], context: Context) -> Expr | None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from attnc.ir.arithmetic import INT_MAX, INT_MIN
 from attnc.ir.nodes import Const, Expr, Index, IndexName, Parameter, Read, Size, SizeName
-from attnc.ir.program import Tensor, TensorKind
+from attnc.ir.program import ORIGINAL_KEYS, Tensor, TensorKind
 from attnc.ir.types import Type
 from attnc.sema import errors, expression_errors
 from attnc.sema.construct import is_constant, leaves
@@ -38,7 +38,7 @@ _DIMENSION = Restriction(
     "a dimension",
     indices=frozenset(),
     sizes=frozenset(SizeName),
-    tables=frozenset(),
+    tables=frozenset({ORIGINAL_KEYS}),
     may="sizes, parameters and constants",
 )
 _LEARNED_DIMENSION = Restriction(

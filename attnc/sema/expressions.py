@@ -12,7 +12,8 @@ from __future__ import annotations
 from typing import assert_never
 
 from attnc.ir.arithmetic import INT_MAX, INT_MIN
-from attnc.ir.nodes import And, Const, Expr, Index, Or, Parameter, Read, Size, Unary, UnaryOp, Where
+from attnc.ir.nodes import And, Const, Expr, Index, Or, Read, Size, Unary, UnaryOp, Where
+from attnc.ir.shortening import original_keys
 from attnc.ir.types import Type
 from attnc.sema import errors, expression_errors, operators
 from attnc.sema.calls import check_call, inline
@@ -145,7 +146,7 @@ def _name(expr: tree.Name, context: Context) -> Expr | None:
             if not context.shortened:
                 context.report.add(expression_errors.original_keys_misplaced(expr.span))
                 return None
-            return Parameter("K", Type.INT, span=span)
+            return original_keys(span)
         case QuantityMeaning(expr=value):
             return None if value is None else context.respan(value, expr.span)
         case TableMeaning(tensor=tensor):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from attnc.ir.nodes import Binary, BinaryOp, Const, Expr, IndexName, Size, SizeName
-from attnc.ir.program import Align, AlignKind, Deferred, Normalize, NormalizeKind
+from attnc.ir.program import ORIGINAL_KEYS, Align, AlignKind, Deferred, Normalize, NormalizeKind
 from attnc.ir.types import Type
 from attnc.sema import errors, expression_errors, form_errors
 from attnc.sema.construct import is_constant
@@ -241,7 +241,7 @@ def check_align(statement: tree.FormRule, inputs: frozenset[str], context: Conte
                 "`align at`",
                 indices=frozenset({IndexName.BATCH, IndexName.HEAD}),
                 sizes=frozenset(SizeName),
-                tables=inputs,
+                tables=inputs | {ORIGINAL_KEYS},
                 may="`b`, `h`, sizes and inputs: one value serves all pairs of a head",
             )
             if not obeys(shift, form.span, restriction, context):

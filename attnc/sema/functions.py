@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from attnc.ir.nodes import Binary, BinaryOp, Call, Cast, Const, Expr, Function, Where
+from attnc.ir.shortening import stand_in
 from attnc.ir.types import Type
 from attnc.sema import expression_errors
 from attnc.sema.context import Context
@@ -148,9 +149,12 @@ def _hash(application: Application) -> Expr | None:
 
 
 def _position(application: Application) -> Expr | None:
-    """`first(j)` and `last(j)`: `j` itself where keys are not shortened, and nothing is compiled where they are."""
+    """`first(j)` and `last(j)`: `j` itself where keys are not shortened, a stand-in until it is known how they are."""
     if not need_ints(application.args, f"the argument of `{application.name}`", application.context, application.spans):
         return None
+    if application.context.shortened:
+        key = application.args[0]
+        return application.finish(stand_in(application.name, key, application.context.at(application.span)))
     return application.context.respan(application.args[0], application.span)
 
 

@@ -24,7 +24,7 @@ from attnc.bench.measure import Timing, Work, measure
 from attnc.bench.run import Settings, make_case
 from attnc.plan.kernel_plan import Plan
 from attnc.runtime.blocks import compute_dtype
-from attnc.runtime.gpu_library import is_library_name
+from attnc.runtime.gpu_library import is_library_name, library_label
 from attnc.runtime.tiles import BY_HEADS, IN_TURNS, Tiles, padded
 from attnc.runtime.tuned import (
     LibraryCall,
@@ -104,7 +104,7 @@ def slab_candidates(identity: str, backward: bool) -> tuple[Slabs, ...]:
 
 
 def library_candidates(identity: str) -> tuple[LibraryCall, ...]:
-    """Return what may take the place of all kernels of a pass, where the identity is that of a library's call."""
+    """Return what may take the place of kernels, where the identity is that of a library's call."""
     return (LibraryCall(),) if is_library_name(identity) else ()
 
 
@@ -165,14 +165,14 @@ class _Bench:
 
     @classmethod
     def of(cls, plan: Plan, module: ModuleType, shape: Shape, settings: Settings) -> _Bench:
-        case = make_case(plan.attention, shape, settings)
+        case = make_case(plan.operation, shape, settings)
         few = replace(shape, queries=min(shape.queries, SMALL_LENGTH), keys=min(shape.keys, SMALL_LENGTH))
         function = getattr(module, plan.attention.name)
 
         def contender(of: Case) -> Contender:
             return Contender("attnc", lambda query, key, value: function(query, key, value, **of.data))
 
-        small = make_case(plan.attention, few, settings)
+        small = make_case(plan.operation, few, settings)
         gradients = true_gradients(small) if settings.backward else None
         return cls(case, small, true_rows(case), gradients, contender, settings)
 
@@ -256,7 +256,8 @@ def _tune_kernel(
 
 
 def _label(identity: str, backward: bool) -> str:
-    return identity.split()[0] + (", backward" if backward else "") + (", whole" if is_library_name(identity) else "")
+    which = f", {library_label(identity)}" if is_library_name(identity) else ""
+    return identity.split()[0] + (", backward" if backward else "") + which
 
 
 def _measure(bench: _Bench, identity: str, backward: bool, tried: Mapping[Shown, None]) -> dict[Shown, Timing]:

@@ -35,6 +35,9 @@ DOUBT = 0.15
 
 INTERPRETER = "TRITON_INTERPRET"
 
+BESIDE = "_beside_pass_"
+"""In names of kernels behind that of the attention: see `codegen.launch_view.part_name`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -306,4 +309,7 @@ def _compile(job: _Job) -> list[_Found]:
 
 
 def _is_of(kernel: str, job: _Job) -> bool:
+    """Tell whether a job compiles a kernel. Those that run beside a library keep their defaults."""
+    if kernel.strip("_").removeprefix(job.attention).startswith(BESIDE):
+        return False
     return (part_of(kernel, job.attention) == KEYS) == (job.part == KEYS)

@@ -12,6 +12,7 @@ import torch
 from attnc.bench.cases import Data
 from attnc.bench.checking import BACKWARD_FACTOR, FORWARD_FACTOR, GRADIENT_UNITS, allowance
 from attnc.ir.program import Attention, NormalizeKind
+from attnc.ir.shortening import shortened_count
 from attnc.plan.kernel_plan import Plan
 from attnc.reference import dense_mask, dense_weights, evaluate_tensor, pair_environment, reference
 from attnc.verify.outcome import Mismatch
@@ -74,7 +75,7 @@ def check_outputs(module: ModuleType, plan: Plan, trial: Trial) -> float:
     Raises:
         Mismatch: one of them is wrong.
     """
-    attention = plan.attention
+    attention = plan.operation
     function: Callable[..., object] = getattr(module, attention.name)
     query, key, value = trial.tensors(attention)
     data = trial.data(attention)
@@ -94,7 +95,7 @@ def check_scale(module: ModuleType, plan: Plan, trial: Trial) -> float:
     Raises:
         Mismatch: it is wrong.
     """
-    attention = plan.attention
+    attention = plan.operation
     query, key, value = trial.tensors(attention)
     data = trial.data(attention)
     with torch.no_grad():
@@ -112,29 +113,35 @@ def check_companions(module: ModuleType, plan: Plan, trial: Trial) -> None:
     Raises:
         Mismatch: one of them is wrong.
     """
-    attention, shape = plan.attention, trial.shape
+    attention, shape = plan.operation, trial.shape
     query, key, value = trial.tensors(attention)
     data = trial.data(attention)
     name = attention.name
     rows = sorted({0, shape.queries // 2, shape.queries - 1})
     judge = Judge(FORWARD_FACTOR, trial.dtype)
     with torch.no_grad():
-        weights = getattr(module, f"{name}_weights")(query, key, rows=rows, **data)
-        exact = dense_weights(attention, query, key, rows=rows, inputs=data)
-        plain = dense_weights(attention, query, key, rows=rows, inputs=data, dtype=None)
-        judge.ratio("weights", weights, exact, plain)
+        if not is_approximate(attention):
+            weights = getattr(module, f"{name}_weights")(query, key, rows=rows, **data)
+            exact = dense_weights(attention, query, key, rows=rows, inputs=data)
+            plain = dense_weights(attention, query, key, rows=rows, inputs=data, dtype=None)
+            judge.ratio("weights", weights, exact, plain)
         own = getattr(module, f"{name}_reference")(query.double(), key.double(), value.double(), **data)
         right = reference(attention, query, key, value, data)
         assert isinstance(right, torch.Tensor)
         Judge(FORWARD_FACTOR, torch.float32).ratio("the module's reference", own, right, right.float())
     make_mask = getattr(module, f"{name}_mask")
-    sizes = {"D": shape.head_size, "g": shape.heads // shape.kv_heads}
+    keys = attention.shorten
+    sizes = {"D": shape.head_size, "g": shape.heads // shape.kv_heads, "K": shape.keys}
+    data = {**data, "K": shape.keys} if keys is not None else data
+    count = shape.keys if keys is None else shortened_count(keys, shape.keys)
+    if count == 0:
+        return
     chosen = {key: value for key, value in {**data, **sizes}.items() if key in signature(make_mask).parameters}
-    mask = make_mask(shape.queries, shape.keys, B=shape.batch, H=shape.heads, **chosen)
+    mask = make_mask(shape.queries, count, B=shape.batch, H=shape.heads, **chosen)
     right = dense_mask(
         attention,
         shape.queries,
-        shape.keys,
+        count,
         batch=shape.batch,
         heads=shape.heads,
         inputs=data,
@@ -151,7 +158,7 @@ def check_gradients(module: ModuleType, plan: Plan, trial: Trial) -> float:
     Raises:
         Mismatch: one of them is wrong.
     """
-    attention = plan.attention
+    attention = plan.operation
     function: Callable[..., torch.Tensor] = getattr(module, attention.name)
     tensors = trial.tensors(attention)
     data = trial.data(attention)
@@ -197,6 +204,11 @@ def gradients(
     return list(leaves), [zero if one is None else one for one, zero in zip(found, zeros, strict=True)]
 
 
+def is_approximate(attention: Attention) -> bool:
+    """Tell whether weights of pairs are never formed, not even in the dense meaning."""
+    return attention.decompose is not None and attention.decompose.form == "nystrom"
+
+
 def _results(found: object) -> Sequence[torch.Tensor]:
     if isinstance(found, torch.Tensor):
         return (found,)
@@ -206,7 +218,7 @@ def _results(found: object) -> Sequence[torch.Tensor]:
 
 def _has_lse(attention: Attention, trial: Trial, data: Data) -> bool:
     """Tell whether a log-sum-exp exists: under softmax, unless weights are negative."""
-    if attention.normalize.kind is not NormalizeKind.SOFTMAX:
+    if attention.normalize.kind is not NormalizeKind.SOFTMAX or is_approximate(attention):
         return False
     if attention.weight is None:
         return True

@@ -13,8 +13,9 @@ from attnc.algebra.summaries import summary_source
 from attnc.algebra.walking import passes_test, positions, row_tiles, walk_tiles
 from attnc.bench.cases import Data
 from attnc.ir.evaluate import Environment, evaluate
-from attnc.ir.nodes import Expr, IndexName
+from attnc.ir.nodes import Expr, Index, IndexName
 from attnc.ir.program import AlignKind, Attention
+from attnc.ir.shortening import covered
 from attnc.plan.kernel_plan import Pass, Plan
 from attnc.reference import evaluate_tensor, pair_environment
 from attnc.runtime.summaries import summarize
@@ -31,7 +32,7 @@ def check_tiles(plan: Plan, trial: Trial) -> None:
     Raises:
         Mismatch: naming the first pair that is wrong.
     """
-    data = trial.data(plan.attention)
+    data = trial.pair_data(plan.attention)
     mask = _dense(plan.attention, plan.attention.mask, trial, data)
     lists = _tables(plan, trial, data)
     residuals = {
@@ -102,10 +103,12 @@ def check_facts(plan: Plan, trial: Trial) -> None:
     attention, facts, shape = plan.attention, plan.facts, trial.shape
     if attention.align.kind is AlignKind.END and shape.queries > shape.keys:
         return
-    data = trial.data(attention)
+    data = trial.pair_data(attention)
     mask = _dense(attention, attention.mask, trial, data)
     env = pair_environment(attention, shape.sizes(), data)
     positions, keys = env.indices[IndexName.QUERY], env.indices[IndexName.KEY]
+    if attention.shorten is not None:
+        keys = evaluate_tensor(covered(attention.shorten, Index(IndexName.KEY))[1], env)
     claims = {
         "causal": (facts.causal, ~(mask & (keys > positions)).any()),
         "nonempty": (facts.nonempty, mask.any(-1).all()),
@@ -138,7 +141,7 @@ def check_counts(plan: Plan, trial: Trial) -> None:
     )
     if counted is None:
         return
-    summed = int(_dense(plan.attention, plan.attention.mask, trial, trial.data(plan.attention)).sum())
+    summed = int(_dense(plan.attention, plan.attention.mask, trial, trial.pair_data(plan.attention)).sum())
     if counted * shape.heads * shape.batch != summed:
         raise Mismatch(f"{counted} pairs a head were counted, {summed / shape.heads / shape.batch} are allowed")
 

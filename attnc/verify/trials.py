@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from attnc.bench.cases import Data, Shape, Style, make_data, make_tensors
+from attnc.bench.cases import Data, Shape, Style, make_data, make_pair_data, make_tensors
 from attnc.ir.program import AlignKind, Attention, NormalizeKind
 from attnc.ir.types import Type
 from attnc.ir.walk import tables
@@ -41,6 +41,10 @@ class Trial:
         """Return inputs and learned tensors, some of them outside every range."""
         return make_data(attention, self.shape, seed=self.seed, style=Style.WILD, dtype=self.dtype)
 
+    def pair_data(self, attention: Attention) -> Data:
+        """Do the same where the keys of the shape are shortened already."""
+        return make_pair_data(attention, self.shape, seed=self.seed, style=Style.WILD, dtype=self.dtype)
+
     def tensors(self, attention: Attention) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return query, key and value."""
         query, key, value = make_tensors(self.shape, seed=self.seed, dtype=self.dtype, strided=self.strided)
@@ -56,12 +60,26 @@ class Trial:
 
 def trials(plan: Plan) -> list[Trial]:
     """Return the cases for one plan, smallest first."""
-    made = [Trial(shape, seed, strided=seed % 2 == 1) for seed, shape in enumerate(SHAPES, start=1)]
+    shapes = [_suited(shape, plan.operation) for shape in SHAPES]
+    made = [Trial(shape, seed, strided=seed % 2 == 1) for seed, shape in enumerate(shapes, start=1)]
     if tables(plan.attention.mask):  # data decides: try other data as well
         made += [replace(trial, seed=trial.seed + 100) for trial in made]
     if plan.attention.align.kind is AlignKind.AT:
         made += [replace(trial, seed=trial.seed + 200) for trial in made[2:5]]
     return made
+
+
+def _suited(shape: Shape, attention: Attention) -> Shape:
+    """Return a shape that an attention takes: lengths of whole grids, not too long, values as long as keys."""
+    keys = attention.shorten
+    if keys is None:
+        return shape
+    if keys.form == "conv2d":
+        width = int(keys.number("width"))
+        shape = replace(shape, keys=-(-shape.keys // width) * width)
+    if keys.form == "project":
+        shape = replace(shape, keys=min(shape.keys, int(keys.number("length"))))
+    return shape if keys.form in ("mean_pool", "project") else replace(shape, value_size=shape.head_size)
 
 
 def small_parameters(attention: Attention, fixed: frozenset[str]) -> dict[str, int]:

@@ -70,7 +70,7 @@ def test_every_function_of_a_pattern_is_differentiated():
     [
         ("mask causal", "lse", 1),
         ("weight exp(-abs(i - j) / 8)", "peak", 2),
-        ("normalize rows", "total", 1),
+        ("mask window(9)\nnormalize rows", "total", 1),
         ("normalize sigmoid", None, 0),
     ],
 )

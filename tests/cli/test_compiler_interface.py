@@ -134,11 +134,8 @@ def test_warnings_are_python_warnings(place):
         assert attnc.check("local.attn") == ()
 
 
-def test_layers_and_deferred_statements_say_that_they_are_not_compiled_yet(place):
-    for text in (
-        "attention a { prepare unit }",
-        "attention a { mask causal }\nlayer l(width: int = 64) { heads 8; attend a() }",
-    ):
+def test_layers_say_that_they_are_not_compiled_yet(place):
+    for text in ("attention a { mask causal }\nlayer l(width: int = 64) { heads 8; attend a() }",):
         with pytest.raises(attnc.CompileError) as caught:
             attnc.loads(text)
         assert {one.code for one in caught.value.diagnostics} == {"not-compiled-yet"}, str(caught.value)

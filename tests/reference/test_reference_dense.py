@@ -394,8 +394,10 @@ def test_wrong_inputs_are_named():
         reference(attention(), query, key[..., :3], value)
     with pytest.raises(ValueError, match="values do not fit"):
         reference(attention(), query, key, value[:, :, :3])
-    with pytest.raises(ValueError, match="`keys` has no dense meaning"):
-        reference(replace(pattern, deferred=(Deferred("keys", "mean_pool"),)), query, key, value)
+    with pytest.raises(ValueError, match="`feature other` has no dense meaning"):
+        reference(
+            replace(pattern, deferred=(Deferred("feature", "other"),)), query, key, value, {"doc": torch.zeros(2, 7)}
+        )
     with pytest.raises(KeyError, match="doc"):
         reference(replace(pattern, mask=compare("<", Read("doc", (B, J), Type.INT), I)), query, key, value)
     with pytest.raises(ValueError, match="no input dock"):

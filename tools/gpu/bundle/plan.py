@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bundle.results import Results
+from bundle.scans import DRY_SCANS, MODULE, SCANS
 from bundle.workers import Job
 
 HERE = Path(__file__).resolve().parent.parent
@@ -81,6 +82,10 @@ class Steps:
                 if one["key"].startswith("examples/"):
                     given = {"pattern": one["key"], "shape": list(shape), "dtype": dtype}
                     yield Job("correct", f"{one['key']} {dtype} {_words(shape)}", "check", given)
+        for dtype, sizes, weights, reverse in DRY_SCANS if self.dry else SCANS:
+            if self._is_wanted(MODULE):
+                given = {"dtype": dtype, "sizes": list(sizes), "weights": weights, "reverse": reverse}
+                yield Job("correct", f"{MODULE} {' '.join(str(value) for value in given.values())}", "scan", given)
 
     def captures(self) -> Iterator[Job]:
         """Yield captures of all examples in CUDA graphs, where there are such."""

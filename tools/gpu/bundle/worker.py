@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from bundle import checks, machine, profiles, suite, tuning
+from bundle import checks, machine, profiles, scans, suite, tuning
 from bundle.data import Shape, patterns
 
 
@@ -34,6 +34,7 @@ STEPS: dict[str, Callable[..., dict[str, Any]]] = {
     "ceilings": machine.ceilings,
     "check": check,
     "capture": capture,
+    "scan": scans.check,
     "case": suite.measure_case,
     "prepare": suite.prepare_case,
     "profile": profiles.profile_calls,

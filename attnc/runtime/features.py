@@ -1,0 +1,171 @@
+"""What happens to queries and keys before their products: preparation, and maps to features (LANGUAGE.md section 7)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from attnc.runtime.blocks import compute_dtype
+from attnc.runtime.pairs import splitmix_state
+
+EXPONENTIAL_MAPS = ("exp", "favor")
+"""Maps whose features are exponentials: they are kept as `features * exp(exponent)`, so that none overflows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """One `prepare` line: `unit`, `rms` or `rotary`, the latter with its base."""
+
+    form: str
+    theta: float = 10000.0
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureMap:
+    """A `feature` line.
+
+    Attributes:
+        form: `identity`, `relu`, `elu1`, `exp`, `square`, `favor` or `cosformer`.
+        features: of `favor`, how many.
+        seed: of `favor`, which ones.
+    """
+
+    form: str
+    features: int = 0
+    seed: int = 0
+
+    def size(self, head_size: int) -> int:
+        """Return how many features a head of this size has."""
+        match self.form:
+            case "favor":
+                return self.features
+            case "cosformer":
+                return 2 * head_size
+            case _:
+                return head_size
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """Features `(B, heads, length, F)`, to be multiplied by `exp(exponent)`: `(B, heads, length)`, None for 0."""
+
+    values: Tensor
+    exponent: Tensor | None = None
+
+
+def prepare(steps: tuple[Preparation, ...], rows: Tensor, positions: Tensor) -> Tensor:
+    """Prepare queries or keys, in float32 at least; the result has their dtype.
+
+    Args:
+        steps: in order.
+        rows: `(B, heads, length, D)`.
+        positions: int64, broadcasting against `(B, heads, length)`.
+
+    Raises:
+        ValueError: an odd head size where pairs of elements are rotated.
+    """
+    found = rows
+    for step in steps:
+        wide = found.to(compute_dtype(rows.dtype))
+        match step.form:
+            case "unit":
+                found = wide * _inverse_norm(wide.square().sum(-1, keepdim=True))
+            case "rms":
+                found = wide * _inverse_norm(wide.square().mean(-1, keepdim=True))
+            case _:
+                found = rotate(wide, positions, step.theta)
+    return found.to(rows.dtype)
+
+
+def rotate(rows: Tensor, positions: Tensor, theta: float) -> Tensor:
+    """Rotate elements `t` and `t + D/2` by `position * theta ** (-2 t / D)` (Su et al., "RoFormer", 2021)."""
+    half = rows.shape[-1] // 2
+    angles = _angles(positions, 2 * half, theta, rows.device)
+    cosine, sine = (turn.to(rows.dtype) for turn in (angles.cos(), angles.sin()))
+    first, second = rows[..., :half], rows[..., half:]
+    return torch.cat((first * cosine - second * sine, second * cosine + first * sine), -1)
+
+
+def _angles(positions: Tensor, size: int, theta: float, device: torch.device) -> Tensor:
+    """Return angles in float64: positions in the thousands leave float32 few digits of a turn."""
+    steps = torch.arange(size // 2, dtype=torch.float64, device=device)
+    return positions.to(torch.float64).unsqueeze(-1) * torch.exp(steps * (-2.0 * math.log(theta) / size))
+
+
+def _inverse_norm(square: Tensor) -> Tensor:
+    """Return one over the root; 0 where the square is 0, whose gradient is 0 as well."""
+    return torch.where(square > 0, torch.where(square > 0, square, 1.0).rsqrt(), 0.0)
+
+
+def map_features(feature: FeatureMap, rows: Tensor, positions: Tensor, keys: int, seed: int | None = None) -> Features:
+    """Map queries or keys to features, in float32 at least.
+
+    Args:
+        feature: the map; `favor` expects rows that are scaled already.
+        rows: `(B, heads, length, D)`.
+        positions: as those of `prepare`.
+        keys: how many there are, `M`.
+        seed: takes the place of the map's own.
+    """
+    wide = rows.to(compute_dtype(rows.dtype))
+    match feature.form:
+        case "identity":
+            return Features(rows)
+        case "relu":
+            return Features(rows.relu())
+        case "elu1":
+            return Features(torch.where(wide > 0, wide + 1, wide.clamp(max=0).exp()))
+        case "square":
+            return Features(wide.square())
+        case "exp":
+            return _exponentials(wide)
+        case "favor":
+            directions = random_directions(feature.features, rows.shape[-1], feature.seed if seed is None else seed)
+            directions = directions.to(device=rows.device, dtype=wide.dtype)
+            powers = wide @ directions.T - wide.square().sum(-1, keepdim=True) / 2
+            return _exponentials(powers - math.log(feature.features) / 2)
+        case _:
+            turns = (positions.to(torch.float64) * (math.pi / (2 * keys))).unsqueeze(-1)
+            positive = wide.relu()
+            parts = (positive * turn.to(wide.dtype) for turn in (turns.cos(), turns.sin()))
+            return Features(torch.cat(tuple(parts), -1))
+
+
+def _exponentials(powers: Tensor) -> Features:
+    """Return `exp(powers)`, the greatest of each row apart: it cancels from gradients as from values."""
+    peak = powers.detach().amax(-1)
+    peak = torch.where(peak.isfinite(), peak, 0.0)
+    return Features((powers - peak.unsqueeze(-1)).exp(), peak.to(torch.float64))
+
+
+@lru_cache(maxsize=32)
+def random_directions(count: int, size: int, seed: int) -> Tensor:
+    """Return directions `(count, size)` in float64, orthogonal in blocks of `size`, with the lengths of Gaussian ones.
+
+    Follows Choromanski et al., "Rethinking Attention with Performers" (2021), section 2.4. They depend on the
+    arguments alone, and not on torch's generators: the same on every device and in every version.
+    """
+    blocks = -(-count // size)
+    rotations, upper = torch.linalg.qr(_gaussians(seed, 0, blocks, size))
+    signs = torch.where(upper.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0)
+    lengths = _gaussians(seed, 1, blocks, size).norm(dim=-1)
+    directions: Tensor = (rotations * signs.unsqueeze(-2)).transpose(-2, -1) * lengths.unsqueeze(-1)
+    return directions.reshape(blocks * size, size)[:count].contiguous()
+
+
+def _gaussians(seed: int, stream: int, blocks: int, size: int) -> Tensor:
+    """Return normal numbers `(blocks, size, size)`, by Box and Muller's transform of hashed places."""
+    block, row, column = (
+        torch.arange(length, device="cpu").view(shape)
+        for length, shape in ((blocks, (-1, 1, 1)), (size, (-1, 1)), (size, (-1,)))
+    )
+    first, second = (
+        ((splitmix_state(block.new_tensor(seed), stream, part, block, row, column) >> 11) & (2**53 - 1)).double()
+        for part in (0, 1)
+    )
+    radius = (-2.0 * torch.log((first + 1) / 2.0**53)).sqrt()
+    return radius * torch.cos(second * (2.0 * math.pi / 2.0**53))

@@ -102,9 +102,7 @@ def page(lines: Sequence[str]) -> str:
         "what all tiles have in common; on some targets fewer programs then run at once. What is saved is the start\n"
         "of a program, so that rows with few keys gain the most. Uneven rows gain nothing: a device starts the next\n"
         "program where one has ended, and a deal that is made beforehand is no better than that. No default is\n"
-        "persistent.\n\n"
-        + "\n".join([*HEADER, *lines])
-        + "\n"
+        "persistent.\n\n" + "\n".join([*HEADER, *lines]) + "\n"
     )
 
 

@@ -30,6 +30,8 @@ class TileConfig:
         chunk: keys that the walk for spoiled values takes at once; 0 for what suits the head size.
         order: one of `ORDERS`: in which programs are started; empty for what suits the lengths of the kernel's rows.
         fused: whether keys are walked in fewer loops, as far as the kernel can.
+        persistent: programs that are started for each multiprocessor, and get tiles of rows for as long as there are
+            any; 0 for a program for each tile.
     """
 
     query: int
@@ -40,6 +42,7 @@ class TileConfig:
     chunk: int = 0
     order: str = ""
     fused: bool = False
+    persistent: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -211,7 +211,7 @@ def report_launch(launch: Recorded, target: str, dtype: torch.dtype, head_size: 
 
 def _tiles(arguments: Mapping[str, Any]) -> Tiles:
     names = {"query": "BLOCK_M", "key": "BLOCK_N", "warps": "num_warps", "stages": "num_stages"}
-    more = {"descriptors": "DESCRIPTORS", "chunk": "CHUNK_N", "fused": "FUSED"}
+    more = {"descriptors": "DESCRIPTORS", "chunk": "CHUNK_N", "fused": "FUSED", "persistent": "PERSISTENT"}
     found = {field: arguments[name] for field, name in (names | more).items() if name in arguments}
     return Tiles(**found)
 

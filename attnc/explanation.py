@@ -19,10 +19,10 @@ from attnc.explanation_plan import Costs, Prepass, Weighed, expected_costs, find
 from attnc.ir.evaluate import Environment, evaluate
 from attnc.ir.nodes import IndexName, SizeName
 from attnc.ir.program import ORIGINAL_KEYS, Attention
-from attnc.ir.shortening import shortened_count, with_sizes
+from attnc.ir.shortening import shortened_count
 from attnc.ir.types import Type
 from attnc.ir.walk import tables
-from attnc.plan.choose import plan_attention
+from attnc.plan.choose import with_known_sizes
 from attnc.plan.kernel_plan import Form, Pass, Plan
 
 MOST_EVALUATED = 1 << 32
@@ -205,7 +205,7 @@ def facts_as_json(facts: Facts) -> dict[str, bool | None]:
 
 def explain_plan(plan: Plan, *, length: int, heads: int, head_size: int) -> Explanation:
     """Count what a plan does for `length` queries and keys."""
-    plan = _grounded(plan, length, head_size)
+    plan = with_known_sizes(plan, length, head_size)
     whole, plan = plan, plan.at(length)
     attention = plan.attention
     sizes = call_sizes(length, heads, head_size)
@@ -247,15 +247,6 @@ def explain_plan(plan: Plan, *, length: int, heads: int, head_size: int) -> Expl
         forms,
         surroundings(plan.operation, length),
     )
-
-
-def _grounded(plan: Plan, length: int, head_size: int) -> Plan:
-    """Return a plan for one length where the pairs cannot see it: hidden scalars become constants."""
-    hidden = {one.name for one in plan.attention.tensors if one.hidden}
-    if not hidden:
-        return plan
-    given = {ORIGINAL_KEYS: length, SizeName.HEAD_SIZE.value: head_size}
-    return plan_attention(with_sizes(plan.operation, given))
 
 
 BACKWARD_SCANS = 3

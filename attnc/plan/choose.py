@@ -18,8 +18,9 @@ from attnc.algebra.table_proofs import mark_reads
 from attnc.algebra.tiles import derive_tiles
 from attnc.algebra.windows import prove_window
 from attnc.diagnostics import Diagnostic, InternalError, Label
-from attnc.ir.nodes import Score
-from attnc.ir.program import AlignKind, Attention, NormalizeKind
+from attnc.ir.nodes import Score, SizeName
+from attnc.ir.program import ORIGINAL_KEYS, AlignKind, Attention, NormalizeKind
+from attnc.ir.shortening import with_sizes
 from attnc.plan.kernel_plan import Choice, Form, Library, Pass, Plan, Scoring, Short
 from attnc.plan.lengths import cheapest_by_length
 from attnc.plan.library_parts import with_library_parts
@@ -158,6 +159,14 @@ def _revised(weigher: Weigher, weighed: list[Choice]) -> list[Choice]:
         plain = weigher.with_effort(plain)
     ordered = sorted([plain, *others], key=lambda choice: choice.cost)
     return sorted([weigher.with_effort(ordered[0]), *ordered[1:]], key=lambda choice: choice.cost)
+
+
+def with_known_sizes(plan: Plan, keys: int, head_size: int) -> Plan:
+    """Return the plan of calls with so many original keys and this head size, where its pairs cannot see them."""
+    if not any(one.hidden for one in plan.attention.tensors):
+        return plan
+    given = {ORIGINAL_KEYS: keys, SizeName.HEAD_SIZE.value: head_size}
+    return plan_attention(with_sizes(plan.operation, given))
 
 
 def with_passes(plan: Plan, parts: Iterable[Part]) -> Plan:

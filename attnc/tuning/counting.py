@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from attnc.bench.cases import Shape, make_data
+from attnc.bench.cases import Shape, make_data, on_shortened
 from attnc.bench.waste import pairs_in_tiles
+from attnc.plan.choose import with_known_sizes
 from attnc.plan.fusing import may_fuse
 from attnc.plan.kernel_plan import Plan, Trend
 from attnc.plan.row_lengths import row_counts, trend_together
@@ -43,6 +44,8 @@ class TileCounter:
     """Counts what a target's kernels visit, for tiles of each size once."""
 
     def __init__(self, plan: Plan, gpu: str, shape: Shape, element_size: int) -> None:
+        plan = with_known_sizes(plan, shape.keys, shape.head_size)
+        _, shape = on_shortened(plan.attention, shape)
         self._plan, self._gpu, self._shape, self._element_size = plan, gpu, shape, element_size
         self._data = make_data(plan.attention, shape, seed=0)
         self._known: dict[tuple[int, int], float] = {}

@@ -57,7 +57,7 @@ def main() -> None:
             print(line, flush=True)
             lines.append(line)
     if options.markdown:
-        write_text(options.markdown, page(lines))
+        write_text(options.markdown, page(lines, options.targets))
 
 
 def rows(target: str, head_sizes: Sequence[int]) -> Iterator[str]:
@@ -87,18 +87,19 @@ def _figures(report: KernelReport, counters: Sequence[TileCounter]) -> str:
     return " | ".join(figures)
 
 
-def page(lines: Sequence[str]) -> str:
+def page(lines: Sequence[str], targets: Sequence[str]) -> str:
     """Return the page of a table's lines."""
     return (
         "# Programs that get several tiles of rows\n\n"
         f"Triton {triton.__version__}, PyTorch {torch.__version__}, bfloat16, no GPU present. Written by\n\n"
-        "    python tools/compare_persistent.py --markdown docs/results/persistent.md\n\n"
+        "    python tools/compare_persistent.py --markdown docs/results/persistent.md"
+        f" --targets {' '.join(targets)}\n\n"
         "A program has one tile of rows, or, with `persistent` in its configuration, tiles are dealt to as many\n"
         "programs as run at once. Tiles are the defaults of each target. Instructions are those of a warp in the loop\n"
         f"over tiles that tests no mask, without those of matrix units. Times are estimates for {HEADS} heads of one\n"
         f"batch entry; that {STARTED:.0f} cycles of a tile go into starting its program is a guess. A dash stands for\n"
         "kernels that spill, which `attnc tune` discards.\n\n"
-        "The loops over keys are the same. A loop around everything costs registers, since compilers keep in them\n"
+        "The loops over keys are much the same. A loop around everything costs registers: compilers keep in them\n"
         "what all tiles have in common; on some targets fewer programs then run at once. What is saved is the start\n"
         "of a program, so that rows with few keys gain the most. Uneven rows gain nothing: a device starts the next\n"
         "program where one has ended, and a deal that is made beforehand is no better than that. No default is\n"

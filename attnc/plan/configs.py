@@ -1,9 +1,9 @@
 """Default tile shapes of the Triton kernels, per target, element size and head size.
 
 They were chosen by compiling every example ahead of time for sm_80, sm_90, sm_100 and gfx942
-(`tools/sweep_tiles.py`): no spills, matrix instructions, shared memory within the target's. Those for sm_80 and sm_90 up
-to head size 128 are what `tools/derive_tiles.py` finds, which ranks what may be tried by estimated times and takes the
-first with which no example spills; rows that were there stay where nothing saves more than estimates can tell. A class
+(`tools/sweep_tiles.py`): no spills, matrix instructions, shared memory within the target's. Those for sm_80 and sm_90
+up to head size 128 are what `tools/derive_tiles.py` finds, which ranks what may be tried by estimated times and takes
+the first with which no example spills; rows that were there stay where nothing saves more than estimates can tell. A class
 of patterns that spills with the tiles of others has rows of its own. The other rows were chosen by the instructions that
 a loop takes for each key (`tools/compare_reads.py`). On sm_86 some kernels spill, and float32 kernels spill everywhere.
 Nothing was measured on a device: other tiles may be faster.

@@ -48,6 +48,7 @@ def test_wheel_has_grammar_templates_and_types(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {"attnc/grammar/attn.lark", "attnc/syntax/prelude.attn", "attnc/py.typed"} <= names
     assert any(name.startswith("attnc/templates/") and name.endswith(".jinja") for name in names)
+    assert {"attnc/schemes/strassen.json", "attnc/schemes/laderman.json"} <= names
     assert not any(name.startswith(("tests/", "examples/")) for name in names)
 
 

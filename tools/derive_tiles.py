@@ -228,7 +228,8 @@ def _space(plan: Plan, place: Place) -> list[TileConfig]:
         if one.stages in (2, 3) or (one.stages == 1 and place.target == "gfx942")
     ]
     # defaults have a loop for each interval, and the order of programs follows from rows
-    return list(dict.fromkeys(replace(one, order="") for one in possible if not one.fused))
+    plain = (one for one in possible if not one.fused and not one.persistent)
+    return list(dict.fromkeys(replace(one, order="") for one in plain))
 
 
 def _code(config: TileConfig) -> TileConfig:

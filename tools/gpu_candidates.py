@@ -38,7 +38,7 @@ def candidates(key: str, compiled: Compiled, at: Mapping[str, Any], seconds: flo
     found: dict[str, list[dict[str, Any]]] = {}
     for ranking in rank(compiled, plan, target, gradients=True, budget=seconds):
         every = dict.fromkeys(tuple(one.items()) for one in (*_ranked(ranking), *_unranked(plan, target, ranking)))
-        found[ranking.identity] = [dict(one) for one in every][:CARRIED]
+        found[ranking.identity] = carried([dict(one) for one in every])
         print(f"{key}: {len(ranking.candidates)} configurations of {ranking.kernel} ranked", flush=True)
     return entry_of(key, at, found)
 
@@ -48,6 +48,15 @@ def entry_of(key: str, at: Mapping[str, Any], found: Mapping[str, list[dict[str,
     length = at["length"]
     sizes = Sizes(length, TOKENS["cuda"] // length, HEADS, HEADS, at["head_size"], at["dtype"], Mode.BOTH)
     return {"pattern": key, "sizes": asdict(sizes), "candidates": found}
+
+
+def carried(every: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the first ones, one that is persistent among them: a device checks one of each kernel that can be so."""
+    first, others = every[:CARRIED], every[CARRIED:]
+    persistent = next((one for one in others if one["persistent"]), None)
+    if persistent is None or any(one["persistent"] for one in first):
+        return first
+    return [*first[:-1], persistent]
 
 
 def _ranked(ranking: Ranking) -> Iterator[dict[str, Any]]:

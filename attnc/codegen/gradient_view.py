@@ -126,6 +126,11 @@ class GradientKernel:
         return False
 
     @property
+    def dealt(self) -> bool:
+        """Whether a program may get several tiles of rows: here each has one."""
+        return False
+
+    @property
     def read_numbers(self) -> tuple[int, ...]:
         """Numbers of the reads that it sums up."""
         return tuple(one.number for one in self.reads)

@@ -128,7 +128,7 @@ def tile_lines(row: TileRow) -> list[str]:
 def tiles_text(config: TileConfig) -> str:
     """Return a configuration as a module says it."""
     sizes = f"{config.query}, {config.key}, warps={config.warps}, stages={config.stages}"
-    told = {"descriptors": config.descriptors, "chunk": config.chunk, "fused": config.fused}
+    told = {name: getattr(config, name) for name in ("descriptors", "chunk", "fused", "persistent")}
     more = "".join(f", {name}={value}" for name, value in told.items() if value)
     return f"Tiles({sizes}{more}{f', order={quoted(config.order)}' if config.order else ''})"
 

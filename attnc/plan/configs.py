@@ -3,10 +3,10 @@
 They were chosen by compiling every example ahead of time for sm_80, sm_90, sm_100 and gfx942
 (`tools/sweep_tiles.py`): no spills, matrix instructions, shared memory within the target's. Those for sm_80 and sm_90
 up to head size 128 are what `tools/derive_tiles.py` finds, which ranks what may be tried by estimated times and takes
-the first with which no example spills; rows that were there stay where nothing saves more than estimates can tell. A class
-of patterns that spills with the tiles of others has rows of its own. The other rows were chosen by the instructions that
-a loop takes for each key (`tools/compare_reads.py`). On sm_86 some kernels spill, and float32 kernels spill everywhere.
-Nothing was measured on a device: other tiles may be faster.
+the first with which no example spills; rows that were there stay where nothing saves more than estimates can tell. A
+class of patterns that spills with the tiles of others has rows of its own. The other rows were chosen by the
+instructions that a loop takes for each key (`tools/compare_reads.py`). On sm_86 some kernels spill, and float32 kernels
+spill everywhere. Nothing was measured on a device: other tiles may be faster.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ class TileConfig:
         chunk: keys that the walk for spoiled values takes at once; 0 for what suits the head size.
         order: one of `ORDERS`: in which programs are started; empty for what suits the lengths of the kernel's rows.
         fused: whether keys are walked in fewer loops, as far as the kernel can.
+        persistent: programs that are started for each multiprocessor, and get tiles of rows for as long as there are
+            any; 0 for a program for each tile.
     """
 
     query: int
@@ -40,6 +42,7 @@ class TileConfig:
     chunk: int = 0
     order: str = ""
     fused: bool = False
+    persistent: int = 0
 
 
 @dataclass(frozen=True, slots=True)

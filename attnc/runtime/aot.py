@@ -169,6 +169,13 @@ def compile_kernel(
     return compile_kernels(module, target, dtype, head_size, name=name, **sizes)[0]  # type: ignore[arg-type]
 
 
+def compile_recorded(launch: Recorded, target: str, dtype: torch.dtype, head_size: int = 0) -> KernelReport:
+    """Compile a kernel with the arguments of one launch of it. Raises as `compile_kernels` does."""
+    if target not in ARCHITECTURES:
+        raise ValueError(f"unknown target {target}; known: {', '.join(ARCHITECTURES)}")
+    return report_launch(launch, target, dtype, head_size)
+
+
 def report_launch(launch: Recorded, target: str, dtype: torch.dtype, head_size: int) -> KernelReport:
     """Compile what would have been launched and return what the compiler made of it."""
     kernel, arguments = launch.kernel, launch.arguments
@@ -204,7 +211,7 @@ def report_launch(launch: Recorded, target: str, dtype: torch.dtype, head_size: 
 
 def _tiles(arguments: Mapping[str, Any]) -> Tiles:
     names = {"query": "BLOCK_M", "key": "BLOCK_N", "warps": "num_warps", "stages": "num_stages"}
-    more = {"descriptors": "DESCRIPTORS", "chunk": "CHUNK_N", "fused": "FUSED"}
+    more = {"descriptors": "DESCRIPTORS", "chunk": "CHUNK_N", "fused": "FUSED", "persistent": "PERSISTENT"}
     found = {field: arguments[name] for field, name in (names | more).items() if name in arguments}
     return Tiles(**found)
 

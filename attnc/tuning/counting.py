@@ -10,7 +10,7 @@ from attnc.plan.fusing import may_fuse
 from attnc.plan.kernel_plan import Plan, Trend
 from attnc.plan.row_lengths import row_counts, trend_together
 from attnc.plan.transposed import transposed_plan
-from attnc.runtime.tiles import BY_HEADS, IN_TURNS, Tiles, assume_target, count_turn
+from attnc.runtime.tiles import BY_HEADS, IN_TURNS, Tiles, assume_target, count_programs, count_turn
 from attnc.tuning.model import Work
 from attnc.tuning.schedule import Rows
 
@@ -73,7 +73,9 @@ class TileCounter:
         size = walked * (shape.head_size + shape.value_size) * self._element_size
         order = tiles.order or (BY_HEADS if trend in (Trend.LEVEL, Trend.MIXED) else IN_TURNS)
         with assume_target(self._gpu):
-            turn = count_turn(order, sequences, 1 if part == KEYS else shape.group, size, DEVICE)
+            dealt = count_programs(tiles, count * sequences, DEVICE) if tiles.persistent else 0
+            together = 1 if part == KEYS else shape.group
+            turn = count_turn(order, sequences, together, size, DEVICE, dealt=dealt)
         return Rows(lengths, count, sequences, turn)
 
     def _counts(self, part: str, tiles: Tiles) -> tuple[float, ...]:

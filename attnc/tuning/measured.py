@@ -298,6 +298,7 @@ def _more(tiles: Tiles) -> dict[str, bool]:
         "head by head": tiles.order == BY_HEADS,
         "heads in turns": tiles.order == IN_TURNS,
         "fused loops": tiles.fused,
+        f"{tiles.persistent} persistent programs": tiles.persistent > 0,
     }
 
 

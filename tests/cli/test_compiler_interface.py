@@ -134,8 +134,10 @@ def test_warnings_are_python_warnings(place):
         assert attnc.check("local.attn") == ()
 
 
-def test_layers_say_that_they_are_not_compiled_yet(place):
-    for text in ("attention a { mask causal }\nlayer l(width: int = 64) { heads 8; attend a() }",):
+def test_what_has_no_code_says_that_they_are_not_compiled_yet(place):
+    for text in (
+        "attention a { mask causal }\nlayer l(width: int = 64) { heads 8; output dense via strassen(1); attend a() }",
+    ):
         with pytest.raises(attnc.CompileError) as caught:
             attnc.loads(text)
         assert {one.code for one in caught.value.diagnostics} == {"not-compiled-yet"}, str(caught.value)

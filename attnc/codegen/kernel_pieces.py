@@ -95,13 +95,13 @@ def is_long_test(test: Expr | None) -> bool:
 
 
 def pair_work(expr: Expr) -> int:
-    """Count operations on pairs; reads of tables pair by pair, with their addresses, count eightfold."""
+    """Count operations on pairs; reads of tables pair by pair, with their addresses, and powers count eightfold."""
     found = indices(expr)
     if not (IndexName.KEY in found and found & {IndexName.QUERY, IndexName.ROW}):
         return 0
     inner = sum(pair_work(child) for child in children(expr))
     match expr:
-        case Read():
+        case Read() | Binary(op=BinaryOp.POW):
             return inner + 8
         case Quantifier(count=count):
             return inner * min(count, UNROLLED)

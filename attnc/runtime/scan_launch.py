@@ -40,8 +40,8 @@ class ScanTiles:
 SCAN_TILES = {
     ("sm_80", 2): ScanTiles(64, 64, 128, 8, 2),
     ("sm_86", 2): ScanTiles(64, 64, 64, 4, 2),
-    ("sm_90", 2): ScanTiles(64, 64, 128, 4, 2),
-    ("sm_100", 2): ScanTiles(64, 64, 128, 4, 2),
+    ("sm_90", 2): ScanTiles(64, 64, 128, 8, 2),
+    ("sm_100", 2): ScanTiles(64, 64, 128, 8, 2),
     ("gfx942", 2): ScanTiles(64, 64, 64, 4, 1),
     ("sm_80", 4): ScanTiles(32, 32, 64, 4, 1),
     ("sm_86", 4): ScanTiles(32, 32, 64, 4, 1),
@@ -51,7 +51,8 @@ SCAN_TILES = {
     ("cpu", 2): ScanTiles(64, 64, 128, 4, 1),
     ("cpu", 4): ScanTiles(64, 64, 128, 4, 1),
 }
-"""Blocks by target and bytes of an element: of what is compiled without spills; smaller sizes have smaller blocks."""
+"""Blocks by target and bytes of an element, of what is compiled without spills; smaller sizes have smaller blocks, and
+up to 64 values four warps."""
 
 
 @dataclass(slots=True)
@@ -194,9 +195,9 @@ def in_whole_vectors(part: Tensor) -> Tensor:
 def scan_tiles(device: torch.device, dtype: torch.dtype, features: int, values: int) -> ScanTiles:
     """Return the blocks for a device and a type, not larger than the sizes are."""
     tiles = SCAN_TILES[target_of(device), max(2, dtype.itemsize)]
-    return replace(
-        tiles, features=min(tiles.features, padded(features)), values=min(tiles.values, padded(values))
-    )  # fmt: skip
+    block = min(tiles.values, padded(values))
+    warps = tiles.warps if block > 64 else min(tiles.warps, 4)
+    return replace(tiles, features=min(tiles.features, padded(features)), values=block, warps=warps)
 
 
 _SCAN_DOTS = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}

@@ -150,7 +150,7 @@ def _others(plan: LayerPlan) -> int:
     norms = 0 if plan.layer.norm == "none" else 1 + (plan.layer.feedforward is not None)
     env = Environment(sizes={SizeName.HEADS: plan.sizes.heads, SizeName.HEAD_SIZE: plan.sizes.head_size})
     learned = 0
-    for tensor in plan.attention.attention.learned:
+    for tensor in plan.attention.operation.learned:
         elements = 1
         for dim in tensor.dims:
             assert dim is not None

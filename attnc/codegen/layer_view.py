@@ -225,7 +225,7 @@ def _formulas(plan: LayerPlan) -> list[FormulaView]:
 def _rotary(plan: LayerPlan) -> RotaryView | None:
     if plan.theta is None:
         return None
-    align = plan.attention.attention.align.kind
+    align = plan.attention.operation.align.kind
     first = {AlignKind.END: "source.shape[1] - x.shape[1]", AlignKind.START: "0"}.get(align)
     return RotaryView(repr(plan.theta), first, plan.projection("key").matrix.stride)
 

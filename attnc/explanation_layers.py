@@ -13,6 +13,7 @@ from attnc.ir.evaluate import Environment, evaluate
 from attnc.ir.nodes import SizeName
 from attnc.ir.show import show
 from attnc.plan.layer_plan import ELEMENT_SIZE, LayerPlan, ProjectionPlan, as_attention
+from attnc.schemes import scheme_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ class ProjectionCost:
             "rows": matrix.rows,
             "columns": matrix.columns,
             "form": self.plan.product.value,
+            "via": None if self.plan.scheme is None else scheme_json(self.plan.scheme),
             "kernels": None if self.plan.direction is None else self.plan.direction.value,
             "parameters": self.parameters,
             "dense_parameters": self.dense,

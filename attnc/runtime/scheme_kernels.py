@@ -9,6 +9,7 @@ and a tile of each block of the result is stored once. Sizes that do not divide 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -106,6 +107,13 @@ class FusedScheme:
     n: int
     tiles: Mapping[tuple[str, int], SchemeTiles]
 
+    def __deepcopy__(self, memo: object) -> FusedScheme:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        function = self.kernel.fn
+        return rebuild_fused, (function.__module__, function.__name__, self.m, self.k, self.n, self.tiles)
+
     def arguments(self, a: Tensor, b: Tensor, c: Tensor, precision: str) -> dict[str, Any]:
         """Return what the kernel is launched with, by name, for batches of matrices."""
         p, q, s = a.shape[1], a.shape[2], b.shape[2]
@@ -133,6 +141,14 @@ class FusedScheme:
             "num_warps": tiles.warps,
             "num_stages": tiles.stages,
         }
+
+
+def rebuild_fused(
+    module: str, name: str, m: int, k: int, n: int, tiles: Mapping[tuple[str, int], SchemeTiles]
+) -> FusedScheme | None:
+    """Return a fused kernel of a module that is loaded; None where it is not, and torch operations do the same."""
+    kernel = getattr(sys.modules.get(module), name, None)
+    return None if kernel is None else FusedScheme(kernel, m, k, n, tiles)
 
 
 def multiply_fused(fused: FusedScheme, a: Tensor, b: Tensor, *, precision: str = "ieee") -> Tensor:

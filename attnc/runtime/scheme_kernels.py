@@ -171,7 +171,7 @@ def multiply_fused(fused: FusedScheme, a: Tensor, b: Tensor, *, precision: str =
     left, right = (_with_short_strides(one.reshape(one.shape[:-2].numel(), *one.shape[-2:])) for one in (a, b))
     result = a.new_empty(left.shape[0], left.shape[1], right.shape[2])
     arguments = fused.arguments(left, right, result, precision)
-    programs = count_programs(result.shape[0], arguments)
+    programs = count_scheme_programs(result.shape[0], arguments)
     if programs:
         fused.kernel[(programs,)](**arguments)
     return result.reshape(*a.shape[:-1], b.shape[-1])
@@ -182,7 +182,7 @@ def _with_short_strides(matrices: Tensor) -> Tensor:
     return matrices if max(matrices.stride()[1:]) < LONGEST_STRIDE else matrices.contiguous()
 
 
-def count_programs(batch: int, arguments: Mapping[str, Any]) -> int:
+def count_scheme_programs(batch: int, arguments: Mapping[str, Any]) -> int:
     """Return how many programs a launch with these arguments has."""
     down = -(-int(arguments["rows"]) // int(arguments["BLOCK_M"]))
     across = -(-int(arguments["columns"]) // int(arguments["BLOCK_N"]))

@@ -13,6 +13,8 @@ import pytest
 import torch
 
 import attnc
+from attnc.codegen.layer_schemes import SCHEME_ROOTS
+from attnc.codegen.runtime_source import DECOMPOSED_ROOTS, GLUON_ROOTS, ROOTS, read_runtime
 from attnc.compiler import import_compiled, plan_source, render
 from attnc.files import read_pattern
 
@@ -32,6 +34,7 @@ layer kernels(width: int = 32) {
     attend near
 }
 """
+STRUCTURES = ("convolutions", "factors", "layer_parts", "sparse")
 SCHEMES = Path(__file__).parents[2] / "schemes"
 pytestmark = pytest.mark.filterwarnings("ignore::attnc.compiler.PatternWarning")
 
@@ -119,3 +122,34 @@ def test_modules_with_schemes_stand_alone(place):
     command = [sys.executable, "-c", program]
     ran = subprocess.run(command, cwd=place, env={"PATH": "", "PYTHONPATH": ""}, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
+
+
+def test_everything_together(place):
+    text = """attention streaming(window: int = 1024, sink_tokens: int = 4) {
+        mask causal and (i - j < window or sinks(sink_tokens))
+    }
+    attention performer { feature favor(8, 0)
+        mask causal
+    }
+    layer ssnn_block(width: int = 1024) {
+        norm rms
+        heads 16; kv_heads 4
+        query block_diagonal(8); key low_rank(width // 8); value dense
+        attend streaming(window = 16)
+        output dense via strassen(1)
+        feedforward swiglu(hidden = 4 * width, monarch(16))
+    }
+    layer linear_block(width: int = 1024) { norm rms; heads 4; attend performer; output monarch(4) via winograd(1) }
+    """
+    module = attnc.loads(text, width=64)
+    model = torch.nn.Sequential(module.SsnnBlock(), module.LinearBlock(), module.SsnnBlock())
+    x = torch.randn(2, 40, 64)
+    changed = torch.cat([x[:, :20], torch.randn(2, 20, 64)], 1)
+    torch.testing.assert_close(model(changed)[:, :20], model(x)[:, :20])
+    model(x).square().mean().backward()
+    assert all(one.grad is not None and bool(one.grad.isfinite().all()) for one in model.parameters())
+
+
+def test_all_of_the_runtime_fits_into_one_module():
+    every = (*ROOTS, *DECOMPOSED_ROOTS, *GLUON_ROOTS, *SCHEME_ROOTS, *(f"structures.{name}" for name in STRUCTURES))
+    assert {"SchemeProduct", "MonarchProjection", "Decomposed"} <= read_runtime(every).names

@@ -119,6 +119,7 @@ def plan_source(source: SourceFile, params: Parameters | None = None) -> Compile
 def _plan(source: SourceFile, checked: Checked) -> Compiled:
     from attnc.plan.choose import plan_attention
     from attnc.plan.layer_plan import plan_layer
+    from attnc.schemes import schemes_of_layer
 
     program = checked.program
     mistakes: list[Diagnostic] = []
@@ -127,8 +128,17 @@ def _plan(source: SourceFile, checked: Checked) -> Compiled:
         mistakes.extend(_mistakes(lambda attention=attention: plans.append(plan_attention(attention))))
     by_name = {plan.attention.name: plan for plan in plans}
     layers: list[LayerPlan] = []
+    warned = list(checked.warnings)
     for layer in (one for one in program.layers if one.attention in by_name):
-        mistakes.extend(_mistakes(lambda layer=layer: layers.append(plan_layer(layer, by_name[layer.attention]))))
+        schemes, told = schemes_of_layer(layer)
+        warned += (one for one in told if one.severity is Severity.WARNING)
+        wrong = [one for one in told if one.severity is Severity.ERROR]
+        mistakes.extend(
+            wrong
+            or _mistakes(
+                lambda layer=layer, schemes=schemes: layers.append(plan_layer(layer, by_name[layer.attention], schemes))
+            )
+        )
     if mistakes:
         raise CompileError(*_sorted(mistakes))
     if not plans:
@@ -139,7 +149,7 @@ def _plan(source: SourceFile, checked: Checked) -> Compiled:
                 help="a file of definitions is for `use`; compile the file that uses it",
             )
         )
-    return Compiled(source, tuple(plans), checked.warnings, tuple(layers))
+    return Compiled(source, tuple(plans), tuple(_sorted(warned)), tuple(layers))
 
 
 def declared_parameters(source: SourceFile) -> tuple[str, ...]:
@@ -421,9 +431,21 @@ def _import(source: SourceFile, params: Parameters) -> ModuleType:
     from attnc.runtime.load import cache_key, cached_module
 
     program = share_attentions(check_program(parse_source(source), params=params))
-    _warn(_sorted([*program.warnings, *_unsure_reads(program)]))
-    key = cache_key(_fingerprint(), source.name, source.text, program.attentions, program.layers)
+    schemes, told = _schemes(program)
+    losing = (one for one in told if one.severity is Severity.WARNING)
+    _warn(_sorted([*program.warnings, *_unsure_reads(program), *losing]))
+    key = cache_key(_fingerprint(), source.name, source.text, program.attentions, program.layers, schemes)
     return cached_module(key, lambda: render(_plan(source, _prove(program))), stem=Path(source.name).stem)
+
+
+def _schemes(program: Program) -> tuple[list[Any], list[Diagnostic]]:
+    """Return the schemes of all layers, which files decide beside the pattern, and what is to be said of them."""
+    if not program.layers:
+        return [], []
+    from attnc.schemes import schemes_of_layer
+
+    found = [schemes_of_layer(layer) for layer in program.layers]
+    return [schemes for schemes, _ in found], [one for _, told in found for one in told]
 
 
 def _unsure_reads(program: Program) -> Iterable[Diagnostic]:

@@ -13,6 +13,7 @@ from attnc.ir.evaluate import Environment, evaluate
 from attnc.ir.nodes import SizeName
 from attnc.ir.show import show
 from attnc.plan.layer_plan import ELEMENT_SIZE, LayerPlan, ProjectionPlan, as_attention
+from attnc.schemes import scheme_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ class ProjectionCost:
             "rows": matrix.rows,
             "columns": matrix.columns,
             "form": self.plan.product.value,
+            "via": None if self.plan.scheme is None else scheme_json(self.plan.scheme),
             "kernels": None if self.plan.direction is None else self.plan.direction.value,
             "parameters": self.parameters,
             "dense_parameters": self.dense,
@@ -150,7 +152,7 @@ def _others(plan: LayerPlan) -> int:
     norms = 0 if plan.layer.norm == "none" else 1 + (plan.layer.feedforward is not None)
     env = Environment(sizes={SizeName.HEADS: plan.sizes.heads, SizeName.HEAD_SIZE: plan.sizes.head_size})
     learned = 0
-    for tensor in plan.attention.attention.learned:
+    for tensor in plan.attention.operation.learned:
         elements = 1
         for dim in tensor.dims:
             assert dim is not None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from attnc.explanation_layers import LayerExplanation, ProjectionCost
 from attnc.explanation_plan_text import plain_table
 from attnc.ir.show_layer import show_layer, show_projection, show_sizes
+from attnc.schemes import describe_scheme
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -33,6 +34,11 @@ def lay_out_layer(explanation: LayerExplanation) -> Iterator[RenderableType]:
     yield Text(f"Projections at {explanation.length:,} positions", style="bold")
     yield _projections(explanation)
     yield from COUNTED
+    for scheme in dict.fromkeys(one.scheme for one in plan.projections if one.scheme is not None):
+        yield ""
+        title, *rest = describe_scheme(scheme)
+        yield Text(f"Scheme {title}", style="bold")
+        yield from (f"  {line}" for line in rest)
 
 
 def _projections(explanation: LayerExplanation) -> Table:

@@ -13,8 +13,9 @@ from attnc.algebra.bilinear.reading import MAX_BYTES, read_scheme
 from attnc.algebra.bilinear.scheme import Scheme, SchemeError
 from attnc.codegen.render_scheme import render_scheme_module
 from attnc.diagnostics import CompileError, Diagnostic, Label, Severity
+from attnc.ir.matrices import dense_products, layer_matrices, layer_sizes
 from attnc.ir.nodes import Const
-from attnc.ir.program import Via
+from attnc.ir.program import Layer, Via
 from attnc.resources import schemes_directory
 from attnc.runtime.scheme_steps import SchemeSteps, plan_steps
 from attnc.source import Span
@@ -132,6 +133,26 @@ def loss_warning(found: LeveledScheme, via: Via, *, inner: int, columns: int) ->
         ),
         severity=Severity.WARNING,
     )
+
+
+def schemes_of_layer(layer: Layer) -> tuple[dict[Via, LeveledScheme], list[Diagnostic]]:
+    """Return the scheme of each `via` of a layer, and what is to be said of them: mistakes, and schemes that lose."""
+    sizes = layer_sizes(layer)
+    found: dict[Via, LeveledScheme] = {}
+    told: list[Diagnostic] = []
+    for matrix in () if sizes is None else layer_matrices(layer, sizes):
+        via = matrix.projection.via
+        if via is None:
+            continue
+        try:
+            scheme = found.setdefault(via, scheme_of_via(via))
+            for inner, columns in dense_products(matrix):
+                check_sizes(scheme, via, inner=inner, columns=columns)
+                warning = loss_warning(scheme, via, inner=inner, columns=columns)
+                told += [] if warning is None else [warning]
+        except CompileError as error:
+            told += error.diagnostics
+    return found, list(dict.fromkeys(told))
 
 
 def describe_scheme(found: LeveledScheme) -> tuple[str, ...]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from attnc.algebra.bilinear.scheme import Scheme
 from attnc.codegen.expr_torch import printable, torch_body
 from attnc.codegen.formulas import FormulaView
+from attnc.codegen.layer_schemes import product_text
 from attnc.codegen.layout import Bracket, lay_out
 from attnc.codegen.names import class_name
 from attnc.codegen.runtime_source import PACKAGE, RuntimeSource
@@ -109,12 +111,15 @@ class LayerView:
         return "".join(f", {one.name}={one.name}" for one in self.inputs)
 
 
-def layer_view(plan: LayerPlan, attentions: Mapping[str, AttentionView]) -> LayerView:
+def layer_view(
+    plan: LayerPlan, attentions: Mapping[str, AttentionView], schemes: Mapping[Scheme, str] | None = None
+) -> LayerView:
     """Decide how one layer is written.
 
     Args:
         plan: of the layer.
         attentions: of the module, by name.
+        schemes: stems of the names of bilinear schemes.
 
     Raises:
         CompileError: an input of the attention has the name of another argument.
@@ -130,7 +135,7 @@ def layer_view(plan: LayerPlan, attentions: Mapping[str, AttentionView]) -> Laye
         width=plan.sizes.width,
         heads=plan.sizes.heads,
         kv_heads=plan.sizes.kv_heads,
-        modules=tuple(_modules(plan, attention)),
+        modules=tuple(_modules(plan, attention, schemes or {})),
         has_norm=plan.layer.norm != "none",
         activation="" if feedforward is None else feedforward.form,
         attention=attention.name,
@@ -182,10 +187,10 @@ def _about(plan: LayerPlan) -> tuple[str, ...]:
     )
 
 
-def _modules(plan: LayerPlan, attention: AttentionView) -> list[str]:
+def _modules(plan: LayerPlan, attention: AttentionView, schemes: Mapping[Scheme, str]) -> list[str]:
     """Return the lines that make the parts of a layer, in the order in which it uses them."""
     norm, width = _NORMS.get(plan.layer.norm), str(plan.sizes.width)
-    made = {one.matrix.name: _projection(plan, one) for one in plan.projections}
+    made = {one.matrix.name: _projection(plan, one, schemes) for one in plan.projections}
     sizes = {"H": plan.sizes.heads, "D": plan.sizes.head_size}
     heads = tuple((size, str(sizes[size])) for size in attention.sizes)
     attend = Bracket(f"{attention.class_name}(", (*heads, *_PLACE))
@@ -201,13 +206,15 @@ def _modules(plan: LayerPlan, attention: AttentionView) -> list[str]:
     return [line for name, value in parts for line in lay_out(f"self.{name} = ", value, depth=2)]
 
 
-def _projection(plan: LayerPlan, one: ProjectionPlan) -> Bracket:
+def _projection(plan: LayerPlan, one: ProjectionPlan, schemes: Mapping[Scheme, str]) -> Bracket:
     matrix, structure = one.matrix, one.matrix.projection.structure
     numbers = {name: matrix.number(_ARGUMENTS.get(name, name)) for name in _NUMBERS[structure]}
     fields = [("", str(matrix.columns)), ("", str(matrix.rows))]
     fields += [("", _formula_name(plan, matrix))] * (structure == "masked")
     fields += [(name, str(number)) for name, number in numbers.items() if (name, number) != ("stride", 1)]
     fields += [("causal", "True")] * (one.direction is Direction.CAUSAL)
+    if one.scheme is not None:
+        fields.append(("product", product_text(one.scheme, schemes)))
     return Bracket(f"{_CLASSES[structure][0]}(", (*fields, *_PLACE))
 
 
@@ -225,7 +232,7 @@ def _formulas(plan: LayerPlan) -> list[FormulaView]:
 def _rotary(plan: LayerPlan) -> RotaryView | None:
     if plan.theta is None:
         return None
-    align = plan.attention.attention.align.kind
+    align = plan.attention.operation.align.kind
     first = {AlignKind.END: "source.shape[1] - x.shape[1]", AlignKind.START: "0"}.get(align)
     return RotaryView(repr(plan.theta), first, plan.projection("key").matrix.stride)
 

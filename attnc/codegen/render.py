@@ -14,6 +14,7 @@ import jinja2
 from attnc.codegen.expr_torch import printable
 from attnc.codegen.gradient_view import GradientsView, gradient_views
 from attnc.codegen.launch_view import LaunchView, launch_views
+from attnc.codegen.layer_schemes import SCHEME_ROOTS, LayerSchemeView, scheme_names, scheme_views
 from attnc.codegen.layer_view import LayerView, layer_imports, layer_names, layer_roots, layer_view
 from attnc.codegen.names import check_builtins, check_layer_names, check_names, public_names
 from attnc.codegen.runtime_source import DECOMPOSED_ROOTS, GLUON_ROOTS, ROOTS, RuntimeSource, import_line, read_runtime
@@ -64,6 +65,7 @@ class ModuleView:
     tuned: tuple[str, ...]
     attentions: tuple[tuple[AttentionView, tuple[LaunchView, ...], tuple[GradientsView, ...]], ...]
     layers: tuple[LayerView, ...] = ()
+    schemes: tuple[LayerSchemeView, ...] = ()
 
 
 def render_module(
@@ -93,8 +95,9 @@ def render_module(
     """
     attentions = [plan.operation for plan in plans]
     decomposed = any(plan.declared is not None for plan in plans)
+    schemes = scheme_names(layers)
     further = (*(GLUON_ROOTS if gluon else ()), *(DECOMPOSED_ROOTS if decomposed else ()))
-    runtime = read_runtime((*ROOTS, *further, *layer_roots(layers)))
+    runtime = read_runtime((*ROOTS, *further, *layer_roots(layers), *(SCHEME_ROOTS if schemes else ())))
     own = {plan.layer: layer_names(plan) for plan in layers}
     taken = runtime.names if standalone else layer_imports(runtime) if layers else ()
     check_names(attentions, taken)
@@ -104,12 +107,14 @@ def render_module(
     seed = f"{metadata.version('attnc')} {'standalone' if standalone else 'module'}\n{shown.text}"
     views = tuple((attention_view(plan, seed), launch_views(plan, gluon=gluon), gradient_views(plan)) for plan in plans)
     by_name = {attention.name: attention for attention, _, _ in views}
-    written = tuple(layer_view(plan, by_name) for plan in layers)
+    written = tuple(layer_view(plan, by_name, schemes) for plan in layers)
     exports = tuple(name for attention in attentions for name in public_names(attention.name))
     exports += tuple(layer.class_name for layer in written)
     statements = ("use_remembered_tiles()",) if not standalone else ()
     lines = (*statements, *tuned_lines(tuned))
-    draft = ModuleView(_pattern_comments(shown), _title(shown), (), exports, "", lines, views, written)
+    draft = ModuleView(
+        _pattern_comments(shown), _title(shown), (), exports, "", lines, views, written, scheme_views(schemes)
+    )
     body = _environment().get_template("module.py.jinja").render(module=draft)
     text = runtime.text if standalone else ""
     used, defined = _names(body)

@@ -108,6 +108,21 @@ def count_parameters(matrix: Matrix, entries: int | None = None) -> int | None:
             return rows * columns
 
 
+def dense_products(matrix: Matrix) -> tuple[tuple[int, int], ...]:
+    """Return features in and out of the products of dense blocks; of tiles, which vary, those of the whole matrix."""
+    rows, columns, number = matrix.rows, matrix.columns, matrix.number
+    match matrix.projection.structure:
+        case "low_rank":
+            return (columns, number("r")), (number("r"), rows)
+        case "block_diagonal":
+            return ((columns // number("blocks"), rows // number("blocks")),)
+        case "monarch":
+            middle = min(rows, columns) // number("blocks")
+            return (columns // number("blocks"), middle), (middle, rows // number("blocks"))
+        case _:
+            return ((columns, rows),)
+
+
 def count_band(rows: int, columns: int, width: int) -> int:
     """Return how many entries have `abs(i * columns - j * rows) < width * max(rows, columns)`."""
     reach, total = width * max(rows, columns), 0

@@ -17,7 +17,7 @@ from attnc.algebra.simplify import simplify_attention
 from attnc.algebra.table_proofs import mark_reads
 from attnc.algebra.tiles import derive_tiles
 from attnc.algebra.windows import prove_window
-from attnc.diagnostics import Diagnostic, InternalError, Label
+from attnc.diagnostics import InternalError
 from attnc.ir.nodes import Score, SizeName
 from attnc.ir.program import ORIGINAL_KEYS, AlignKind, Attention, NormalizeKind
 from attnc.ir.shortening import with_sizes
@@ -30,7 +30,6 @@ from attnc.plan.pairwise import check_surroundings, is_surrounded, pairwise_atte
 from attnc.plan.row_lengths import LENGTH, count_long_rows, most_keys, trend_of
 from attnc.plan.split import Part, decompositions
 from attnc.plan.weighing import DENSE, GOOD, Weigher, make_passes
-from attnc.source import Span
 
 MOST_CHOICES = 8
 """So many ways to compute a mask are weighed."""
@@ -198,19 +197,4 @@ def is_plain_softmax(attention: Attention, scoring: Scoring) -> bool:
         and attention.scale is None
         and isinstance(scoring.score, Score)
         and scoring.dropped is None
-    )
-
-
-def not_compiled_yet(span: Span | None, what: str) -> Diagnostic:
-    """Say that a statement or a layer is understood and checked, but has no code yet.
-
-    Args:
-        span: the statement, or the declaration's name.
-        what: how the message calls it, with its backquotes: "`feature favor`", "the layer `block`".
-    """
-    return Diagnostic(
-        "not-compiled-yet",
-        f"{what} cannot be compiled yet",
-        () if span is None else (Label(span, "it is checked, and nothing more"),),
-        "`attnc check` accepts it; remove it to compile the rest of the file",
     )

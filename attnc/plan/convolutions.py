@@ -10,7 +10,7 @@ from attnc.algebra.assertions import prove_assertion
 from attnc.diagnostics import Diagnostic, Label
 from attnc.ir.matrices import Matrix
 from attnc.ir.nodes import And, Binary, BinaryOp, Call, Const, Expr, Function, Index, IndexName
-from attnc.ir.program import Assertion, Attention, Layer
+from attnc.ir.program import Assertion, Layer
 from attnc.ir.types import Type
 from attnc.ir.walk import indices, tables
 from attnc.plan.kernel_plan import Plan
@@ -46,13 +46,16 @@ def direction_of(matrix: Matrix, layer: Layer, plan: Plan) -> Direction | Diagno
     if structure not in ("conv", "conv2d"):
         return None
     size = matrix.number("kernel")
-    read = (*tables(plan.attention.mask), *tables(plan.attention.align.shift))
+    attention = plan.operation
+    read = [
+        name for name in (*tables(attention.mask), *tables(attention.align.shift)) if not attention.tensor(name).hidden
+    ]
     if read and size > 1:
         return _across_data(matrix, layer, read[0])
     if structure == "conv2d":
-        seen = size == 1 or _sees(plan.attention, _square(matrix.number("width"), size // 2))
+        seen = size == 1 or _sees(plan, _square(matrix.number("width"), size // 2))
         return Direction.CENTRED if seen else _leaks(matrix, layer)
-    centred = size == 1 or (size > 2 and _sees(plan.attention, _later((size - 1) // 2)))
+    centred = size == 1 or (size > 2 and _sees(plan, _later((size - 1) // 2)))
     return Direction.CENTRED if centred else Direction.CAUSAL
 
 
@@ -61,14 +64,8 @@ def stride_mistakes(layer: Layer, matrices: Sequence[Matrix], plan: Plan) -> Ite
     strided = next((one for one in matrices if one.stride != 1), None)
     if strided is None:
         return
-    span, attention = strided.projection.span, plan.attention
-    looks = plan.facts.everything is not True or any(
-        index in (IndexName.QUERY, IndexName.KEY, IndexName.ROW)
-        for expr in (attention.score, attention.scale, attention.weight, attention.normalize.sink)
-        if expr is not None
-        for index in indices(expr)
-    )
-    if looks:
+    span = strided.projection.span
+    if _looks_at_positions(plan):
         yield Diagnostic(
             "strided-positions",
             f"`{layer.attend.name if layer.attend else layer.attention}` looks at positions, and a stride of "
@@ -86,8 +83,21 @@ def stride_mistakes(layer: Layer, matrices: Sequence[Matrix], plan: Plan) -> Ite
         )
 
 
-def _sees(attention: Attention, near: Expr) -> bool:
+def _looks_at_positions(plan: Plan) -> bool:
+    """Tell whether the attention may weigh pairs by where they are."""
+    attention, normalize = plan.operation, plan.operation.normalize
+    exprs = (attention.score, attention.scale, attention.weight, normalize.sink, normalize.bias)
+    read = {index for expr in exprs if expr is not None for index in indices(expr)}
+    if plan.facts.everything is not True or read & {IndexName.QUERY, IndexName.KEY, IndexName.ROW}:
+        return True
+    return any(one.form in ("rotary", "cosformer") for one in attention.deferred)
+
+
+def _sees(plan: Plan, near: Expr) -> bool:
     """Tell whether every query is proven to see all keys of a neighbourhood."""
+    attention = plan.operation
+    if attention.shorten is not None:  # `j` is no position
+        return plan.facts.everything is True
     return prove_assertion(replace(attention, mask=near), Assertion(attention.mask)).holds is True
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
+from attnc.algebra.bilinear.leveled import LeveledScheme
 from attnc.algebra.counting import count_pairs
 from attnc.diagnostics import CompileError, Diagnostic, Label
 from attnc.ir.matrices import LayerSizes, Matrix, count_band, count_parameters, layer_matrices, layer_sizes
 from attnc.ir.nodes import Const, Expr, Score
-from attnc.ir.program import Align, AlignKind, Attention, Layer, Normalize, NormalizeKind
+from attnc.ir.program import Align, AlignKind, Attention, Layer, Normalize, NormalizeKind, Via
 from attnc.ir.types import Type
-from attnc.plan.choose import not_compiled_yet
 from attnc.plan.convolutions import Direction, direction_of, stride_mistakes
 from attnc.plan.kernel_plan import Plan
 
@@ -55,12 +56,14 @@ class ProjectionPlan:
         product: how it is computed.
         parameters: free ones; None where sets cannot count the entries that a condition allows.
         direction: of `conv`, which positions its kernels read; None for others.
+        scheme: what the products of its dense blocks are taken by; None for the library.
     """
 
     matrix: Matrix
     product: Product
     parameters: int | None
     direction: Direction | None = None
+    scheme: LeveledScheme | None = None
 
     @property
     def flops(self) -> float | None:
@@ -121,12 +124,13 @@ class LayerPlan:
         return next(one for one in self.projections if one.matrix.name == name)
 
 
-def plan_layer(layer: Layer, attention: Plan) -> LayerPlan:
+def plan_layer(layer: Layer, attention: Plan, schemes: Mapping[Via, LeveledScheme] | None = None) -> LayerPlan:
     """Decide how a layer is computed.
 
     Args:
         layer: all of whose parameters have values.
         attention: the plan of what it attends with.
+        schemes: of every `via` in it.
 
     Raises:
         CompileError: a convolution would show queries what the attention hides, positions are left out of an attention
@@ -138,8 +142,6 @@ def plan_layer(layer: Layer, attention: Plan) -> LayerPlan:
     mistakes = [*stride_mistakes(layer, matrices, attention)]
     projections = []
     for matrix in matrices:
-        if matrix.projection.via is not None:
-            mistakes.append(not_compiled_yet(matrix.projection.via.span, f"`via {matrix.projection.via.form}`"))
         direction = direction_of(matrix, layer, attention)
         if isinstance(direction, Diagnostic):
             mistakes.append(direction)
@@ -148,7 +150,10 @@ def plan_layer(layer: Layer, attention: Plan) -> LayerPlan:
         if entries == 0:
             mistakes.append(_no_entries(matrix))
         structure = matrix.projection.structure
-        projections.append(ProjectionPlan(matrix, _PRODUCTS[structure], _parameters(matrix, entries), direction))
+        via = matrix.projection.via
+        scheme = None if via is None else (schemes or {})[via]
+        parameters = _parameters(matrix, entries)
+        projections.append(ProjectionPlan(matrix, _PRODUCTS[structure], parameters, direction, scheme))
     if mistakes:
         raise CompileError(*dict.fromkeys(mistakes))
     return LayerPlan(layer, sizes, attention, tuple(projections))

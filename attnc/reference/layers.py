@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from attnc.ir.matrices import LayerSizes, Matrix, layer_matrices, layer_sizes
 from attnc.ir.nodes import Const, IndexName, SizeName
-from attnc.ir.program import AlignKind, Attention, Layer
+from attnc.ir.program import ORIGINAL_KEYS, AlignKind, Attention, Layer
 from attnc.reference.dense import Inputs, pair_environment, reference
 from attnc.reference.tensors import TensorEnvironment, evaluate_tensor
 
@@ -188,5 +188,7 @@ def _query_positions(attention: Attention, sizes: LayerSizes, x: Tensor, source:
         SizeName.HEAD_SIZE: sizes.head_size,
         SizeName.GROUP: sizes.heads // sizes.kv_heads,
     }
-    found = pair_environment(attention, shape, inputs).indices[IndexName.QUERY]
+    known = {**inputs, ORIGINAL_KEYS: torch.tensor(keys)}
+    given = {one.name: known[one.name] for one in attention.tensors}
+    found = pair_environment(attention, shape, given).indices[IndexName.QUERY]
     return found.expand(x.shape[0], sizes.heads, queries, 1)[..., 0]

@@ -9,6 +9,7 @@ and a tile of each block of the result is stored once. Sizes that do not divide 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -106,6 +107,13 @@ class FusedScheme:
     n: int
     tiles: Mapping[tuple[str, int], SchemeTiles]
 
+    def __deepcopy__(self, memo: object) -> FusedScheme:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        function = self.kernel.fn
+        return rebuild_fused, (function.__module__, function.__name__, self.m, self.k, self.n, self.tiles)
+
     def arguments(self, a: Tensor, b: Tensor, c: Tensor, precision: str) -> dict[str, Any]:
         """Return what the kernel is launched with, by name, for batches of matrices."""
         p, q, s = a.shape[1], a.shape[2], b.shape[2]
@@ -135,6 +143,14 @@ class FusedScheme:
         }
 
 
+def rebuild_fused(
+    module: str, name: str, m: int, k: int, n: int, tiles: Mapping[tuple[str, int], SchemeTiles]
+) -> FusedScheme | None:
+    """Return a fused kernel of a module that is loaded; None where it is not, and torch operations do the same."""
+    kernel = getattr(sys.modules.get(module), name, None)
+    return None if kernel is None else FusedScheme(kernel, m, k, n, tiles)
+
+
 def multiply_fused(fused: FusedScheme, a: Tensor, b: Tensor, *, precision: str = "ieee") -> Tensor:
     """Return `a @ b` by one level of a scheme in one kernel.
 
@@ -155,7 +171,7 @@ def multiply_fused(fused: FusedScheme, a: Tensor, b: Tensor, *, precision: str =
     left, right = (_with_short_strides(one.reshape(one.shape[:-2].numel(), *one.shape[-2:])) for one in (a, b))
     result = a.new_empty(left.shape[0], left.shape[1], right.shape[2])
     arguments = fused.arguments(left, right, result, precision)
-    programs = count_programs(result.shape[0], arguments)
+    programs = count_scheme_programs(result.shape[0], arguments)
     if programs:
         fused.kernel[(programs,)](**arguments)
     return result.reshape(*a.shape[:-1], b.shape[-1])
@@ -166,7 +182,7 @@ def _with_short_strides(matrices: Tensor) -> Tensor:
     return matrices if max(matrices.stride()[1:]) < LONGEST_STRIDE else matrices.contiguous()
 
 
-def count_programs(batch: int, arguments: Mapping[str, Any]) -> int:
+def count_scheme_programs(batch: int, arguments: Mapping[str, Any]) -> int:
     """Return how many programs a launch with these arguments has."""
     down = -(-int(arguments["rows"]) // int(arguments["BLOCK_M"]))
     across = -(-int(arguments["columns"]) // int(arguments["BLOCK_N"]))

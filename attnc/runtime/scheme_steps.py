@@ -15,7 +15,7 @@ from attnc.runtime.shared_sums import SharedSums, share_sums
 
 BlockRows = tuple[tuple[float, ...], ...]
 
-Side = Literal["left", "right", "product", "out"]
+SchemeSide = Literal["left", "right", "product", "out"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class BlockSum:
         target: a buffer's slot; a block of the result on the side `out`.
     """
 
-    side: Side
+    side: SchemeSide
     target: int
     first: int | None
     second: int | None
@@ -92,7 +92,7 @@ class _Operands:
         waiting: how many readers each shared sum still has.
     """
 
-    side: Side
+    side: SchemeSide
     sums: SharedSums[float]
     slots: _Slots = field(default_factory=_Slots)
     places: dict[int, int] = field(default_factory=dict)

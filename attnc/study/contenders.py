@@ -130,7 +130,7 @@ def planned_patterns(compiled: Compiled) -> list[Pattern]:
     alone = [one for one in patterns(attentions, module) if one.name not in used]
     kinds = _classes(module)[len(attentions) :]
     return alone + [
-        Pattern(plan.name, plan.attention.attention, kind, plan)
+        Pattern(plan.name, plan.attention.operation, kind, plan)
         for plan, kind in zip(compiled.layers, kinds, strict=True)
     ]
 

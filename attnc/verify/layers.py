@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from attnc.bench.cases import Data, Shape, Style, make_data
 from attnc.bench.checking import BACKWARD_FACTOR, FORWARD_FACTOR
-from attnc.ir.program import TensorKind
 from attnc.plan.convolutions import Direction
 from attnc.plan.layer_plan import LayerPlan
 from attnc.reference import layer_reference
@@ -88,13 +87,13 @@ def _case(plan: LayerPlan, seed: int, lengths: tuple[int, int, int | None]) -> _
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(batch, queries, plan.sizes.width, generator=generator)
     context = None if keys is None else torch.randn(batch, keys, plan.sizes.width, generator=generator)
-    sizes, attention = plan.sizes, plan.attention.attention
+    sizes, attention = plan.sizes, plan.attention.operation
     outputs = plan.projection("key").outputs
     shape = Shape(
         batch, sizes.heads, sizes.kv_heads, queries, -(-(keys or queries) // outputs), sizes.head_size, sizes.head_size
     )
     data = make_data(attention, shape, seed=seed, style=Style.WILD, dtype=torch.float32)
-    inputs = {tensor.name: data[tensor.name] for tensor in attention.tensors if tensor.kind is TensorKind.INPUT}
+    inputs = {one.name: data[one.name] for one in attention.inputs if not one.hidden}
     return _Case(x, context, inputs)
 
 
@@ -103,7 +102,11 @@ Leaves = Mapping[str, Tensor]
 
 def _leaves(layer: nn.Module, case: _Case, dtype: torch.dtype) -> dict[str, Tensor]:
     """Return everything that has a gradient, rounded to a dtype."""
-    named = {"x": case.x, **({} if case.context is None else {"context": case.context}), **layer.state_dict()}
+    named = {
+        "x": case.x,
+        **({} if case.context is None else {"context": case.context}),
+        **dict(layer.named_parameters()),
+    }
     return {name: tensor.detach().to(dtype).clone() for name, tensor in named.items()}
 
 
@@ -118,7 +121,7 @@ def _run(layer: nn.Module, case: _Case, leaves: Leaves, dtype: torch.dtype) -> T
 def _exact(plan: LayerPlan, case: _Case, leaves: Leaves, dtype: torch.dtype) -> Tensor:
     state = {name: tensor for name, tensor in leaves.items() if name not in ("x", "context")}
     causal = frozenset(one.matrix.name for one in plan.projections if one.direction is Direction.CAUSAL)
-    layer = replace(plan.layer, attend=plan.attention.attention)
+    layer = replace(plan.layer, attend=plan.attention.operation)
     inputs = _inputs(case.inputs, dtype)
     return layer_reference(layer, state, leaves["x"], leaves.get("context"), inputs, causal=causal, dtype=dtype)
 

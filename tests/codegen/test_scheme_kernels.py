@@ -16,7 +16,7 @@ from attnc.codegen.scheme_view import scheme_kernel_view
 from attnc.resources import schemes_directory
 from attnc.runtime import scheme_product
 from attnc.runtime.bilinear import scheme_matmul
-from attnc.runtime.scheme_kernels import count_programs, multiply_fused
+from attnc.runtime.scheme_kernels import count_scheme_programs, multiply_fused
 from attnc.schemes import float_rows
 
 UNITS = {torch.float32: 2.0**-24, torch.float16: 2.0**-11}
@@ -85,7 +85,7 @@ def test_kernels_write_the_result_and_nothing_else(generated):
     around = torch.full((1, 90, 120), float("nan"))
     result = around[:, 10:80, 10:110]
     arguments = fused.arguments(a, b, result, "ieee")
-    fused.kernel[(count_programs(1, arguments),)](**arguments)
+    fused.kernel[(count_scheme_programs(1, arguments),)](**arguments)
     assert_within_bound(result, a, b, "winograd")
     result.fill_(0)
     assert around.isnan().sum() == 90 * 120 - 70 * 100

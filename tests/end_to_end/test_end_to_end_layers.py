@@ -30,6 +30,14 @@ attention cached { input pos: int[B]
  align at(pos[b]) }
 attention first { mask causal
  align start }
+attention shorter { keys conv(3, 2)
+ mask causal }
+attention performer { feature favor(16, 0)
+ mask causal }
+attention prepared { prepare unit
+ prepare rotary(100)
+ scale 3.0
+ mask causal }
 """
 
 LAYERS = {
@@ -49,6 +57,9 @@ LAYERS = {
     "documents": "norm rms; heads 4; kv_heads 2; rotary theta = 100; attend packed\n"
     " feedforward gelu(hidden = 32, dense)",
     "decoding": "norm rms; heads 4; kv_heads 2; rotary theta = 100; attend cached",
+    "short_keys": "norm rms; heads 4; kv_heads 2; rotary theta = 100; attend shorter; key conv(3, 1)",
+    "features": "norm rms; heads 4; kv_heads 2; attend performer; feedforward gelu(hidden = 32, low_rank(3))",
+    "prepared_keys": "heads 4; kv_heads 2; attend prepared; value conv(3, 1)",
     "aligned": "norm rms; heads 4; kv_heads 2; rotary theta = 100; attend first",
 }
 WIDTH = 24

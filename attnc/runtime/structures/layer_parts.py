@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -64,8 +65,12 @@ def positions_from(start: int, count: int, like: Tensor, step: int = 1) -> Tenso
 def aligned_positions(
     operation: Operation, query: Tensor, key: Tensor, value: Tensor, inputs: Mapping[str, object]
 ) -> Tensor:
-    """Return the positions of queries where `align at` decides them: (B or 1, H, N)."""
-    program, sizes = operation.program, call_sizes(query, key, value)
+    """Return the positions of queries where more than lengths decides them: (B or 1, H, N)."""
+    inputs = {**inputs, "K": key.shape[2]}  # what an attention that shortens its keys counts from
+    read = [
+        one for one in operation.program.tensors if one.name in inputs and one.name in operation.program.mask_tables
+    ]
+    program, sizes = replace(operation.program, tensors=tuple(read), summaries=()), call_sizes(query, key, value)
     tables = bind_tables(program, check_inputs(program, inputs, sizes, query.device, query.dtype), sizes)
     shift = head_pairs(program, sizes, tables, torch.float64, query.device).shift
     assert shift is not None

@@ -293,6 +293,22 @@ def compare(
         raise typer.Exit(USER_MISTAKE)
 
 
+@app.command(epilog=examples("attnc scheme winograd --levels 2", "attnc scheme mine.json -o mine.py"))
+@guarded
+def scheme(
+    name: Annotated[str, typer.Argument(metavar="SCHEME", help="A file, or strassen, winograd, laderman, ...")],
+    levels: Annotated[int, typer.Option("--levels", min=1, help="How often it is applied.")] = 1,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="OUT.py", help="Write a module with its fused kernels.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+) -> None:
+    """Prove that a bilinear scheme multiplies matrices; print its cost, its error and where it breaks even."""
+    from attnc import commands
+
+    commands.scheme(name, levels, out, json=json)
+
+
 @app.command(epilog=examples("attnc verify streaming.attn", "attnc verify examples/*.attn"))
 @guarded
 def verify(

@@ -59,7 +59,7 @@ def compile_file(
     text = render(compiled, standalone=standalone, target=target, template=template)
     if to_file:
         write_text(out, text)
-        names = ", ".join(plan.attention.name for plan in compiled.plans)
+        names = ", ".join((*(plan.attention.name for plan in compiled.plans), *(one.name for one in compiled.layers)))
         print(f"{file} -> {out}  ({names})")
     else:
         print(text, end="")
@@ -90,21 +90,24 @@ def report_machine_code(file: Path, parameters: Parameters, gpu: str, head_size:
 
 
 def explain(file: Path, parameters: Parameters, length: int, heads: int, head_size: int, *, json: bool) -> None:
-    """Explain every attention of a file."""
+    """Explain every attention and every layer of a file."""
     from attnc.explanation import explain_plan
+    from attnc.explanation_layers import explain_layer
 
     compiled = _planned(file, parameters)
     explanations = [explain_plan(plan, length=length, heads=heads, head_size=head_size) for plan in compiled.plans]
+    layers = [explain_layer(plan, length=length) for plan in compiled.layers]
     if json:
-        _print_json([explanation.as_json() for explanation in explanations])
+        _print_json([one.as_json() for one in explanations] + [one.as_json() for one in layers])
         return
+    from attnc.explanation_layers_text import lay_out_layer
     from attnc.explanation_text import lay_out
 
     console = terminal.output()
-    for number, explanation in enumerate(explanations):
+    for number, parts in enumerate((*map(lay_out, explanations), *map(lay_out_layer, layers))):
         if number:
             console.print()
-        for part in lay_out(explanation):
+        for part in parts:
             console.print(part, markup=False)
 
 
@@ -137,6 +140,20 @@ def compare(sides: Sequence[str], parameters: Sequence[Parameters], expected: st
     failures = [one.failure(expected) for one in compared if expected is not None and not one.meets(expected)]
     terminal.report(failures)
     return not failures
+
+
+def scheme(name: str, levels: int, out: Path | None, *, json: bool) -> None:
+    """Print what is known of a bilinear scheme, and write a module with its kernels if asked for."""
+    from attnc.schemes import describe_scheme, module_text, scheme_json, scheme_named
+
+    found = scheme_named(name, levels)
+    if out is not None:
+        require_writable(out, name)
+        write_text(out, module_text(found, name))
+    if json:
+        _print_json(scheme_json(found))
+    else:
+        print("\n".join(describe_scheme(found)))
 
 
 def show(

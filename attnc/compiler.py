@@ -21,6 +21,7 @@ from attnc.diagnostics import CompileError, Diagnostic, Label, Severity
 from attnc.files import read_pattern, require_writable, write_text
 from attnc.ir.nodes import Parameter
 from attnc.ir.program import Attention, Program, expressions
+from attnc.ir.sharing import in_layer, share_attentions
 from attnc.ir.walk import walk
 from attnc.sema.check import check_program
 from attnc.source import SourceFile
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from attnc.comparison import Compared
     from attnc.plan.configs import TunedConfig
     from attnc.plan.kernel_plan import Plan
+    from attnc.plan.layer_plan import LayerPlan
 
 Parameters = Mapping[str, Any]
 """Values of parameters by name."""
@@ -59,12 +61,14 @@ class Compiled:
     """A pattern that can run.
 
     Attributes:
-        plans: one for each attention, in the order of the source.
+        plans: one for each attention, in the order of the source; those that only layers have come behind them.
+        layers: one for each layer, in the order of the source.
     """
 
     source: SourceFile
     plans: tuple[Plan, ...]
     warnings: tuple[Diagnostic, ...]
+    layers: tuple[LayerPlan, ...] = ()
 
 
 def check_source(source: SourceFile, params: Parameters | None = None, *, complete: bool = False) -> Checked:
@@ -80,7 +84,7 @@ def check_source(source: SourceFile, params: Parameters | None = None, *, comple
     """
     tree = parse_source(source)
     program = check_program(tree, params=params or {}, require_params=complete)
-    return _prove(program)
+    return _prove(share_attentions(program))
 
 
 def _prove(program: Program) -> Checked:
@@ -93,7 +97,8 @@ def _prove(program: Program) -> Checked:
     attentions = []
     for attention in program.attentions:
         if not _has_open_parameters(attention):
-            mistakes.extend(_mistakes(lambda attention=attention: check_assertions(attention)))
+            wrong = _mistakes(lambda attention=attention: check_assertions(attention))
+            mistakes.extend(in_layer(one, attention, program) for one in wrong)
             attention, unsure = mark_reads(attention)
             found.extend(unsure)
         attentions.append(attention)
@@ -112,13 +117,28 @@ def plan_source(source: SourceFile, params: Parameters | None = None) -> Compile
 
 
 def _plan(source: SourceFile, checked: Checked) -> Compiled:
-    from attnc.plan.choose import not_compiled_yet, plan_attention
+    from attnc.plan.choose import plan_attention
+    from attnc.plan.layer_plan import plan_layer
+    from attnc.schemes import schemes_of_layer
 
     program = checked.program
-    mistakes = [not_compiled_yet(layer.span, f"the layer `{layer.name}`") for layer in program.layers]
+    mistakes: list[Diagnostic] = []
     plans: list[Plan] = []
     for attention in program.attentions:
         mistakes.extend(_mistakes(lambda attention=attention: plans.append(plan_attention(attention))))
+    by_name = {plan.attention.name: plan for plan in plans}
+    layers: list[LayerPlan] = []
+    warned = list(checked.warnings)
+    for layer in (one for one in program.layers if one.attention in by_name):
+        schemes, told = schemes_of_layer(layer)
+        warned += (one for one in told if one.severity is Severity.WARNING)
+        wrong = [one for one in told if one.severity is Severity.ERROR]
+        mistakes.extend(
+            wrong
+            or _mistakes(
+                lambda layer=layer, schemes=schemes: layers.append(plan_layer(layer, by_name[layer.attention], schemes))
+            )
+        )
     if mistakes:
         raise CompileError(*_sorted(mistakes))
     if not plans:
@@ -129,7 +149,7 @@ def _plan(source: SourceFile, checked: Checked) -> Compiled:
                 help="a file of definitions is for `use`; compile the file that uses it",
             )
         )
-    return Compiled(source, tuple(plans), checked.warnings)
+    return Compiled(source, tuple(plans), tuple(_sorted(warned)), tuple(layers))
 
 
 def declared_parameters(source: SourceFile) -> tuple[str, ...]:
@@ -166,6 +186,7 @@ def render(
     if template == "gluon":
         _require_gluon(compiled, target)
     if target == "flex":
+        _require_no_layers(compiled)
         from attnc.algebra.tiles import derive_tiles
         from attnc.codegen.render_flex import render_flex_module
 
@@ -176,8 +197,28 @@ def render(
 
     with BUILDING:
         return render_module(
-            compiled.plans, source=compiled.source, standalone=standalone, tuned=tuned, gluon=template == "gluon"
+            compiled.plans,
+            compiled.layers,
+            source=compiled.source,
+            standalone=standalone,
+            tuned=tuned,
+            gluon=template == "gluon",
         )
+
+
+def _require_no_layers(compiled: Compiled) -> None:
+    """Raise CompileError for layers in a file that is compiled to FlexAttention's functions."""
+    mistakes = [
+        Diagnostic(
+            "no-flex-layer",
+            f"the layer `{plan.name}` calls a compiled attention, and FlexAttention's functions are none",
+            labels=(Label(plan.layer.span, "this layer"),) if plan.layer.span is not None else (),
+            help="compile it without `--target flex`, or compile its attention alone",
+        )
+        for plan in compiled.layers
+    ]
+    if mistakes:
+        raise CompileError(*_sorted(mistakes))
 
 
 def _require_gluon(compiled: Compiled, target: str) -> None:
@@ -278,23 +319,26 @@ def explain(
     heads: int = 8,
     head_size: int = 64,
 ) -> list[dict[str, Any]]:
-    """Return what `attnc explain --json` prints: one dictionary for each attention.
+    """Return what `attnc explain --json` prints: one dictionary for each attention, then one for each layer.
 
     Args:
         file: the pattern.
         params: values of parameters.
         length: queries and keys.
-        heads: query heads.
-        head_size: size of a head of query, key and value.
+        heads: query heads; layers have their own.
+        head_size: size of a head of query, key and value; layers have their own.
 
     Raises:
         CompileError: the pattern has mistakes.
     """
     from attnc.explanation import explain_plan
+    from attnc.explanation_layers import explain_layer
 
     compiled = plan_source(read_pattern(file), params)
     _warn(compiled.warnings)
-    return [explain_plan(plan, length=length, heads=heads, head_size=head_size).as_json() for plan in compiled.plans]
+    attentions = [explain_plan(plan, length=length, heads=heads, head_size=head_size) for plan in compiled.plans]
+    layers = [explain_layer(plan, length=length) for plan in compiled.layers]
+    return [one.as_json() for one in attentions] + [one.as_json() for one in layers]
 
 
 def compare_sources(
@@ -386,10 +430,22 @@ def _import(source: SourceFile, params: Parameters) -> ModuleType:
     """Import the module of a pattern; the stages behind the checker run only where the cache does not have it."""
     from attnc.runtime.load import cache_key, cached_module
 
-    program = check_program(parse_source(source), params=params)
-    _warn(_sorted([*program.warnings, *_unsure_reads(program)]))
-    key = cache_key(_fingerprint(), source.name, source.text, program.attentions, program.layers)
+    program = share_attentions(check_program(parse_source(source), params=params))
+    schemes, told = _schemes(program)
+    losing = (one for one in told if one.severity is Severity.WARNING)
+    _warn(_sorted([*program.warnings, *_unsure_reads(program), *losing]))
+    key = cache_key(_fingerprint(), source.name, source.text, program.attentions, program.layers, schemes)
     return cached_module(key, lambda: render(_plan(source, _prove(program))), stem=Path(source.name).stem)
+
+
+def _schemes(program: Program) -> tuple[list[Any], list[Diagnostic]]:
+    """Return the schemes of all layers, which files decide beside the pattern, and what is to be said of them."""
+    if not program.layers:
+        return [], []
+    from attnc.schemes import schemes_of_layer
+
+    found = [schemes_of_layer(layer) for layer in program.layers]
+    return [schemes for schemes, _ in found], [one for _, told in found for one in told]
 
 
 def _unsure_reads(program: Program) -> Iterable[Diagnostic]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -11,6 +11,7 @@ from attnc.algebra.coordinates import IDENTITY
 from attnc.algebra.count_formulas import TOO_MANY_STEPS, NoFormula, PairsFormula, pairs_formula
 from attnc.algebra.counting import count_pairs as count_pairs_by_sets
 from attnc.algebra.facts import Facts
+from attnc.algebra.windows import Dense
 from attnc.explanation_counts import PassCost, Sizes, Tiles, call_sizes, count_pass, number, together
 from attnc.explanation_forms import Price, feature_count, find_prices, surroundings
 from attnc.explanation_gradients import Gradients, find_gradients
@@ -18,10 +19,10 @@ from attnc.explanation_plan import Costs, Prepass, Weighed, expected_costs, find
 from attnc.ir.evaluate import Environment, evaluate
 from attnc.ir.nodes import IndexName, SizeName
 from attnc.ir.program import ORIGINAL_KEYS, Attention
-from attnc.ir.shortening import shortened_count, with_sizes
+from attnc.ir.shortening import shortened_count
 from attnc.ir.types import Type
 from attnc.ir.walk import tables
-from attnc.plan.choose import plan_attention
+from attnc.plan.choose import with_known_sizes
 from attnc.plan.kernel_plan import Form, Pass, Plan
 
 MOST_EVALUATED = 1 << 32
@@ -133,7 +134,8 @@ class Explanation:
                 "empty": self.tiles.empty,
             },
             "passes": [
-                _pass_as_json(cost, self._long_rows(one)) for one, cost in zip(plan.passes, self.passes, strict=False)
+                _pass_as_json(cost, self._long_rows(one), self._library_part(place))
+                for place, (one, cost) in enumerate(zip(plan.passes, self.passes, strict=False))
             ],
             "plan": self._plan_as_json(),
             "prepasses": [one.as_json() for one in self.prepasses],
@@ -148,6 +150,10 @@ class Explanation:
     def _long_rows(self, one: Pass) -> int:
         return self.plan.long_rows if one.layout.query == IDENTITY else 0
 
+    def _library_part(self, place: int) -> Dense | None:
+        part = self.plan.part
+        return part.pairs if part is not None and part.number == place else None
+
     def _plan_as_json(self) -> dict[str, Any]:
         several = len(self.passes) > 1
         return {
@@ -161,7 +167,7 @@ class Explanation:
         }
 
 
-def _pass_as_json(one: PassCost, long_rows: int) -> dict[str, Any]:
+def _pass_as_json(one: PassCost, long_rows: int, part: Dense | None) -> dict[str, Any]:
     tiles = {"full": one.tiles.full, "partial": one.tiles.partial, "empty": one.tiles.empty}
     return {
         "layout": one.layout,
@@ -171,6 +177,7 @@ def _pass_as_json(one: PassCost, long_rows: int) -> dict[str, Any]:
         "pairs": one.pairs,
         "tiles": {"query": one.tiles.query, "key": one.tiles.key, **tiles},
         "long_rows": long_rows,
+        "library_if_tuned": None if part is None else asdict(part),
     }
 
 
@@ -198,7 +205,7 @@ def facts_as_json(facts: Facts) -> dict[str, bool | None]:
 
 def explain_plan(plan: Plan, *, length: int, heads: int, head_size: int) -> Explanation:
     """Count what a plan does for `length` queries and keys."""
-    plan = _grounded(plan, length, head_size)
+    plan = with_known_sizes(plan, length, head_size)
     whole, plan = plan, plan.at(length)
     attention = plan.attention
     sizes = call_sizes(length, heads, head_size)
@@ -240,15 +247,6 @@ def explain_plan(plan: Plan, *, length: int, heads: int, head_size: int) -> Expl
         forms,
         surroundings(plan.operation, length),
     )
-
-
-def _grounded(plan: Plan, length: int, head_size: int) -> Plan:
-    """Return a plan for one length where the pairs cannot see it: hidden scalars become constants."""
-    hidden = {one.name for one in plan.attention.tensors if one.hidden}
-    if not hidden:
-        return plan
-    given = {ORIGINAL_KEYS: length, SizeName.HEAD_SIZE.value: head_size}
-    return plan_attention(with_sizes(plan.operation, given))
 
 
 BACKWARD_SCANS = 3

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from attnc.algebra.summaries import BlockExtreme
+from attnc.algebra.windows import UNBOUNDED, Dense, Stretch
 from attnc.explanation import Explanation
 from attnc.explanation_plan import Costs, Prepass, Weighed, layout_reason
 from attnc.ir.program import NormalizeKind
@@ -83,6 +84,8 @@ def plan_lines(explanation: Explanation) -> Iterator[RenderableType]:
         for place, (one, cost) in enumerate(zip(plan.passes, explanation.passes, strict=True), start=1):
             yield from _wrapped(f"pass {place}, {cost.layout}: {cost.mask}", indent=4)
             yield from _wrapped(f"{layout_reason(one.layout)}.", indent=8)
+            if plan.part is not None and plan.part.number == place - 1:
+                yield from _wrapped(_library_part(plan.part.pairs), indent=8)
     if plan.long_rows:
         yield from _wrapped(_long_rows(plan.long_rows))
     for prepass in explanation.prepasses:
@@ -109,7 +112,7 @@ def _named_passes(plan: Plan) -> str:
 def _passes_sentence(plan: Plan) -> str:
     if plan.linear is not None or (plan.operation.decompose is not None and plan.operation.decompose.form == "nystrom"):
         return "Calls of each length take the cheapest of the forms below."
-    if plan.passes[0].library is not None:
+    if len(plan.passes) == 1 and plan.passes[0].library is not None:
         return "One pass: the pattern is a library call, and nothing else is weighed."
     if len(plan.passes) == 1:
         layout = plan.passes[0].layout
@@ -122,6 +125,32 @@ def _passes_sentence(plan: Plan) -> str:
     )
     count = len(plan.passes)
     return f"{count} passes over parts of the mask, merged by {merged}; {proof}."
+
+
+def _library_part(pairs: Dense) -> str:
+    return (
+        f"On a GPU PyTorch's FlashAttention computes it, {_dense(pairs)}, where `attnc tune` has measured that to be"
+        " faster; kernels of the other passes begin with its sums."
+    )
+
+
+def _dense(pairs: Dense) -> str:
+    """Say a window or a rectangle in words."""
+    if pairs.is_rectangle:
+        return f"a rectangle of {_positions('queries', pairs.rows)} and {_positions('keys', pairs.keys)}"
+    before, behind = pairs.window
+    place = f" of {_positions('positions', pairs.rows)}" if pairs.rows[0] else ""
+    if (before, behind) == (UNBOUNDED, 0):
+        return f"causal attention{place}"
+    reach = ["all" if side == UNBOUNDED else str(side) for side in (before, behind)]
+    return f"a window of {reach[0]} before and {reach[1]} behind each query{place}"
+
+
+def _positions(what: str, stretch: Stretch) -> str:
+    first, past = stretch
+    if past is None:
+        return f"{what} from {first} on" if first else f"all {what}"
+    return f"{what} {first} .. {past - 1}"
 
 
 def _long_rows(count: int) -> str:

@@ -69,9 +69,12 @@ def lay_out(explanation: Explanation) -> Iterator[RenderableType]:
     for number, one in enumerate(() if explanation.is_linear else plan.passes, start=1):
         which = f"Pass {number}: what" if len(plan.passes) > 1 else "What"
         yield _section(f"{which} the queries i_lo .. i_hi of one tile visit")
-        if one.library is not None:
+        if one.library is not None and len(plan.passes) == 1:
             yield f"  Nothing of the kind: the pattern is one call of {CALLS[one.library]}."
             yield "  Where that does not fit the call, these tiles:"
+        elif one.library is not None:
+            place = f" of the positions from {one.first} on" if one.first else ""
+            yield f"  On a CPU, where N = M, it is the library's causal attention{place}. Elsewhere, these tiles:"
         if numbers := numbering(one.layout):
             yield f"  {numbers} What is tested is about positions."
         yield _boxes(one) if one.layout.is_grid else _intervals(one)

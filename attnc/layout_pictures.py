@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from attnc.algebra.coordinates import CLASS, LOCAL_KEY, LOCAL_QUERY, CoordinateMap, Layout, MapKind
-from attnc.bench.cases import Data, Shape, make_data, square
+from attnc.bench.cases import Data, Shape, make_data, on_shortened, square
 from attnc.blockwise import reads_data, varies
 from attnc.ir.nodes import IndexName
 from attnc.ir.program import Attention
 from attnc.ir.show import show
+from attnc.plan.choose import with_known_sizes
 from attnc.plan.kernel_plan import Pass, Plan
 from attnc.reference import TensorEnvironment, evaluate_tensor, pair_environment
 from attnc.tile_map import TileKind, TileRows, planned_rows
@@ -65,6 +66,8 @@ def make_layout_panels(plan: Plan, length: int, *, heads: int = 8, head: int = 0
         head: the head that is drawn.
     """
     shape = square(length, heads=heads)
+    plan = with_known_sizes(plan, shape.keys, shape.head_size)
+    _, shape = on_shortened(plan.attention, shape)
     data: Data = make_data(plan.attention, shape, seed=0) if reads_data(plan.attention) else {}
     plan = plan.at(length)
     many = len(plan.passes)

@@ -1,4 +1,4 @@
-"""Where the grammar and the templates lie, in a source checkout and in an installed wheel alike."""
+"""Where the grammar, the templates and the schemes lie, in a source checkout and in an installed wheel alike."""
 
 from __future__ import annotations
 
@@ -20,6 +20,12 @@ def grammar_text() -> str:
 def templates_directory() -> Path:
     """Return the folder of the code templates. Raises InternalError if the installation lacks it."""
     return _directory("templates")
+
+
+@cache
+def schemes_directory() -> Path:
+    """Return the folder of the bilinear schemes. Raises InternalError if the installation lacks it."""
+    return _directory("schemes")
 
 
 def _directory(name: str) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from attnc.algebra.tiles import derive_tiles
-from attnc.bench.cases import TYPICAL_DOCUMENT, Data, make_data, square
+from attnc.bench.cases import TYPICAL_DOCUMENT, Data, make_data, on_shortened, square
 from attnc.blockwise import mask_blocks, reads_data, varies
 from attnc.ir.nodes import IndexName
 from attnc.ir.program import Attention
@@ -18,6 +18,7 @@ from attnc.ir.types import Type
 from attnc.ir.walk import tables
 from attnc.layout_pictures import PAIRS_SHOWN, LayoutPanel, make_layout_panels
 from attnc.pictures import figure_class
+from attnc.plan.choose import with_known_sizes
 from attnc.plan.kernel_plan import Plan
 from attnc.tile_map import TileKind, evaluated_grid, planned_grid
 
@@ -51,6 +52,7 @@ class Panel:
     title: str
     subtitle: str
     length: int
+    keys: int
     tile: int
     kinds: torch.Tensor
     pairs: torch.Tensor | None
@@ -96,8 +98,10 @@ def draw(plans: Sequence[Plan], length: int, *, heads: int = 8, head: int = 0, l
 
 def make_panel(plan: Plan, length: int, *, heads: int = 8, head: int = 0) -> Panel:
     """Classify the tiles of one attention in plain order, and evaluate its pairs where they can be seen."""
-    attention = plan.attention
     shape = square(length, heads=heads)
+    plan = with_known_sizes(plan, shape.keys, shape.head_size)
+    attention = plan.attention
+    _, shape = on_shortened(attention, shape)
     with_data = reads_data(attention)
     data: Data = make_data(attention, shape, seed=0) if with_data else {}
     plan = plan.at(length)
@@ -118,14 +122,14 @@ def make_panel(plan: Plan, length: int, *, heads: int = 8, head: int = 0) -> Pan
             for block in mask_blocks(attention, shape.sizes(), data)
         ]
         pairs = torch.cat(found)
-    remarks = [f"{length:,} x {length:,}, tiles of {kernel_tile} x {kernel_tile}"]
+    remarks = [f"{length:,} x {shape.keys:,}, tiles of {kernel_tile} x {kernel_tile}"]
     if tile != kernel_tile:
         remarks.append(f"drawn in tiles of {tile}")
     if varies(attention, IndexName.HEAD):
         remarks.append(f"head {head} of {heads}")
     if with_data:
         remarks.append(_data_words(attention, evaluated))
-    return Panel(attention.name, ", ".join(remarks), length, tile, torch.cat(list(blocks)), pairs)
+    return Panel(attention.name, ", ".join(remarks), length, shape.keys, tile, torch.cat(list(blocks)), pairs)
 
 
 def _data_words(attention: Attention, evaluated: bool) -> str:
@@ -147,20 +151,19 @@ def _data_words(attention: Attention, evaluated: bool) -> str:
 def _draw_panel(place: Any, panel: Panel) -> None:
     place.imshow(
         _pixels(panel),
-        extent=(0, panel.length, panel.length, 0) if panel.pairs is not None else _extent(panel),
+        extent=(0, panel.keys, panel.length, 0) if panel.pairs is not None else _extent(panel),
         interpolation="nearest",
         aspect="equal",
     )
     margin = 0.006 * panel.length  # so that a first row or column one tile wide does not vanish behind the frame
-    place.set_xlim(-margin, panel.length + margin)
+    place.set_xlim(-margin, panel.keys + margin)
     place.set_ylim(panel.length + margin, -margin)
     place.spines[:].set_visible(False)
-    across = panel.kinds.shape[1]
-    if 1 < across <= GRID_LINES:
-        for number in range(1, across):
-            place.axhline(number * panel.tile, color="white", linewidth=0.5)
-            place.axvline(number * panel.tile, color="white", linewidth=0.5)
-    place.set_xlabel("key position j")
+    if 1 < max(panel.kinds.shape) <= GRID_LINES:
+        for draw_line, across in zip((place.axhline, place.axvline), panel.kinds.shape, strict=True):
+            for number in range(1, across):
+                draw_line(number * panel.tile, color="white", linewidth=0.5)
+    place.set_xlabel("key position j" if panel.keys == panel.length else "shortened key j")
     place.set_ylabel("query position i")
     counts = torch.bincount(panel.kinds.flatten(), minlength=3).tolist()
     _heading(place, panel.title, panel.subtitle + "\n" + _share(counts))
@@ -218,7 +221,7 @@ def _pixels(panel: Panel) -> Any:
     if panel.pairs is None:
         return palette[kinds].numpy()
     spread = kinds.repeat_interleave(panel.tile, 0).repeat_interleave(panel.tile, 1)
-    spread = spread[: panel.length, : panel.length]
+    spread = spread[: panel.length, : panel.keys]
     colours = torch.where(panel.pairs.unsqueeze(-1), torch.tensor(PAIR_COLOURS)[spread], palette[spread])
     return colours.numpy()
 

@@ -10,7 +10,9 @@ from attnc.compiler import Parameters, check_source, plan_source
 from attnc.diagnostics import Diagnostic
 from attnc.ir.nodes import Expr
 from attnc.ir.show import show, show_attention
+from attnc.ir.show_layer import show_layer, show_projection, show_sizes
 from attnc.plan.kernel_plan import Pass, Plan
+from attnc.plan.layer_plan import LayerPlan
 from attnc.source import SourceFile, Span
 from attnc.syntax.parse import parse_source
 
@@ -32,13 +34,14 @@ def stage_text(source: SourceFile, params: Parameters, stage: str) -> tuple[str,
         return "\n".join(tree_lines(parse_source(source))) + "\n", ()
     if stage == "ir":
         checked = check_source(source, params)
-        text = "\n\n".join(show_attention(attention).rstrip() for attention in checked.program.attentions)
-        return text + "\n", checked.warnings
+        shown = [show_attention(attention).rstrip() for attention in checked.program.attentions]
+        shown += [show_layer(layer) for layer in checked.program.layers]
+        return "\n\n".join(shown) + "\n", checked.warnings
     compiled = plan_source(source, params)
     if stage == "simplified":
         texts = [simplified_text(plan) for plan in compiled.plans]
     elif stage == "plan":
-        texts = [plan_text(plan) for plan in compiled.plans]
+        texts = [plan_text(plan) for plan in compiled.plans] + [layer_plan_text(plan) for plan in compiled.layers]
     else:
         from attnc.codegen.render import render_kernel
 
@@ -103,6 +106,21 @@ def plan_text(plan: Plan) -> str:
         if plan.short:
             inner = [f"{words}:", *(INDENT + line for line in inner)]
         lines += [INDENT + line for line in inner]
+    return "\n".join(lines)
+
+
+def layer_plan_text(plan: LayerPlan) -> str:
+    """Return the plan of a layer: its sizes, its attention, and how each projection is computed."""
+    lines = [f"plan of layer {plan.name}", f"{INDENT}{show_sizes(plan.sizes)}"]
+    lines.append(f"{INDENT}attends with {plan.layer.attention}")
+    for one in plan.projections:
+        matrix = one.matrix
+        parameters = f"{'?' if one.parameters is None else one.parameters} parameters"
+        direction = "" if one.direction is None else f", kernels {one.direction.value}"
+        size = f"{matrix.rows} x {matrix.columns}, {parameters}"
+        lines.append(
+            f"{INDENT}{matrix.name}: {show_projection(matrix.projection)}, {size}: {one.product.value}{direction}"
+        )
     return "\n".join(lines)
 
 

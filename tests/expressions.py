@@ -6,6 +6,7 @@ them as nested lists.
 """
 
 import random
+from functools import cache
 
 from hypothesis import strategies as st
 
@@ -99,6 +100,7 @@ def call(function, *args):
 CAUSAL = compare("<=", J, I)
 
 
+@cache
 def ints(*, tables=True, hashes=True, variables=(), depth=3):
     """Ints over indices, sizes, small constants, `//` and `%` by positive constants, min, max, abs, where."""
     leaves = [I, J, I, J, R, N, M, H, B, *(Bound(name) for name in variables)]
@@ -137,6 +139,7 @@ def ints(*, tables=True, hashes=True, variables=(), depth=3):
     return st.one_of(options)
 
 
+@cache
 def atoms(*, tables=True, hashes=True, variables=()):
     """Comparisons of ints; with `tables`, also equal documents, kept keys and reads that may leave their table."""
     number = ints(tables=tables, hashes=hashes, variables=variables, depth=2)
@@ -148,6 +151,7 @@ def atoms(*, tables=True, hashes=True, variables=()):
     return st.one_of(options)
 
 
+@cache
 def masks(*, tables=True, hashes=True, quantifiers=True, depth=3, variables=()):
     """Bools over atoms, `and`, `or`, `not`, `where`, `==` of bools, and `any`/`all` with up to 4 instances.
 
@@ -186,6 +190,7 @@ def masks(*, tables=True, hashes=True, quantifiers=True, depth=3, variables=()):
     return st.one_of(options)
 
 
+@cache
 def scores(*, tables=True, wild=False, depth=3):
     """Floats over `s`, positions, `bias` and smooth functions; with `wild`, also what may be infinite or NaN."""
     constant = st.sampled_from([0.0, 1.0, -1.0, 0.5, 2.0, -0.25, 3.0]).map(real)
@@ -280,6 +285,7 @@ def attention(
     )
 
 
+@cache
 def attentions(*, tables=True):
     """Whole attentions: a random mask and score, a normaliser without further expressions, both alignments."""
     kinds = [*[NormalizeKind.SOFTMAX] * 3, NormalizeKind.SIGMOID, NormalizeKind.RELU, NormalizeKind.NONE]

@@ -23,7 +23,7 @@ ALLOWED = {
     "plan": {*BASE, "ir", "algebra"},
     "codegen": {*BASE, "ir", "algebra", "plan", "resources"},
     "runtime": set(),
-    "compiler": {*BASE, *STAGES, "files", "resources", "comparison", "explanation"},
+    "compiler": {*BASE, *STAGES, "files", "resources", "comparison", "explanation", "explanation_layers", "schemes"},
     # beside it
     "flex": {*BASE, "ir"},
     "reference": {*BASE, "ir"},
@@ -41,11 +41,14 @@ ALLOWED = {
         "ir", "algebra", "plan", "explanation", "explanation_gradients", "explanation_plan", "explanation_plan_text",
     },
     "explanation_plan_text": {"ir", "algebra", "plan", "explanation", "explanation_plan"},
+    "explanation_layers": {"ir", "algebra", "plan", "blockwise", "explanation", "explanation_counts", "schemes"},
+    "explanation_layers_text": {"ir", "explanation_layers", "explanation_plan_text", "schemes"},
     "comparison": {*BASE, "syntax", "ir", "sema", "algebra"},
     "stage_text": {*BASE, "syntax", "ir", "plan", "codegen", "compiler"},
     "machine_code": {"diagnostics", "runtime", "compiler"},
     "pictures": {"diagnostics"},
     "files": {*BASE, "syntax"},
+    "schemes": {*BASE, "ir", "algebra", "codegen", "runtime", "resources"},
     "parameters": set(),
     "terminal": {"diagnostics"},
     "bench": {
@@ -53,7 +56,8 @@ ALLOWED = {
         "pictures", "terminal",
     },
     "study": {
-        "diagnostics", "ir", "algebra", "blockwise", "compiler", "files", "pictures", "terminal", "bench",
+        "diagnostics", "ir", "algebra", "plan", "blockwise", "compiler", "explanation_layers", "files", "pictures",
+        "terminal", "bench",
     },
     "show": {"ir", "algebra", "plan", "blockwise", "tile_map", "bench", "pictures", "layout_pictures"},
     "layout_pictures": {"ir", "algebra", "plan", "reference", "blockwise", "tile_map", "bench"},
@@ -61,8 +65,9 @@ ALLOWED = {
     "tuning": {"diagnostics", "plan", "runtime", "compiler", "bench", "files", "terminal"},
     # the commands
     "commands": {
-        *BASE, "compiler", "bench", "comparison", "explanation", "explanation_text", "files", "machine_code",
-        "parameters", "pictures", "show", "stage_text", "study", "terminal", "tuning", "verify",
+        *BASE, "compiler", "bench", "comparison", "explanation", "explanation_layers", "explanation_layers_text",
+        "explanation_text", "files", "machine_code",
+        "parameters", "pictures", "schemes", "show", "stage_text", "study", "terminal", "tuning", "verify",
     },
     "cli": {"diagnostics", "cli_options", "cli_study", "cli_tune", "commands", "files", "parameters", "terminal"},
     "cli_options": set(),
@@ -84,6 +89,7 @@ OWNERS = {
     "rich": {
         "terminal",
         "explanation_text",
+        "explanation_layers_text",
         "explanation_plan_text",
         "machine_code",
         "bench",

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from flash_stand_in import StandIn
 from typer.testing import CliRunner
 
 from attnc import cli
@@ -337,6 +338,39 @@ def test_a_library_is_measured_beside_the_tiles_that_were_found(bundle, tmp_path
     found.put("tuned", own.key, {"ok": True, "entry": {"kernel": kernel, "tiles": CARRIED}})
     (other,) = steps.tunings(found, library=True)
     assert other.given["others"] == {kernel: CARRIED}
+
+
+@pytest.mark.slow
+def test_what_a_library_may_compute_of_splits_is_asked_and_gated(tools, tmp_path, monkeypatch):
+    import gpu_bundle
+
+    out = tmp_path / "gpu"
+    gpu_bundle.write_bundle(out, ["split_sinks"])
+    monkeypatch.syspath_prepend(str(out))
+    monkeypatch.setenv("ATTNC_TARGET", "triton")
+    try:
+        from bundle import tuning
+        from bundle.data import module_of, patterns
+        from bundle.plan import Steps
+
+        (asked,) = Steps("cpu").kernels()
+        module = module_of(patterns()[asked.given["key"]])
+        assert not any(", library" in name for name in tuning.kernels(**asked.given, device="cpu")["forward"])
+        stand_in = StandIn()
+        for name, function in {"forward": stand_in.forward, "backward": stand_in.backward}.items():
+            monkeypatch.setattr(module, f"_flash_{name}", function)
+        monkeypatch.setattr(module, "runs_flash_attention", lambda device: True)
+        sizes = asked.given["sizes"] | {"dtype": "float16"}
+        names = tuning.kernels(asked.given["key"], sizes, "cpu")
+        library = [one for one in names["forward"] + names["backward"] if ", library" in one]
+        assert [one.partition(", ")[2] for one in library] == ["library pass 2", "library pass 2 backward"]
+        for name in library:
+            stand_in.calls.clear()
+            assert tuning.gate(asked.given["key"], sizes, name, {"library": "flash"}, "cpu") == {"ok": True}
+            assert set(stand_in.calls) == {"backward" if "backward" in name else "forward"}
+    finally:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "bundle"]:
+            del sys.modules[name]
 
 
 def test_targets_are_laid_out(tools):

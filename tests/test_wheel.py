@@ -1,5 +1,6 @@
 """The wheel carries everything: installed alone, it compiles a pattern."""
 
+import os
 import subprocess
 import sys
 import sysconfig
@@ -47,12 +48,15 @@ def test_wheel_has_grammar_templates_and_types(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {"attnc/grammar/attn.lark", "attnc/syntax/prelude.attn", "attnc/py.typed"} <= names
     assert any(name.startswith("attnc/templates/") and name.endswith(".jinja") for name in names)
+    assert {"attnc/schemes/strassen.json", "attnc/schemes/laderman.json"} <= names
     assert not any(name.startswith(("tests/", "examples/")) for name in names)
 
 
 def test_installed_wheel_compiles_a_pattern(python, tmp_path):
     (tmp_path / "local.attn").write_text(PATTERN)
     code = "import attnc, sys; print(attnc.__file__); print(attnc.compile('local.attn', out='local.py'))"
-    done = subprocess.run([str(python), "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [str(python), "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, env=environment)
     assert str(tmp_path.parent) in done.stdout or "environment" in done.stdout.splitlines()[0]
     compile((tmp_path / "local.py").read_text(), "local.py", "exec")

@@ -2,112 +2,76 @@
 
     python tools/derive_tiles.py --results build/derived.jsonl --kinds key --targets sm_90 --head-sizes 64 128
 
-No GPU is needed. All configurations of `attnc.plan.tile_space` are compiled for one representative pattern, and ranked
-by the time that `attnc.tuning.model` estimates. Then, for each kind of kernel and each of its traits, the first of that
-order is taken with which no kernel of any example spills. What has been compiled stands in the file of results and is
-not compiled again; with `--seconds`, a run ends in time and the next one goes on.
+No GPU is needed. The configurations of `attnc.plan.tile_space` are compiled for one representative pattern, the best of
+them for others as well, and ranked by the times that `attnc.tuning.model` estimates for all of those. Then, for each
+kind of kernel and each of its traits, the first of that order is taken with which no kernel of any example spills; but
+what the tables have comes first where no other one is expected to save more time than estimates can tell. A line says
+what was found, what stands in the tables, and the times of both, in those of the fastest. What has been compiled stands
+in the file of results and is not compiled again; with `--seconds`, a run ends in time and the next one goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, astuple, dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-os.environ.pop("TRITON_INTERPRET", None)
-
 import torch
+from tile_kernels import TOGETHER, TRAITS, Case, Findings, OutOfTimeError, Place, is_clean, kernel_cases, tiles_of
 
 from attnc.bench.cases import square
-from attnc.codegen.gradient_view import gradient_views
-from attnc.codegen.launch_view import launch_views
-from attnc.compiler import plan_source, render
-from attnc.files import read_pattern
-from attnc.plan.configs import TileConfig, Traits
+from attnc.plan.configs import TileConfig, Traits, gradient_tile_rows, tile_rows
 from attnc.plan.kernel_plan import Plan
-from attnc.runtime.aot import compile_kernels
-from attnc.runtime.load import load_module
-from attnc.runtime.tiles import Tiles
-from attnc.tuning.counting import FORWARD, KEYS, PRODUCTS, QUERIES, TileCounter
-from attnc.tuning.disassembly import main_loop
-from attnc.tuning.model import Work, estimate
-from attnc.tuning.static import Target, configs_of, part_of
+from attnc.tuning.counting import FORWARD, KEYS, QUERIES, TileCounter
+from attnc.tuning.model import ALONE, CYCLES, MACHINES, Work
+from attnc.tuning.static import DOUBT, Target, configs_of
 
-ROOT = Path(__file__).resolve().parent.parent
 PARTS = {"forward": FORWARD, "query": QUERIES, "key": KEYS}
-REPRESENTATIVE = "streaming"
-"""Its kernels are ranked: loops with and without tests, some of them short."""
+REPRESENTATIVES = ("streaming", "gpt", "longformer")
+"""Whose kernels are ranked: several loops, some of them short; one long loop; most loops. The first for all tiles."""
+
+NEAR = 1.3
+"""Times the shortest estimate for the first of those, up to which the others are compiled."""
+
+MOST_NEAR = 5
+"""The most configurations for which they are."""
+
+OUTSIDE = 64
+"""Bytes that a kernel may spill outside of its loops over tiles, by what is no part of them."""
+
+OPERATIONS, THREADS = 3, 32
+"""Least instructions for a pair besides an exponential: a factor, a maximum and a sum; threads of a warp."""
+
 LENGTH, HEADS = 16384, 16
-TRAITS = ("plain", "heavy", "gathered", "adds", "tested")
-
-
-class OutOfTimeError(Exception):
-    """Nothing more is begun."""
+LONGEST = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
-    """A kernel of an example and what its defaults depend on; `module` is a file."""
-
-    example: str
-    attention: str
-    kernel: str
-    part: str
-    traits: Traits
-    module: str
-
-    @property
-    def trait(self) -> str:
-        """The last of its traits: the first of the tables that decides."""
-        return TRAITS[max(number for number, holds in enumerate(self.traits.kinds) if holds)]
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A row of the tables."""
-
-    part: str
-    target: str
-    head_size: int
-    dtype: str
-
-
-@dataclass(slots=True)
-class Findings:
-    """What has been compiled: by kernel, place and tiles.
+class Row:
+    """What was derived for kernels with a trait that read through descriptors or by pointers.
 
     Attributes:
-        file: where it is kept.
-        end: when nothing more is begun, in seconds of the clock.
+        present: what the tables have.
+        chosen: None where every configuration spills somewhere.
+        shares: estimated times of both, in those of the fastest configuration; not a number where nothing was ranked.
     """
 
-    pool: ProcessPoolExecutor
-    file: Path
-    end: float
-    known: dict[tuple[Any, ...], dict[str, Any]] = field(default_factory=dict)
-
-    def of(self, cases: list[Case], place: Place, configs: list[TileConfig]) -> Iterator[dict[str, Any]]:
-        """Yield what the compilers make of kernels with configurations, in their order."""
-        jobs = [(case, place, config) for config in configs for case in cases]
-        new = [job for job in jobs if _name(*job) not in self.known]
-        if new and time.monotonic() > self.end:
-            raise OutOfTimeError
-        for job, found in zip(new, self.pool.map(_compile, new), strict=True):
-            self.known[_name(*job)] = found
-            with self.file.open("a") as file:
-                file.write(json.dumps([_name(*job), found]) + "\n")
-        yield from (self.known[_name(*job)] for job in jobs)
+    trait: str
+    described: bool
+    present: TileConfig | None
+    chosen: TileConfig | None
+    shares: tuple[float, float]
 
 
 def main() -> int:
@@ -118,11 +82,16 @@ def main() -> int:
     parser.add_argument("--targets", nargs="*", default=("sm_80", "sm_90", "sm_100", "gfx942"))
     parser.add_argument("--head-sizes", nargs="*", type=int, default=(64, 128, 256))
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--examples", nargs="*", help="whose kernels may not spill: names without .attn")
+    parser.add_argument("--representatives", nargs="*", default=REPRESENTATIVES, help="whose kernels are ranked")
+    parser.add_argument("--most", type=int, help="leave out configurations that read much for what they compute")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes that compile")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin nothing after so many")
     options = parser.parse_args()
+    # before any process is started that imports triton
+    os.environ.pop("TRITON_INTERPRET", None)
     with tempfile.TemporaryDirectory() as folder:
-        cases, plan = _cases(Path(folder))
+        cases, plans = kernel_cases(Path(folder), options.examples, options.representatives)
         with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
             findings = Findings(pool, options.results, time.monotonic() + options.seconds)
             if options.results.exists():
@@ -131,135 +100,180 @@ def main() -> int:
             try:
                 for kind, target, size in product(options.kinds, options.targets, options.head_sizes):
                     place = Place(PARTS[kind], target, size, options.dtype)
-                    for trait, reads, config in derive(findings, cases, plan, place):
-                        print(kind, target, size, trait, reads, "none" if config is None else _text(config), flush=True)
+                    for row in derive(findings, cases, plans, place, options.most):
+                        print(kind, target, size, _text(row), flush=True)
             except OutOfTimeError:
                 return 1
     return 0
 
 
 def derive(
-    findings: Findings, cases: list[Case], plan: Plan, place: Place
-) -> Iterator[tuple[str, str, TileConfig | None]]:
-    """Yield trait, way of reading and the configuration of each row; None where every configuration spills somewhere.
+    findings: Findings, cases: list[Case], plans: Mapping[str, Plan], place: Place, most: int | None = None
+) -> Iterator[Row]:
+    """Yield what suits kernels with each trait, those without any first.
 
-    Traits whose kernels are clean with the row of plain ones are left out.
+    Args:
+        findings: known ones, and how others are found.
+        cases: whose kernels may not spill.
+        plans: of the patterns whose kernels are ranked.
+        place: the row.
+        most: configurations that are looked at, those that read least for what they compute.
     """
-    ranked = rank(findings, cases, plan, place)
-    for described in sorted({config.descriptors for config in ranked}, reverse=True):
-        order = [config for config in ranked if config.descriptors == described]
-        plain: TileConfig | None = None
+    for described in sorted({config.descriptors for config in _space(next(iter(plans.values())), place)}, reverse=True):
         for trait in TRAITS:
             kernels = [case for case in cases if case.part == place.part and case.trait == trait]
             if not kernels or (described and trait == "gathered"):
                 continue
+            present = present_config(place, kernels[0].traits, described=described)
+            stays = present is not None and is_clean(findings, kernels, place, present)
+            shares = rank(findings, cases, plans, place, described, present, stays, most)
+            order = [variant for config in in_order(shares, present) for variant in _variants(config, place.part)]
             chosen = next((config for config in order if is_clean(findings, kernels, place, config)), None)
-            if trait == "plain" or chosen != plain:
-                yield trait, "descriptors" if described else "pointers", chosen
-            plain = chosen if trait == "plain" else plain
+            both = tuple(math.nan if one is None else shares.get(_code(one), math.nan) for one in (present, chosen))
+            yield Row(trait, described, present, chosen, both)
 
 
-def rank(findings: Findings, cases: list[Case], plan: Plan, place: Place) -> list[TileConfig]:
-    """Return the configurations that work for the representative pattern, those with the shortest times first."""
+def rank(
+    findings: Findings,
+    cases: list[Case],
+    plans: Mapping[str, Plan],
+    place: Place,
+    described: bool,
+    present: TileConfig | None,
+    stays: bool,
+    most: int | None = None,
+) -> dict[TileConfig, float]:
+    """Return configurations with the means of their times, in those of the fastest, the best first.
+
+    Those that cannot be the fastest, or save enough to take the place of one that stays otherwise, are not compiled,
+    and follow without a number.
+    """
+    first, *others = [case for name in plans for case in _first_kernel(cases, name, place.part)]
     shape = square(LENGTH, heads=HEADS, head_size=place.head_size)
-    target = Target(place.target, place.dtype, shape)
-    # without stages nothing is read ahead of its use; AMD's compiler does that by itself
-    possible = [one for one in configs_of(plan, target, place.part) if one.stages > 1 or place.target == "gfx942"]
+    size = getattr(torch, place.dtype).itemsize
+    counts = {case.example: TileCounter(plans[case.example], place.target, shape, size) for case in (first, *others)}
+
+    def times(case: Case, configs: list[TileConfig]) -> dict[TileConfig, float]:
+        return _times(findings, case, place, configs, counts[case.example])
+
+    def least(config: TileConfig) -> float:
+        return _least_seconds(counts[first.example].work(place.part, tiles_of(config)), place, config)
+
+    space = [config for config in _space(plans[first.example], place) if config.descriptors == described]
+    space = sorted(space, key=least)[:most]
+    own = [] if present is None else [_code(present)]
+    known = [times(first, own)]
+    enough = (1 - DOUBT) * min(known[0].values(), default=math.inf) if stays else math.inf
+    for start in range(0, len(space), TOGETHER):
+        together = space[start : start + TOGETHER]
+        if least(together[0]) > min((enough, *known[0].values())):
+            break
+        known[0] |= times(first, together)
+    limit = min(enough, NEAR * min(known[0].values(), default=math.inf))
+    near = sorted((one for one in known[0] if known[0][one] <= limit), key=known[0].__getitem__)[:MOST_NEAR]
+    if near:
+        known += [times(case, list(dict.fromkeys([*own, *near]))) for case in others]
+    shares = {config: _mean_share(config, known) for config in dict.fromkeys([*own, *space])}
+    return dict(sorted(shares.items(), key=lambda one: math.inf if math.isnan(one[1]) else one[1]))
+
+
+def _times(
+    findings: Findings, case: Case, place: Place, configs: list[TileConfig], count: TileCounter
+) -> dict[TileConfig, float]:
+    """Return the estimated seconds of a kernel with configurations, those with which it spills left out."""
+    found = dict(zip(configs, findings.of([case], place, configs), strict=True))
+    for config in configs:
+        for variant in _variants(config, place.part):
+            if not found[config]["clean"] and found[config]["spills"] <= OUTSIDE:
+                (found[config],) = findings.of([case], place, [variant])
+    works = {config: count.work(case.part, tiles_of(config)) for config, one in found.items() if one["clean"]}
+    return {config: _seconds(found[config], work) for config, work in works.items()}
+
+
+def _mean_share(config: TileConfig, times: list[dict[TileConfig, float]]) -> float:
+    """Return the geometric mean of a configuration's times for several patterns, in those of the fastest of each."""
+    logarithms = [math.log(each[config] / min(each.values())) for each in times if config in each]
+    return math.exp(sum(logarithms) / len(logarithms)) if logarithms else math.nan
+
+
+def in_order(shares: Mapping[TileConfig, float], present: TileConfig | None) -> list[TileConfig]:
+    """Return configurations in the order in which they are tried, the present one first unless another is faster."""
+    order = list(shares)
+    if present is None or _code(present) not in shares:
+        return order
+    is_faster = shares[order[0]] < (1 - DOUBT) * shares[_code(present)]
+    return order if is_faster else [present, *order]
+
+
+def present_config(place: Place, traits: Traits, *, described: bool) -> TileConfig | None:
+    """Return what the tables have for kernels with traits; None where they have no row with descriptors."""
+    if place.part == FORWARD:
+        rows = tile_rows(LONGEST, LONGEST, traits)
+    else:
+        rows = gradient_tile_rows(LONGEST, LONGEST, traits, of_keys=place.part == KEYS)
+    where = place.target, getattr(torch, place.dtype).itemsize
+    fitting = [row for row in rows if (row.target, row.element_size) == where and row.head_size >= place.head_size]
+    configs = min(fitting, key=lambda row: row.head_size).configs
+    return next((config for config in configs if config.descriptors == described), None)
+
+
+def _space(plan: Plan, place: Place) -> list[TileConfig]:
+    """Return the configurations that defaults are taken from."""
+    target = Target(place.target, place.dtype, square(LENGTH, heads=HEADS, head_size=place.head_size))
+    # without stages nothing is read ahead of its use, but AMD's compiler does that by itself; estimates know no latency
+    # that would take more than three
+    possible = [
+        one
+        for one in configs_of(plan, target, place.part)
+        if one.stages in (2, 3) or (one.stages == 1 and place.target == "gfx942")
+    ]
     # defaults have a loop for each interval, and the order of programs follows from rows
-    space = list(dict.fromkeys(replace(one, order="") for one in possible if not one.fused))
-    kernels = [case for case in cases if case.example == REPRESENTATIVE and case.part == place.part]
-    count = TileCounter(plan, place.target, shape, getattr(torch, place.dtype).itemsize)
-    times: dict[TileConfig, float] = {}
-    for config in space:
-        (found,) = findings.of(kernels[:1], place, [config])
-        if found["clean"]:
-            work = count.work(place.part, _tiles(config))
-            times[config] = _seconds(found, work)
-    return sorted(times, key=times.__getitem__)
+    plain = (one for one in possible if not one.fused and not one.persistent)
+    return list(dict.fromkeys(replace(one, order="") for one in plain))
 
 
-def is_clean(findings: Findings, kernels: list[Case], place: Place, config: TileConfig) -> bool:
-    """Tell whether no kernel spills; those that others have spilled come first, and one is enough."""
-
-    def spilled(case: Case) -> int:
-        return -sum(
-            not found["clean"] for name, found in findings.known.items() if name[:2] == (case.attention, case.kernel)
-        )
-
-    ordered = sorted(kernels, key=spilled)
-    for first in range(0, len(ordered), 4):
-        if not all(found["clean"] for found in findings.of(ordered[first : first + 4], place, [config])):
-            return False
-    return True
+def _code(config: TileConfig) -> TileConfig:
+    """Return what decides on the code of a kernel's loops over tiles."""
+    return replace(config, chunk=0)
 
 
-def _cases(folder: Path) -> tuple[list[Case], Plan]:
-    """Return the kernels of all examples, once each, and the plan of the representative one."""
-    cases: list[Case] = []
-    for path in sorted((ROOT / "examples").glob("*.attn")):
-        compiled = plan_source(read_pattern(path))
-        module = folder / f"{path.stem}.py"
-        module.write_text(render(compiled))
-        for plan in compiled.plans:
-            name = plan.attention.name
-            found = [(kernel.function, kernel.traits) for view in launch_views(plan) for kernel in view.written]
-            found += [(kernel.function, kernel.traits) for view in gradient_views(plan) for kernel in view.written]
-            for kernel, traits in found:
-                cases.append(Case(path.stem, name, kernel, part_of(kernel, name), traits, str(module)))
-            if path.stem == REPRESENTATIVE:
-                representative = plan
-    return cases, representative
+def _variants(config: TileConfig, part: str) -> Iterator[TileConfig]:
+    """Yield a configuration, and what else may keep the compiler from spilling outside of the loops over tiles."""
+    yield config
+    for chunk in (16, 64) if part == FORWARD and not config.chunk else ():
+        if chunk <= config.key:
+            yield replace(config, chunk=chunk)
 
 
-_MODULES: dict[str, ModuleType] = {}
+def _first_kernel(cases: list[Case], example: str, part: str) -> list[Case]:
+    return [case for case in cases if (case.example, case.part) == (example, part)][:1]
 
 
-def _compile(job: tuple[Case, Place, TileConfig]) -> dict[str, Any]:
-    """Compile one kernel, in a process of its own."""
-    case, place, config = job
-    torch.set_num_threads(1)
-    if case.module not in _MODULES:
-        _MODULES[case.module] = load_module(case.module)
-    (report,) = compile_kernels(
-        _MODULES[case.module],
-        place.target,
-        getattr(torch, place.dtype),
-        place.head_size,
-        name=case.attention,
-        tiles=_tiles(config),
-        shares=1,
-        gradients=case.part != FORWARD,
-        wanted=lambda kernel: kernel == case.kernel,
-    )
-    loop = main_loop(report)
-    once, twice = (
-        estimate(report, loop, Work(tiles, programs, PRODUCTS[case.part])).seconds
-        for tiles, programs in ((1e6, 1e4), (2e6, 1e4))
-    )
-    return {
-        "registers": report.registers,
-        "spills": report.spills,
-        "shared": report.shared,
-        "clean": report.is_clean and loop is not None,
-        # seconds are linear in tiles and programs where there are many of both
-        "tile": (twice - once) / 1e6,
-        "program": (2 * once - twice) / 1e4,
-    }
+def _least_seconds(work: Work, place: Place, config: TileConfig) -> float:
+    """Return what products, exponentials and reading take at least, whatever the compiler makes of a kernel."""
+    machine = MACHINES[place.target]
+    pairs, numbers = config.query * config.key, 2 * place.head_size
+    products = pairs * numbers * work.products / machine.matrix
+    others = pairs * (CYCLES["MUFU"] + OPERATIONS) / (THREADS * machine.schedulers)
+    walked = config.query if place.part == KEYS else config.key
+    reading = walked * numbers * getattr(torch, place.dtype).itemsize / machine.cache
+    cycles = max(products, others) + ALONE * min(products, others)
+    return work.tiles / machine.multiprocessors * max(cycles, reading) / machine.clock
 
 
 def _seconds(found: dict[str, Any], work: Work) -> float:
     return float(found["tile"] * work.tiles + found["program"] * work.programs)
 
 
-def _name(case: Case, place: Place, config: TileConfig) -> tuple[Any, ...]:
-    return (case.attention, case.kernel, place.target, place.head_size, place.dtype, *astuple(config))
+def _text(row: Row) -> str:
+    named = [_call(row.chosen), "as before"] if row.chosen == row.present else [_call(row.chosen), _call(row.present)]
+    shares = " ".join(f"{share:.2f}" for share in row.shares)
+    return " ".join((row.trait, "descriptors" if row.described else "pointers", *named, shares))
 
 
-def _tiles(config: TileConfig) -> Tiles:
-    return Tiles(**asdict(config))
-
-
-def _text(config: TileConfig) -> str:
+def _call(config: TileConfig | None) -> str:
+    if config is None:
+        return "none"
     more = (", descriptors=True" if config.descriptors else "") + (f", chunk={config.chunk}" if config.chunk else "")
     return f"TileConfig({config.query}, {config.key}, {config.warps}, {config.stages}{more})"
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_candidates import candidates
+from gpu_candidates import candidates, entry_of
 from gpu_gluon import write_gluon
 
 from attnc.algebra.counting import count_pairs
@@ -73,6 +73,9 @@ LONG_HEADS, MOST_HEADS = 4, 8
 TUNED = ("window", "causal", "documents", "dilated")
 """Patterns whose kernels are tuned there."""
 
+SPLIT = ROOT / "tools" / "gpu_patterns"
+"""Patterns with a pass that a library may compute: that is checked and measured, without any candidates of kernels."""
+
 TRIED = 128
 """Length at which the steps are tried on a machine without a GPU."""
 
@@ -124,6 +127,8 @@ def write_bundle(out: Path, only: list[str] | None = None, rank: float | None = 
         "long": long,
         "tuned": [] if rank is None else [candidates(one.key, one.compiled, FIRST, rank) for one in tuned_of(suite)],
     }
+    known = {one["pattern"] for one in manifest["tuned"]}
+    manifest["tuned"] += [entry_of(one.key, FIRST, {}) for one in sources if has_part(one) and one.key not in known]
     (out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     modifiers = flex_prelude()
     for source in suite:
@@ -144,10 +149,11 @@ def scan_source() -> str:
 
 
 def all_sources(only: Sequence[str] | None = None) -> list[Source]:
-    """Plan the examples, the patterns of the suite, and the dilation that the suite does not have; or some of them."""
+    """Plan the examples, the patterns of the suite, the dilation that it does not have, and splits; or some of them."""
     paths = [("examples", path, path.stem, {}) for path in sorted((ROOT / "examples").glob("*.attn"))]
     paths += [("standard", path, path.stem, {}) for path in suite_files("standard")]
     paths.append(("standard", PATTERNS / "dilated.attn", "dilated_2", {"gap": 2}))
+    paths += [("split", path, path.stem, {}) for path in sorted(SPLIT.glob("*.attn"))]
     sources = []
     for folder, path, name, params in paths:
         if only and name not in only:
@@ -197,6 +203,11 @@ def sizes_of(tensor: Tensor) -> list[str]:
 def tuned_of(suite: Sequence[Source]) -> list[Source]:
     """Return the patterns whose kernels are tuned, in their order."""
     return [source for name in TUNED for source in suite if source.key == f"standard/{name}"]
+
+
+def has_part(source: Source) -> bool:
+    """Tell whether a file is one pattern, of which a library may compute a pass."""
+    return len(source.compiled.plans) == 1 and source.compiled.plans[0].part is not None
 
 
 def suite_cases(suite: Sequence[Source]) -> list[dict[str, Any]]:

@@ -33,16 +33,30 @@ def candidates(key: str, compiled: Compiled, at: Mapping[str, Any], seconds: flo
         seconds: of ranking; what it does not come to is carried unranked where there is room, the closest to the
             default first.
     """
-    length, head_size, dtype = at["length"], at["head_size"], at["dtype"]
-    sizes = Sizes(length, TOKENS["cuda"] // length, HEADS, HEADS, head_size, dtype, Mode.BOTH)
-    target = Target(GPU, dtype, square(length, batch=1, heads=HEADS, head_size=head_size))
+    target = Target(GPU, at["dtype"], square(at["length"], batch=1, heads=HEADS, head_size=at["head_size"]))
     plan = compiled.plans[0]
     found: dict[str, list[dict[str, Any]]] = {}
     for ranking in rank(compiled, plan, target, gradients=True, budget=seconds):
         every = dict.fromkeys(tuple(one.items()) for one in (*_ranked(ranking), *_unranked(plan, target, ranking)))
-        found[ranking.identity] = [dict(one) for one in every][:CARRIED]
+        found[ranking.identity] = carried([dict(one) for one in every])
         print(f"{key}: {len(ranking.candidates)} configurations of {ranking.kernel} ranked", flush=True)
+    return entry_of(key, at, found)
+
+
+def entry_of(key: str, at: Mapping[str, Any], found: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Return what the bundle tunes of a pattern: its kernels that have candidates, and whatever a library can do."""
+    length = at["length"]
+    sizes = Sizes(length, TOKENS["cuda"] // length, HEADS, HEADS, at["head_size"], at["dtype"], Mode.BOTH)
     return {"pattern": key, "sizes": asdict(sizes), "candidates": found}
+
+
+def carried(every: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the first ones, one that is persistent among them: a device checks one of each kernel that can be so."""
+    first, others = every[:CARRIED], every[CARRIED:]
+    persistent = next((one for one in others if one["persistent"]), None)
+    if persistent is None or any(one["persistent"] for one in first):
+        return first
+    return [*first[:-1], persistent]
 
 
 def _ranked(ranking: Ranking) -> Iterator[dict[str, Any]]:

@@ -8,7 +8,7 @@
 Tiles are queries x keys x warps x stages, with a `d` behind them where keys and values are read by tensor descriptors,
 and, in the option, the keys that a second walk takes at once behind that: `128x128x8x2d64`. What stands in the file of
 results is not compiled again, and with `--seconds` a run ends in time and the next one goes on. A page keeps its
-sections from the first one on that this script does not write.
+sections from the first one on that this script does not write, and in italics cells that a sweep leaves out.
 """
 
 from __future__ import annotations
@@ -28,8 +28,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-
-os.environ.pop("TRITON_INTERPRET", None)
 
 import torch
 
@@ -62,6 +60,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin nothing after so many")
     parser.add_argument("--results", type=Path, help="keep what is found in this file, a JSON object per line")
     options = parser.parse_args()
+    # before any process is started that imports triton
+    os.environ.pop("TRITON_INTERPRET", None)
     paths = sorted((ROOT / "examples").glob("*.attn"))
     if options.examples is not None:
         paths = [path for path in paths if path.stem in options.examples]
@@ -78,7 +78,7 @@ def main() -> int:
     if options.markdown is not None:
         options.markdown.parent.mkdir(parents=True, exist_ok=True)
         former = options.markdown.read_text() if options.markdown.exists() else ""
-        options.markdown.write_text(_page(rows, gradients=options.gradients) + _other_sections(former))
+        options.markdown.write_text(_page(rows, former, gradients=options.gradients) + _other_sections(former))
     return int(options.tiles == [None] and not all(row["clean"] for row in rows))
 
 
@@ -164,9 +164,12 @@ def _show(tiles: Tiles) -> str:
     return f"{tiles.query}x{tiles.key}x{tiles.warps}x{tiles.stages}{'d' if tiles.descriptors else ''}"
 
 
-def _page(rows: list[dict[str, Any]], *, gradients: bool) -> str:
-    """Lay the sweep out as one table per head size and element type, a row for each kernel."""
-    chosen = re.sub(r" ?--(results|jobs|seconds) \S+", "", shlex.join(sys.argv[1:]))
+def _page(rows: list[dict[str, Any]], former: str, *, gradients: bool) -> str:
+    """Lay the sweep out as one table per head size and element type, a row for each kernel.
+
+    Cells that it has not are those of the former page.
+    """
+    chosen = re.sub(r"--(results|jobs|seconds) \S+ ?", "", shlex.join(sys.argv[1:]))
     lines = [
         f"# Kernels of the examples{' for gradients' if gradients else ''}, compiled ahead of time",
         "",
@@ -179,16 +182,36 @@ def _page(rows: list[dict[str, Any]], *, gradients: bool) -> str:
         " there are any. Every kernel of a 16-bit type uses matrix instructions unless its cell says otherwise."
         " Programs may use " + ", ".join(f"{SHARED_LIMITS[target]} KiB on {target}" for target in TARGETS) + ".",
     ]
-    cells = {_key(row): _cell(row) for row in rows}
     names = sorted({row["name"] for row in rows})
-    targets = [target for target in SHARED_LIMITS if any(row["target"] == target for row in rows)]
-    for dtype, size in sorted({(row["dtype"], row["head_size"]) for row in rows}):
+    own = {_key(row): _cell(row) for row in rows}
+    kept = {key: cell for key, cell in _cells_of(former).items() if key not in own and key[0] in names}
+    if kept:
+        lines += ["", "Cells in italics are older than the present kernels and tiles."]
+    cells = own | kept
+    targets = [target for target in SHARED_LIMITS if any(key[1] == target for key in cells)]
+    for dtype, size in sorted({key[2:] for key in cells}):
         lines += ["", f"## {dtype}, head size {size}", ""]
         lines += ["| | " + " | ".join(targets) + " |", "|---" * (len(targets) + 1) + "|"]
         for name in names:
             line = (cells.get((name, target, dtype, size), "") for target in targets)
             lines.append(f"| {name} | " + " | ".join(line) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _cells_of(page: str) -> dict[tuple[str, str, str, int], str]:
+    """Return the cells of a page in italics, as what another one keeps."""
+    cells: dict[tuple[str, str, str, int], str] = {}
+    targets: list[str] = []
+    for line in page[: len(page) - len(_other_sections(page))].splitlines():
+        name, *parts = [part.strip() for part in line.split("|")[1:-1]] or [""]
+        if title := re.match(r"## (\w+), head size (\d+)$", line):
+            dtype, size = title[1], int(title[2])
+        elif parts and not name:
+            targets = parts
+        elif parts and not name.startswith("-"):
+            found = {(name, target, dtype, size): part for target, part in zip(targets, parts, strict=True) if part}
+            cells |= {key: f"_{part.strip('_')}_" for key, part in found.items()}
+    return cells
 
 
 def _other_sections(page: str) -> str:

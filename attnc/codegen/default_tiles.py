@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from attnc.algebra.coordinates import MapKind
 from attnc.codegen.gradient_loops import GradientBody
 from attnc.codegen.kernel_pieces import is_long_test, pair_work
 from attnc.codegen.loops import Body, Loop, Weighing
@@ -15,6 +16,9 @@ MOST_LOOPS = 5
 MOST_KEY_LOOPS = 3
 """The same of kernels of gradients whose rows are keys: they have two sums of rows."""
 
+RESUMED_KEYS = 32
+"""Keys of a tile of such kernels: those of 4 warps spill with 64 at head size 64 on sm_90."""
+
 MOST_READS = 2
 """Reads of data for bounds of loops beyond which such a kernel gets smaller tiles."""
 
@@ -24,6 +28,12 @@ def forward_traits(sweep: Sweep, weighing: Weighing, loops: tuple[Loop[Body], ..
     # sums of earlier kernels take registers as much arithmetic does, and so do many loops
     heavy = _is_heavy(sweep, weighing) or bool(sweep.before) or len(loops) > MOST_LOOPS
     return Traits(heavy, gathered=_gathers(loops), tested=_is_tested(sweep))
+
+
+def key_limit(sweep: Sweep) -> int:
+    """Return the most keys of a default tile: classes of few rows that begin with sums have registers for few."""
+    resumed_classes = bool(sweep.before) and sweep.query.kind is MapKind.RESIDUE
+    return min(sweep.key_tile, RESUMED_KEYS) if resumed_classes else sweep.key_tile
 
 
 def gradient_traits(

@@ -60,7 +60,7 @@ _TORCH = {
     Function.LOG: "torch.log",
     Function.LOG2: "torch.log2",
     Function.SQRT: "torch.sqrt",
-    Function.TANH: "torch.tanh",
+    Function.TANH: "hyperbolic_tangent",
     Function.SIGMOID: "torch.sigmoid",
     Function.ERF: "torch.erf",
     Function.SIN: "torch.sin",

@@ -268,7 +268,8 @@ _TRITONS_OWN = frozenset(
         r"\w+",
         """
         lse_ptr total_ptr part_out_ptr part_m_ptr part_l_ptr seed_ptr drop_below keep_scale DROPOUT VALUE_SIZE BLOCK_M
-        BLOCK_N BLOCK_V HEAD_SIZE BLOCK_D CHUNK_N CHUNK_V PRECISION SHARES JOINED DESCRIPTORS row_start row_end
+        BLOCK_N BLOCK_V HEAD_SIZE BLOCK_D CHUNK_N CHUNK_V PRECISION SHARES JOINED PERSISTENT DESCRIPTORS row_start
+        row_end
         """,
     )
 )

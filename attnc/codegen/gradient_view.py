@@ -36,7 +36,7 @@ from attnc.codegen.kernel_pieces import (
 )
 from attnc.codegen.kernel_text import GRADIENT_NAMES, MATH_FUNCTIONS, Block, Names, Shape
 from attnc.codegen.kernel_view import aliases_of, weighing_of
-from attnc.codegen.launch_view import summaries_text, variant_name
+from attnc.codegen.launch_view import part_name, summaries_text, variant_name
 from attnc.codegen.loops import Loop, Walk, write_loop
 from attnc.codegen.positions import KeyOrder, RowOrder, write_key_order, write_query_order, write_row_order
 from attnc.codegen.reads_triton import Tables
@@ -123,6 +123,11 @@ class GradientKernel:
     @property
     def shared(self) -> bool:
         """Whether programs take turns at the pairs of the same rows: here none do."""
+        return False
+
+    @property
+    def dealt(self) -> bool:
+        """Whether a program may get several tiles of rows: here each has one."""
         return False
 
     @property
@@ -336,6 +341,7 @@ class GradientsView:
         state: see `GradientKernel`.
         base_2: whether scores are in base 2.
         own_scale: whether the pattern has a scale of its own.
+        resumed: whether it is of what is left where a library computes a part.
         summaries: as those of a `LaunchView`.
         tables: names and lines of the tables of tiles, without those that an earlier launcher has.
     """
@@ -347,6 +353,7 @@ class GradientsView:
     state: str
     base_2: bool
     own_scale: bool
+    resumed: bool
     inputs: tuple[InputView, ...]
     summaries: tuple[str, ...]
     tables: tuple[tuple[str, tuple[str, ...]], ...]
@@ -362,16 +369,24 @@ def gradient_views(plan: Plan) -> tuple[GradientsView, ...]:
     known: dict[GradientKernel, GradientKernel] = {}
     tables: dict[tuple[str, ...], str] = {}
     lengths = zip(plan.variants, plan.limits, strict=True)
-    return tuple(_gradients_view(variant, limit, known, tables) for variant, limit in reversed(list(lengths)))
+    turned = [(variant, transposed_plan(variant), limit) for variant, limit in lengths][::-1]
+    views = [
+        _gradients_view((variant, own), variant_name(limit), limit, known, tables) for variant, own, limit in turned
+    ]
+    others = plan.beside_part, turned[0][1].beside_part
+    if others[0] is not None and others[1] is not None:
+        views.append(_gradients_view((others[0], others[1]), part_name(plan), None, known, tables))
+    return tuple(views)
 
 
 def _gradients_view(
-    plan: Plan,
+    plans: tuple[Plan, Plan],
+    variant: str,
     limit: int | None,
     known: dict[GradientKernel, GradientKernel],
     known_tables: dict[tuple[str, ...], str],
 ) -> GradientsView:
-    variant, turned = variant_name(limit), transposed_plan(plan)
+    plan, turned = plans
     summaries = tuple(dict.fromkeys((*plan.summaries, *turned.summaries)))
     views = tuple(
         view
@@ -400,6 +415,7 @@ def _gradients_view(
         state=state_of(attention),
         base_2=attention.normalize.kind is NormalizeKind.SOFTMAX,
         own_scale=attention.scale is not None,
+        resumed=plan.resumed,
         inputs=inputs,
         summaries=summaries_text(plan, summaries),
         tables=tuple((name, lines) for lines, name in reversed(tables.items())),

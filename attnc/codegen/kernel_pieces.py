@@ -95,13 +95,13 @@ def is_long_test(test: Expr | None) -> bool:
 
 
 def pair_work(expr: Expr) -> int:
-    """Count operations on pairs; reads of tables pair by pair, with their addresses, count eightfold."""
+    """Count operations on pairs; reads of tables pair by pair, with their addresses, and powers count eightfold."""
     found = indices(expr)
     if not (IndexName.KEY in found and found & {IndexName.QUERY, IndexName.ROW}):
         return 0
     inner = sum(pair_work(child) for child in children(expr))
     match expr:
-        case Read():
+        case Read() | Binary(op=BinaryOp.POW):
             return inner + 8
         case Quantifier(count=count):
             return inner * min(count, UNROLLED)
@@ -128,7 +128,7 @@ def tile_lines(row: TileRow) -> list[str]:
 def tiles_text(config: TileConfig) -> str:
     """Return a configuration as a module says it."""
     sizes = f"{config.query}, {config.key}, warps={config.warps}, stages={config.stages}"
-    told = {"descriptors": config.descriptors, "chunk": config.chunk, "fused": config.fused}
+    told = {name: getattr(config, name) for name in ("descriptors", "chunk", "fused", "persistent")}
     more = "".join(f", {name}={value}" for name, value in told.items() if value)
     return f"Tiles({sizes}{more}{f', order={quoted(config.order)}' if config.order else ''})"
 

@@ -25,7 +25,7 @@ MATH_FUNCTIONS = frozenset(
         """
         clamp_position floor_div floor_mod checked_div checked_mod floor_div_float floor_mod_float float_to_int
         hash_mix tanh sin cos power read_scalar load_tile tile_source read_tile gather_tile dot_rows weighted_exp2
-        is_spoiled finite_part nonfinite_code nonfinite_sum draw_rows keeps_pair take_turn
+        is_spoiled finite_part nonfinite_code nonfinite_sum draw_rows keeps_pair take_turn count_deals dealt_tile
         """,
     )
 )
@@ -48,6 +48,8 @@ RESERVED = MATH_FUNCTIONS | frozenset(
         SHARES JOINED share wait first_slot number slots within acc_part m_part l_part beta
         DROPOUT seed_ptr drop_below keep_scale draws dropped_keys kept took_part
         part_out_ptr part_m_ptr part_l_ptr launch_steps step row_start row_end row_tile sequence turn take_turn FUSED
+        PERSISTENT deal head_query head_keys head_values head_out kept_out kept_m kept_l factor_of_dot
+        first_row_of_head
         """,
     )
 )
@@ -61,7 +63,7 @@ GRADIENT_NAMES = frozenset(
         grad_out_ptr grad_query_ptr grad_key_ptr grad_value_ptr delta_ptr total_ptr do_ptr inverse_l
         do_stride_b do_stride_h do_stride_n dq_stride_b dq_stride_h dq_stride_n dk_stride_b dk_stride_h dk_stride_n
         dv_stride_b dv_stride_h dv_stride_n start_gradients cut_gradients finish_gradients d_dim
-        first_row_of_head factor_of_dot q_ptr k_part vectors
+        q_ptr k_part vectors
         kept_p first_program slots slot first_slot pair_offsets pair_places strip_rows_ptr strip_keys_ptr
         strip_heads_ptr pairs spoiled_q spoiled_k spoiled_v q_rows k_rows v_rows do_rows
         sum_places k_ptr nothing queries out_grads

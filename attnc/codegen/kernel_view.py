@@ -14,11 +14,13 @@ from `attnc.runtime.kernel_math`, which has stand-ins where Triton is not instal
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from attnc.algebra.coordinates import IDENTITY, CoordinateMap, MapKind
 from attnc.algebra.summaries import summary_tensor
-from attnc.codegen.default_tiles import forward_traits
+from attnc.codegen.default_tiles import forward_traits, key_limit
 from attnc.codegen.expr_triton import Writer
 from attnc.codegen.functions_triton import fold
 from attnc.codegen.fused_loops import fuse
@@ -153,6 +155,11 @@ class KernelView:
         return self.normalize == "softmax" and not self.scale
 
     @property
+    def dealt(self) -> bool:
+        """Whether a program may get several tiles of rows."""
+        return True
+
+    @property
     def of_pairs(self) -> bool:
         """Whether it is launched for a strip of rows at a time, as kernels of gradients may be."""
         return False
@@ -186,6 +193,7 @@ def kernel_view(
     before_shift, shift, clamped = write_shift(writer, attention)
     reverse = sweep.trend is Trend.RISING
     row_order = write_row_order(writer, sweep.query, shifted=bool(shift), reverse=reverse)
+    writer.base = 0 if own_names else 1 if row_order is None else 2  # a loop over tiles, a branch for their rows
     weighing = weighing_of(plan)
     orders: dict[CoordinateMap, KeyOrder] = {}
     fuses = not own_names and may_fuse(attention, sweep.passes)
@@ -193,12 +201,11 @@ def kernel_view(
     scale, scale_shape = write_scale(writer, attention, softmax=softmax)
     resumed = _write_resumed(writer, sweep)
     sink = _write_row(writer, base_2(attention.normalize.sink), "sink") if softmax and sweep.resumed != TRUE else ""
-    walked = {one.layout.key for one in sweep.passes}
-    careful_order = orders.get(walked.pop()) if len(walked) == 1 else None
+    careful_order = _only_order(orders, sweep)
     careful = _write_careful(writer, sweep, weighing)
-    used = _close(writer, loops, careful, row_order, careful_order)
+    used = _close(writer, loops, careful, row_order, careful_order, (resumed, sink))
     traits = forward_traits(sweep, weighing, loops)
-    defaults = tile_rows(sweep.query_tile, sweep.key_tile, traits)
+    defaults = tile_rows(sweep.query_tile, key_limit(sweep), traits)
     long_rows = "" if row_order is not None or not loops else _long_rows(plan)
     flags = {"careful": careful is not None, "ranged": bool(long_rows), "fused": bool(fused)}
     values = _parameters(attention, used, tables, sweep, **flags)
@@ -237,6 +244,12 @@ def kernel_view(
         traits=traits,
         tiles=tuple(line for row in defaults for line in tile_lines(row)),
     )
+
+
+def _only_order(orders: Mapping[CoordinateMap, KeyOrder], sweep: Sweep) -> KeyOrder | None:
+    """Return the order in which all passes of a kernel walk their keys; None where they differ, or for plain order."""
+    walked = {one.layout.key for one in sweep.passes}
+    return orders.get(walked.pop()) if len(walked) == 1 else None
 
 
 def _write_loops(
@@ -359,9 +372,13 @@ def _close(
     careful: Body | None,
     rows: RowOrder | None,
     careful_order: KeyOrder | None,
+    texts: tuple[str, ...],
 ) -> frozenset[str]:
-    """Return all fixed names that the kernel mentions, those of the template's own statements included."""
-    used = {*writer.used, "N", "H", "B", "take_turn"}
+    """Return all fixed names that the kernel mentions, those of the template's own statements included.
+
+    `texts` are written before all loops, besides the writer's statements there.
+    """
+    used = {*writer.used, "N", "H", "B", "take_turn", "count_deals", "dealt_tile"}
     if loops:
         used |= {"M", "g", "value", "draw_rows", "keeps_pair", "shift"}
     if len(loops) > 1:
@@ -376,7 +393,8 @@ def _close(
         used.add("dot")
     if rows is None or any(loop.order is not None and loop.order.step for loop in loops):
         used.add("load_tile")
-    if rows is not None or careful_order is not None or any(loop.order is not None for loop in loops):
+    orders = (rows, careful_order, *(loop.order for loop in loops))
+    if any(order is not None for order in orders) or (careful is not None and careful.uses_dot):
         used.add("gather_tile")
     if rows is not None and rows.classes and used & {"residue", "q_lo", "q_hi"}:
         used |= {"floor_div", "floor_mod", "shift"} | ({"first_local"} if used & {"q_lo", "q_hi"} else set())
@@ -386,7 +404,14 @@ def _close(
         used.add("kv_lo")
     if used & {"q_hi", "q_lo", "q_idx"}:
         used.add("shift")
+    if not loops and "shift" not in used and not _names("M", (*texts, *writer.blocks[0].lines)):
+        used -= {"M"}  # it stands in a shift that only finishing rows does not ask for
     return frozenset(used)
+
+
+def _names(name: str, texts: tuple[str, ...]) -> bool:
+    """Tell whether texts mention a name."""
+    return any(re.search(rf"\b{name}\b", text) for text in texts)
 
 
 def _parameters(
@@ -437,6 +462,7 @@ def _parameters(
     if "value" in used:
         constants.extend([("PRECISION", "precision"), ("SHARES", "shares"), ("JOINED", "joined")])
         values.extend(dropout_arguments(call))
+    constants.append(("PERSISTENT", "persistent"))
     if fused:
         constants.append(("FUSED", "fused"))
     if "values" in used:

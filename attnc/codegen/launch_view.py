@@ -36,6 +36,7 @@ class LaunchView:
         written: those of them that no launcher before it runs.
         summaries: name, position of the ids and kind of each summary that is made before the first kernel, as text.
         keeps: whether kernels hand on what they have summed.
+        resumed: whether the first one starts from what a library has summed.
         sums: how many numbers a row has besides its output while it is summed.
         tables: names and lines of the tables of tiles, each once, without those that an earlier launcher has.
         gluon: the kernel in Gluon that calls may take instead; None without one.
@@ -52,10 +53,13 @@ class LaunchView:
     sums: int
     tables: tuple[tuple[str, tuple[str, ...]], ...]
     gluon: GluonView | None = None
+    resumed: bool = False
 
 
 def launch_views(plan: Plan, *, gluon: bool = False) -> tuple[LaunchView, ...]:
     """Decide everything about the Triton kernels of a plan: those for any length first, then those for short ones.
+
+    Those of the other passes come last, where a library may compute one.
 
     Args:
         plan: of the attention.
@@ -64,10 +68,13 @@ def launch_views(plan: Plan, *, gluon: bool = False) -> tuple[LaunchView, ...]:
     known: dict[KernelView, KernelView] = {}
     tables: dict[tuple[str, ...], str] = {}
     lengths = list(zip(plan.variants, plan.limits, strict=True))
-    views = [_launch_view(variant, limit, known, tables) for variant, limit in reversed(lengths)]
-    if not gluon:
-        return tuple(views)
-    return tuple(_with_gluon(view, variant) for view, (variant, _) in zip(views, reversed(lengths), strict=True))
+    views = [_launch_view(variant, variant_name(limit), limit, known, tables) for variant, limit in reversed(lengths)]
+    if gluon:
+        views = [_with_gluon(view, variant) for view, (variant, _) in zip(views, reversed(lengths), strict=True)]
+    others = plan.beside_part
+    if others is not None:
+        views.append(_launch_view(others, part_name(plan), None, known, tables))
+    return tuple(views)
 
 
 def _with_gluon(view: LaunchView, plan: Plan) -> LaunchView:
@@ -82,18 +89,28 @@ def variant_name(limit: int | None) -> str:
     return "" if limit is None else f"up_to_{limit}"
 
 
+def part_name(plan: Plan) -> str:
+    """Return the same for what is left where a library computes a part of a plan."""
+    assert plan.part is not None
+    return f"beside_pass_{plan.part.number + 1}"
+
+
 def _launch_view(
-    plan: Plan, limit: int | None, known: dict[KernelView, KernelView], known_tables: dict[tuple[str, ...], str]
+    plan: Plan,
+    variant: str,
+    limit: int | None,
+    known: dict[KernelView, KernelView],
+    known_tables: dict[tuple[str, ...], str],
 ) -> LaunchView:
     """Decide about the kernels of one variant.
 
     Args:
         plan: the variant, alone.
+        variant: what names of its parts have besides that of the attention.
         limit: see `LaunchView`.
         known: kernels of earlier variants, by what they are apart from their names; learns those of this one.
         known_tables: names of the tables of tiles of earlier variants; learns those of this one.
     """
-    variant = variant_name(limit)
     name = plan.attention.name
     views = [kernel_view(plan, sweep, variant=variant) for sweep in sweeps_of(plan)]
     views = [replace(view, identity=identity_of(view, name)) for view in views]
@@ -116,9 +133,10 @@ def _launch_view(
         written=written,
         inputs=inputs,
         summaries=summaries_text(plan, plan.summaries),
-        keeps=len(kernels) > 1,
+        keeps=len(kernels) > 1 or plan.resumed,
         sums=len(kept_sums(plan.attention)),
         tables=tuple((name, lines) for lines, name in reversed(tables.items())),
+        resumed=plan.resumed,
     )
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import builtins
 import keyword
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from attnc.diagnostics import CompileError, Diagnostic, Label
-from attnc.ir.program import Attention, Tensor, TensorKind
+from attnc.ir.program import Attention, Layer, Tensor, TensorKind
 from attnc.source import Span
 
 IMPORTED = frozenset(
@@ -84,19 +84,50 @@ def check_names(
         raise CompileError(*problems)
 
 
-def check_builtins(attentions: Sequence[Attention], used: Iterable[str]) -> None:
-    """Raise CompileError where an attention would hide a builtin of Python's that its module needs.
+def check_layer_names(
+    layers: Mapping[Layer, tuple[str, ...]], attentions: Sequence[Attention], taken: Iterable[str] = ()
+) -> None:
+    """Raise CompileError where what a module defines for its layers cannot stand beside the rest of it.
+
+    Args:
+        layers: what is defined for each, the class first.
+        attentions: of the same module.
+        taken: further names that the module defines or imports.
+    """
+    problems: list[Diagnostic] = []
+    reserved = IMPORTED | frozenset(taken)
+    owners: dict[str, Attention | Layer] = {}
+    for attention in attentions:
+        owners.update(dict.fromkeys((*public_names(attention.name), f"_{attention.name}"), attention))
+    for layer, names in layers.items():
+        for name in names:
+            if name in reserved:
+                problems.append(_bad_name(layer, f"would hide `{name}`, which generated modules use"))
+            elif not name.isidentifier() or keyword.iskeyword(name):
+                problems.append(_bad_name(layer, f"would define `{name}`, which is no name of a Python class"))
+            elif owners.setdefault(name, layer) is not layer:
+                problems.append(_clash(name, layer, owners[name]))
+    if problems:
+        raise CompileError(*problems)
+
+
+def check_builtins(
+    attentions: Sequence[Attention], used: Iterable[str], layers: Mapping[Layer, tuple[str, ...]] | None = None
+) -> None:
+    """Raise CompileError where an attention or a layer would hide a builtin of Python's that its module needs.
 
     Args:
         attentions: of one module.
         used: names that the module's text reads.
+        layers: what the module defines for each layer.
     """
     needed = frozenset(name for name in used if hasattr(builtins, name))
     problems = []
-    for attention in attentions:
-        hidden = next((name for name in public_names(attention.name) if name in needed), None)
+    defined: list[tuple[Attention | Layer, tuple[str, ...]]] = list((layers or {}).items())
+    for owner, names in [*((one, public_names(one.name)) for one in attentions), *defined]:
+        hidden = next((name for name in names if name in needed), None)
         if hidden is not None:
-            problems.append(_bad_name(attention, f"would hide Python's own `{hidden}`, which generated modules use"))
+            problems.append(_bad_name(owner, f"would hide Python's own `{hidden}`, which generated modules use"))
     if problems:
         raise CompileError(*problems)
 
@@ -115,20 +146,23 @@ def _attention_problems(attention: Attention, reserved: frozenset[str], own: tup
     return []
 
 
-def _bad_name(attention: Attention, reason: str) -> Diagnostic:
+def _bad_name(owner: Attention | Layer, reason: str) -> Diagnostic:
+    kind = "layer" if isinstance(owner, Layer) else "attention"
     return Diagnostic(
         "unusable-name",
-        f"attention `{attention.name}` cannot become a Python module: its name {reason}",
-        _labels((attention.span, "")),
+        f"{kind} `{owner.name}` cannot become a Python module: its name {reason}",
+        _labels((owner.span, "")),
         help="rename it",
     )
 
 
-def _clash(name: str, attention: Attention, other: Attention) -> Diagnostic:
+def _clash(name: str, owner: Attention | Layer, other: Attention | Layer) -> Diagnostic:
+    pair = "attentions" if isinstance(owner, Attention) else "layers" if isinstance(other, Layer) else ""
+    pair = pair or "the attention and the layer"
     return Diagnostic(
         "name-clash",
-        f"attentions `{other.name}` and `{attention.name}` would both define `{name}`",
-        _labels((attention.span, ""), (other.span, "the other one")),
+        f"{pair} `{other.name}` and `{owner.name}` would both define `{name}`",
+        _labels((owner.span, ""), (other.span, "the other one")),
         help="rename one of them, or compile them from two files",
     )
 

@@ -14,13 +14,16 @@ import jinja2
 from attnc.codegen.expr_torch import printable
 from attnc.codegen.gradient_view import GradientsView, gradient_views
 from attnc.codegen.launch_view import LaunchView, launch_views
-from attnc.codegen.names import check_builtins, check_names, public_names
+from attnc.codegen.layer_schemes import SCHEME_ROOTS, LayerSchemeView, scheme_names, scheme_views
+from attnc.codegen.layer_view import LayerView, layer_imports, layer_names, layer_roots, layer_view
+from attnc.codegen.names import check_builtins, check_layer_names, check_names, public_names
 from attnc.codegen.runtime_source import DECOMPOSED_ROOTS, GLUON_ROOTS, ROOTS, RuntimeSource, import_line, read_runtime
 from attnc.codegen.tuned_text import tuned_lines
 from attnc.codegen.view import AttentionView, attention_view
 from attnc.diagnostics import InternalError
 from attnc.plan.configs import TunedConfig
 from attnc.plan.kernel_plan import Plan
+from attnc.plan.layer_plan import LayerPlan
 from attnc.resources import templates_directory
 from attnc.source import SourceFile
 
@@ -33,6 +36,7 @@ _FOREIGN = {
     "Callable": "from collections.abc import Callable",
     "Mapping": "from collections.abc import Mapping",
     "Any": "from typing import Any",
+    "functional": "from torch.nn import functional",
     "BlockMask": "from torch.nn.attention.flex_attention import BlockMask",
 }
 """Names of other packages that generated code may use, and where they come from."""
@@ -60,10 +64,13 @@ class ModuleView:
     runtime: str
     tuned: tuple[str, ...]
     attentions: tuple[tuple[AttentionView, tuple[LaunchView, ...], tuple[GradientsView, ...]], ...]
+    layers: tuple[LayerView, ...] = ()
+    schemes: tuple[LayerSchemeView, ...] = ()
 
 
 def render_module(
     plans: Sequence[Plan],
+    layers: Sequence[LayerPlan] = (),
     *,
     source: SourceFile | None = None,
     standalone: bool = False,
@@ -76,6 +83,7 @@ def render_module(
 
     Args:
         plans: at least one; each becomes a function with its companions and a class.
+        layers: each becomes a class; their attentions are among `plans`.
         source: the pattern, shown at the top; by default the file that the first attention comes from.
         standalone: put the runtime's source into the module, which then imports torch (and triton) alone, and does not
             ask the user's cache for tuned tiles.
@@ -87,20 +95,30 @@ def render_module(
     """
     attentions = [plan.operation for plan in plans]
     decomposed = any(plan.declared is not None for plan in plans)
-    runtime = read_runtime((*ROOTS, *(GLUON_ROOTS if gluon else ()), *(DECOMPOSED_ROOTS if decomposed else ())))
-    check_names(attentions, runtime.names if standalone else ())
+    schemes = scheme_names(layers)
+    further = (*(GLUON_ROOTS if gluon else ()), *(DECOMPOSED_ROOTS if decomposed else ()))
+    runtime = read_runtime((*ROOTS, *further, *layer_roots(layers), *(SCHEME_ROOTS if schemes else ())))
+    own = {plan.layer: layer_names(plan) for plan in layers}
+    taken = runtime.names if standalone else layer_imports(runtime) if layers else ()
+    check_names(attentions, taken)
+    check_layer_names(own, attentions, taken)
     span = attentions[0].span
     shown = source or (span.source if span is not None else SourceFile("<pattern>", ""))
     seed = f"{metadata.version('attnc')} {'standalone' if standalone else 'module'}\n{shown.text}"
     views = tuple((attention_view(plan, seed), launch_views(plan, gluon=gluon), gradient_views(plan)) for plan in plans)
+    by_name = {attention.name: attention for attention, _, _ in views}
+    written = tuple(layer_view(plan, by_name, schemes) for plan in layers)
     exports = tuple(name for attention in attentions for name in public_names(attention.name))
+    exports += tuple(layer.class_name for layer in written)
     statements = ("use_remembered_tiles()",) if not standalone else ()
     lines = (*statements, *tuned_lines(tuned))
-    draft = ModuleView(_pattern_comments(shown), _title(shown), (), exports, "", lines, views)
+    draft = ModuleView(
+        _pattern_comments(shown), _title(shown), (), exports, "", lines, views, written, scheme_views(schemes)
+    )
     body = _environment().get_template("module.py.jinja").render(module=draft)
     text = runtime.text if standalone else ""
     used, defined = _names(body)
-    check_builtins(attentions, used | _names(text)[0])
+    check_builtins(attentions, used | _names_of_runtime(text), own)
     imports = _imports(used - defined, runtime, standalone)
     view = replace(draft, imports=imports, runtime=text)
     return _environment().get_template("module.py.jinja").render(module=view)
@@ -152,6 +170,12 @@ def _names(body: str) -> tuple[frozenset[str], frozenset[str]]:
     if repeated:
         raise InternalError(f"generated code defines {', '.join(repeated)} twice")
     return frozenset(names), frozenset(defined)
+
+
+@cache
+def _names_of_runtime(text: str) -> frozenset[str]:
+    """Return the names that the runtime's text reads or assigns; it is long, and one for all standalone modules."""
+    return _names(text)[0]
 
 
 def _defined(node: ast.stmt) -> list[str]:

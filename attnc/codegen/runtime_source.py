@@ -79,7 +79,7 @@ def read_runtime(roots: tuple[str, ...] = ROOTS) -> RuntimeSource:
     while waiting:
         name = waiting.pop()
         if name not in modules:
-            modules[name] = _read_module(folder / f"{name.rpartition('.')[2]}.py")
+            modules[name] = _read_module(folder.joinpath(*name.split(".")[2:]).with_suffix(".py"))
             waiting.extend(modules[name].needs)
     modules = dict(sorted(modules.items()))
     owners: dict[str, str] = {}

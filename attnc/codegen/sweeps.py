@@ -30,7 +30,7 @@ class Sweep:
         query: the order of its rows.
         passes: whose keys a program walks, one after the other.
         label: what tells the kernel from others of the same call; empty for the one in plain order.
-        before: orders of rows of the kernels that have run before it.
+        before: orders of rows of what has run before it.
         is_last: whether it writes the result, and does not leave sums for another kernel.
     """
 
@@ -50,7 +50,7 @@ class Sweep:
 
     @property
     def resumed(self) -> Expr:
-        """Which of its rows kernels before it have summed for: a bool over the position of the query."""
+        """Which of its rows are summed for before it: a bool over the position of the query."""
         if any(_covers_all(one) for one in self.before):
             return TRUE
         tests = tuple(_is_inside(one) for one in self.before)
@@ -91,8 +91,9 @@ def sweeps_of(plan: Plan) -> tuple[Sweep, ...]:
         orders.append(IDENTITY)
         groups[IDENTITY] = []
     labels = _labels(orders)
+    first = (IDENTITY,) if plan.resumed else ()
     return tuple(
-        Sweep(order, tuple(groups[order]), label, tuple(orders[:number]), number == len(orders) - 1)
+        Sweep(order, tuple(groups[order]), label, (*first, *orders[:number]), number == len(orders) - 1)
         for number, (order, label) in enumerate(zip(orders, labels, strict=True))
     )
 

@@ -16,7 +16,7 @@ from attnc.codegen.expr_torch import length_text, printable, quoted
 from attnc.codegen.formulas import Field, Formulas, FormulaView
 from attnc.codegen.gradient_loops import slopes_of
 from attnc.codegen.kernel_view import weighing_of
-from attnc.codegen.launch_view import summaries_text, variant_name
+from attnc.codegen.launch_view import part_name, summaries_text, variant_name
 from attnc.codegen.layout import Bracket, call, lay_out, sequence
 from attnc.codegen.linear_scores import split_linear
 from attnc.codegen.names import class_name
@@ -38,9 +38,19 @@ from attnc.ir.program import Attention, NormalizeKind, Tensor, TensorKind
 from attnc.ir.show import show
 from attnc.ir.types import Type
 from attnc.ir.walk import indices, tables, walk
-from attnc.plan.kernel_plan import Form, Pass, Plan
+from attnc.plan.kernel_plan import Form, Library, LibraryPart, Pass, Plan
 
-HELPERS = ("floor", "floor_divide", "floor_modulo", "maximum", "minimum", "only", "splitmix", "truncate")
+HELPERS = (
+    "floor",
+    "floor_divide",
+    "floor_modulo",
+    "hyperbolic_tangent",
+    "maximum",
+    "minimum",
+    "only",
+    "splitmix",
+    "truncate",
+)
 """Functions of `runtime.pairs` that expressions may call."""
 
 
@@ -219,6 +229,8 @@ def _program_fields(plan: Plan, formulas: Formulas) -> list[Field]:
         fields.append(("library", quoted(plan.passes[0].library.value)))
     if plan.window is not None:
         fields.append(("window", f"({plan.window[0]}, {plan.window[1]})"))
+    if plan.part is not None:
+        fields.append(("part", _library_part(plan, plan.part)))
     reads = slopes_of(weighing_of(plan), softmax=normalize.kind is NormalizeKind.SOFTMAX).reads
     if reads:
         fields.append(("reads", sequence([_table_read(one, f"read_{n}", formulas) for n, one in enumerate(reads)])))
@@ -230,6 +242,19 @@ def _program_fields(plan: Plan, formulas: Formulas) -> list[Field]:
     fields.append(("launch", f"_{attention.name}_launch"))
     fields.append(("gradients", f"_{attention.name}_gradients"))
     return fields
+
+
+def _library_part(plan: Plan, part: LibraryPart) -> Bracket:
+    stem = f"_{plan.attention.name}_{part_name(plan)}"
+    return call(
+        "LibraryPart",
+        ("number", str(part.number + 1)),
+        ("rows", str(part.pairs.rows)),
+        ("keys", str(part.pairs.keys)),
+        ("window", str(part.pairs.window)),
+        ("launch", f"{stem}_launch"),
+        ("gradients", f"{stem}_gradients"),
+    )
 
 
 def _table_read(one: ReadGradient, name: str, formulas: Formulas, *, slope: bool = False) -> Bracket:
@@ -358,6 +383,8 @@ def _pass(plan: Plan, sweep: Pass, suffix: str, formulas: Formulas) -> Bracket:
     whole.extend((name, _order(one)) for name, one in orders if one.kind is not MapKind.IDENTITY)
     if _tells_entries_apart(plan, sweep):
         whole.append(("by_batch", "True"))
+    if sweep.library is Library.CAUSAL and len(plan.passes) > 1:
+        whole.append(("causal_from", str(sweep.first)))
     return call("Pass", *whole)
 
 

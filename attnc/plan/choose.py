@@ -17,18 +17,19 @@ from attnc.algebra.simplify import simplify_attention
 from attnc.algebra.table_proofs import mark_reads
 from attnc.algebra.tiles import derive_tiles
 from attnc.algebra.windows import prove_window
-from attnc.diagnostics import Diagnostic, InternalError, Label
-from attnc.ir.nodes import Score
-from attnc.ir.program import AlignKind, Attention, NormalizeKind
+from attnc.diagnostics import InternalError
+from attnc.ir.nodes import Score, SizeName
+from attnc.ir.program import ORIGINAL_KEYS, AlignKind, Attention, NormalizeKind
+from attnc.ir.shortening import with_sizes
 from attnc.plan.kernel_plan import Choice, Form, Library, Pass, Plan, Scoring, Short
 from attnc.plan.lengths import cheapest_by_length
+from attnc.plan.library_parts import with_library_parts
 from attnc.plan.linear import find_linear_form
 from attnc.plan.overrides import alternatives
 from attnc.plan.pairwise import check_surroundings, is_surrounded, pairwise_attention
 from attnc.plan.row_lengths import LENGTH, count_long_rows, most_keys, trend_of
 from attnc.plan.split import Part, decompositions
 from attnc.plan.weighing import DENSE, GOOD, Weigher, make_passes
-from attnc.source import Span
 
 MOST_CHOICES = 8
 """So many ways to compute a mask are weighed."""
@@ -74,6 +75,8 @@ def plan_attention(attention: Attention, *, length: int = LENGTH) -> Plan:
         return replace(plan, passes=(replace(only, trend=trend_of(simplified, only, LENGTH)),))
     choices = choose_passes(simplified, length)
     plan = _chosen(replace(plan, choices=choices, weighed_at=length))
+    if is_plain_softmax(simplified, scoring):
+        plan = with_library_parts(plan)
     if asked is not None:
         return plan
     return replace(plan, short=_short(plan))
@@ -157,9 +160,17 @@ def _revised(weigher: Weigher, weighed: list[Choice]) -> list[Choice]:
     return sorted([weigher.with_effort(ordered[0]), *ordered[1:]], key=lambda choice: choice.cost)
 
 
+def with_known_sizes(plan: Plan, keys: int, head_size: int) -> Plan:
+    """Return the plan of calls with so many original keys and this head size, where its pairs cannot see them."""
+    if not any(one.hidden for one in plan.attention.tensors):
+        return plan
+    given = {ORIGINAL_KEYS: keys, SizeName.HEAD_SIZE.value: head_size}
+    return plan_attention(with_sizes(plan.operation, given))
+
+
 def with_passes(plan: Plan, parts: Iterable[Part]) -> Plan:
     """Return a plan that computes each part of the mask in a layout of its own, see `make_passes`."""
-    return replace(plan, passes=make_passes(plan.attention, parts), short=())
+    return replace(plan, passes=make_passes(plan.attention, parts), short=(), part=None)
 
 
 def library_call(attention: Attention, scoring: Scoring, facts: Facts) -> Library | None:
@@ -186,19 +197,4 @@ def is_plain_softmax(attention: Attention, scoring: Scoring) -> bool:
         and attention.scale is None
         and isinstance(scoring.score, Score)
         and scoring.dropped is None
-    )
-
-
-def not_compiled_yet(span: Span | None, what: str) -> Diagnostic:
-    """Say that a statement or a layer is understood and checked, but has no code yet.
-
-    Args:
-        span: the statement, or the declaration's name.
-        what: how the message calls it, with its backquotes: "`feature favor`", "the layer `block`".
-    """
-    return Diagnostic(
-        "not-compiled-yet",
-        f"{what} cannot be compiled yet",
-        () if span is None else (Label(span, "it is checked, and nothing more"),),
-        "`attnc check` accepts it; remove it to compile the rest of the file",
     )

@@ -1,12 +1,12 @@
 """Default tile shapes of the Triton kernels, per target, element size and head size.
 
 They were chosen by compiling every example ahead of time for sm_80, sm_90, sm_100 and gfx942
-(`tools/sweep_tiles.py`): no spills, matrix instructions, shared memory within the target's; and, where there is a
-choice, by the instructions that a loop takes for each key (`tools/compare_reads.py`). Those of kernels of gradients of
-keys on sm_80 and sm_90, up to head size 128, were taken from candidates that `tools/derive_tiles.py` compiles: large
-tiles, which read least, with which hardly any example spilled; a class of patterns that did has rows of its own. On
-sm_86 some kernels spill, and float32 kernels spill everywhere. Nothing was measured on a device: other tiles may be
-faster.
+(`tools/sweep_tiles.py`): no spills, matrix instructions, shared memory within the target's. Those for sm_80 and sm_90
+up to head size 128 are what `tools/derive_tiles.py` finds, which ranks what may be tried by estimated times and takes
+the first with which no example spills; rows that were there stay where nothing saves more than estimates can tell. A
+class of patterns that spills with the tiles of others has rows of its own. The other rows were chosen by the
+instructions that a loop takes for each key (`tools/compare_reads.py`). On sm_86 some kernels spill, and float32 kernels
+spill everywhere. Nothing was measured on a device: other tiles may be faster.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ class TileConfig:
         chunk: keys that the walk for spoiled values takes at once; 0 for what suits the head size.
         order: one of `ORDERS`: in which programs are started; empty for what suits the lengths of the kernel's rows.
         fused: whether keys are walked in fewer loops, as far as the kernel can.
+        persistent: programs that are started for each multiprocessor, and get tiles of rows for as long as there are
+            any; 0 for a program for each tile.
     """
 
     query: int
@@ -40,6 +42,7 @@ class TileConfig:
     chunk: int = 0
     order: str = ""
     fused: bool = False
+    persistent: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +163,7 @@ class _Tables:
 _DEFAULTS: _Table = {
     ("sm_80", 2): {
         32: TileConfig(128, 64, 8, 2, chunk=16),
-        64: TileConfig(128, 64, 8, 2),
+        64: TileConfig(128, 64, 8, 2, chunk=64),
         128: TileConfig(128, 32, 8, 3),
         256: TileConfig(64, 32, 8, 2),
     },
@@ -260,6 +263,15 @@ _QUERY_GRADIENTS: _Table = {
 }
 """For kernels of gradients whose rows are queries."""
 
+_DESCRIBED_QUERY_GRADIENTS: _Described = {
+    ("sm_90", 2): {
+        64: TileConfig(128, 64, 8, 3, descriptors=True),
+        128: TileConfig(128, 64, 8, 3, descriptors=True),
+    },
+    ("sm_100", 2): {128: TileConfig(128, 64, 8, 2, descriptors=True)},
+}
+"""The same where keys and values are read through descriptors."""
+
 _KEY_GRADIENTS: _Table = _QUERY_GRADIENTS | {
     ("sm_80", 2): {64: TileConfig(32, 128, 8, 2), 128: TileConfig(64, 64, 8, 2), 256: TileConfig(32, 16, 8, 1)},
     ("sm_86", 2): {64: TileConfig(32, 32, 4, 2), 128: TileConfig(32, 32, 8, 2), 256: TileConfig(16, 32, 8, 2)},
@@ -295,6 +307,7 @@ _TESTED_QUERY_GRADIENTS: _Table = {
     ("sm_80", 2): {64: TileConfig(32, 32, 4, 1), 128: TileConfig(32, 32, 8, 1)},
     ("sm_90", 2): {128: TileConfig(64, 32, 8, 1)},
 }
+_DESCRIBED_TESTED_QUERY_GRADIENTS: _Described = {("sm_90", 2): {128: TileConfig(128, 64, 8, 2, descriptors=True)}}
 _TESTED_KEY_GRADIENTS: _Table = {
     ("sm_80", 2): {64: TileConfig(32, 32, 4, 2)},
     ("sm_90", 2): {64: TileConfig(32, 32, 4, 2), 128: TileConfig(16, 32, 4, 2)},
@@ -305,7 +318,10 @@ _DESCRIBED_TESTED_KEY_GRADIENTS: _Described = {
 """For kernels whose tile tests compute much for each program."""
 
 
-_OF_QUERIES = _Tables((_QUERY_GRADIENTS, _HEAVY_QUERY_GRADIENTS, {}, {}, _TESTED_QUERY_GRADIENTS), ({}, {}, {}, {}, {}))
+_OF_QUERIES = _Tables(
+    (_QUERY_GRADIENTS, _HEAVY_QUERY_GRADIENTS, {}, {}, _TESTED_QUERY_GRADIENTS),
+    (_DESCRIBED_QUERY_GRADIENTS, {}, {}, {}, _DESCRIBED_TESTED_QUERY_GRADIENTS),
+)
 _OF_KEYS = _Tables(
     (_KEY_GRADIENTS, {}, {}, _ADDED_KEY_GRADIENTS, _TESTED_KEY_GRADIENTS),
     (

@@ -12,7 +12,7 @@ from attnc.algebra.facts import Facts
 from attnc.algebra.key_intervals import TileSets
 from attnc.algebra.separable import Separable
 from attnc.algebra.summaries import summary_source
-from attnc.algebra.windows import Window
+from attnc.algebra.windows import Dense, Window
 from attnc.ir.nodes import Expr
 from attnc.ir.program import Attention
 
@@ -25,7 +25,7 @@ class Form(Enum):
     LINEAR = "linear"
     CHUNKED = "chunked"
     LIBRARY = "library"
-    """One call of `scaled_dot_product_attention`."""
+    """One call of `scaled_dot_product_attention`; of one pass of several, on a CPU, which gives its sums."""
 
 
 class Library(Enum):
@@ -69,7 +69,8 @@ class Pass:
         mask: the pairs that it answers for: those of all passes are disjoint, and together the attention's mask. No
             pair of it lies outside the layout's positions.
         tiles: in the layout's coordinates; residuals are about positions.
-        library: set where `form` is LIBRARY; such a pass still has its tiles, for counting.
+        library: set where `form` is LIBRARY; such a pass still has its tiles, for counting, and for other calls.
+        first: position from which on a library's pass has pairs; 0 unless it is one of several.
         most_keys: about how many keys a tile of rows visits, however long the sequence is; None where it has more in a
             longer one, or that is not known.
         trend: of the number of keys along the rows.
@@ -80,6 +81,7 @@ class Pass:
     tiles: TileSets
     layout: Layout = PLAIN
     library: Library | None = None
+    first: int = 0
     most_keys: int | None = None
     trend: Trend = Trend.MIXED
 
@@ -130,6 +132,21 @@ class Short:
 
 
 @dataclass(frozen=True, slots=True)
+class LibraryPart:
+    """A pass that a library may compute on a GPU, where tuning found that to be faster.
+
+    Attributes:
+        number: of the pass, from 0.
+        pairs: what it has for as many keys as queries.
+        long_rows: as that of a plan, of the other passes.
+    """
+
+    number: int
+    pairs: Dense
+    long_rows: int
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """Everything that code generation needs of one attention.
 
@@ -149,6 +166,8 @@ class Plan:
         linear: the form that takes the place of the passes where it is cheaper; None where there is none.
         quadratic_because: why there is none, of an attention with a feature map; empty otherwise.
         window: that the mask is for as many keys as queries, where a library could compute the attention with it.
+        part: the pass of `passes` that a library could compute; None where there is none.
+        resumed: whether other pairs of all rows have been summed before the first pass.
     """
 
     attention: Attention
@@ -162,6 +181,8 @@ class Plan:
     weighed_at: int = 0
     short: tuple[Short, ...] = ()
     window: Window | None = None
+    part: LibraryPart | None = None
+    resumed: bool = False
     declared: Attention | None = None
     linear: LinearForm | None = None
     quadratic_because: str = ""
@@ -183,6 +204,7 @@ class Plan:
                 long_rows=one.long_rows,
                 weighed_at=one.limit,
                 short=(),
+                part=None,
             )
             for one in self.short
         )
@@ -197,6 +219,16 @@ class Plan:
     def ranges(self) -> tuple[str, ...]:
         """Which calls each of `variants` is for, in words: `up to 704 queries and keys`, `beyond that`."""
         return (*(f"up to {one.limit:,} queries and keys" for one in self.short), "beyond that" if self.short else "")
+
+    @property
+    def beside_part(self) -> Plan | None:
+        """The plan of what is left where a library computes `part`; None without one."""
+        if self.part is None:
+            return None
+        others = self.passes[: self.part.number] + self.passes[self.part.number + 1 :]
+        return replace(
+            self, passes=others, choices=(), long_rows=self.part.long_rows, short=(), part=None, resumed=True
+        )
 
     def at(self, length: int) -> Plan:
         """Return the variant that computes calls whose queries or keys, whichever are more, are so many."""

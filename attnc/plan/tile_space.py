@@ -8,7 +8,7 @@ cost model or a device decides (`attnc.tuning`).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 from attnc.plan.configs import ORDERS, SHARED_MEMORY, TileConfig
@@ -74,8 +74,12 @@ def _all(target: str, kernel: Kernel) -> Iterator[TileConfig]:
     stages = (1, 2) if target == "gfx942" else (2, 3, 4) if not kernel.gradients else (1, 2, 3)
     for query, key, warps, depth in product(queries, keys, WARPS, stages):
         for descriptors, order in product((True, False) if describes else (False,), _orders(kernel.trend)):
-            for fused in (False, True) if descriptors and kernel.fuses else (False,):
-                yield TileConfig(query, key, warps, depth, descriptors, order=order, fused=fused)
+            config = TileConfig(query, key, warps, depth, descriptors, order=order)
+            yield config
+            if descriptors and kernel.fuses:
+                yield replace(config, fused=True)
+            if descriptors == describes and _may_persist(kernel):
+                yield replace(config, persistent=1)
 
 
 def _orders(trend: Trend) -> tuple[str, ...]:
@@ -91,6 +95,15 @@ def _orders(trend: Trend) -> tuple[str, ...]:
             return ("", ORDERS[1])
         case Trend.LEVEL:
             return ("",)
+
+
+def _may_persist(kernel: Kernel) -> bool:
+    """Tell whether programs may get several tiles of rows each. How many there are of them follows from their code.
+
+    A deal of tiles is made before any of them is computed. Where it is not known how long they take, a device that
+    starts the next program where one has ended balances them better. Kernels of gradients have no registers to spare.
+    """
+    return not kernel.gradients and kernel.trend is not Trend.MIXED
 
 
 def _is_large(kernel: Kernel) -> bool:

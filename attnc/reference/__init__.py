@@ -8,14 +8,17 @@ from attnc.reference.dense import (
     reference,
     with_shorter_keys,
 )
+from attnc.reference.layers import dense_matrix, layer_reference
 from attnc.reference.tensors import TensorEnvironment, evaluate_tensor
 
 __all__ = [
     "TensorEnvironment",
     "dense_mask",
+    "dense_matrix",
     "dense_weights",
     "evaluate_tensor",
     "initial_value",
+    "layer_reference",
     "pair_environment",
     "reference",
     "with_shorter_keys",

@@ -25,6 +25,7 @@ from attnc.runtime.gluon_launch import GluonLaunch, prefer_template
 from attnc.runtime.gradient_launch import GradientLaunch
 from attnc.runtime.gradient_strips import PAIR_AXES, PairSum
 from attnc.runtime.kernel_launch import compile_options
+from attnc.runtime.launch import Begun
 from attnc.runtime.pairs import Pairs, Sizes
 from attnc.runtime.program import Program, TableRead, TensorArgument
 from attnc.runtime.tiles import Tiles, assume_target
@@ -168,6 +169,13 @@ def compile_kernel(
     return compile_kernels(module, target, dtype, head_size, name=name, **sizes)[0]  # type: ignore[arg-type]
 
 
+def compile_recorded(launch: Recorded, target: str, dtype: torch.dtype, head_size: int = 0) -> KernelReport:
+    """Compile a kernel with the arguments of one launch of it. Raises as `compile_kernels` does."""
+    if target not in ARCHITECTURES:
+        raise ValueError(f"unknown target {target}; known: {', '.join(ARCHITECTURES)}")
+    return report_launch(launch, target, dtype, head_size)
+
+
 def report_launch(launch: Recorded, target: str, dtype: torch.dtype, head_size: int) -> KernelReport:
     """Compile what would have been launched and return what the compiler made of it."""
     kernel, arguments = launch.kernel, launch.arguments
@@ -203,7 +211,7 @@ def report_launch(launch: Recorded, target: str, dtype: torch.dtype, head_size: 
 
 def _tiles(arguments: Mapping[str, Any]) -> Tiles:
     names = {"query": "BLOCK_M", "key": "BLOCK_N", "warps": "num_warps", "stages": "num_stages"}
-    more = {"descriptors": "DESCRIPTORS", "chunk": "CHUNK_N", "fused": "FUSED"}
+    more = {"descriptors": "DESCRIPTORS", "chunk": "CHUNK_N", "fused": "FUSED", "persistent": "PERSISTENT"}
     found = {field: arguments[name] for field, name in (names | more).items() if name in arguments}
     return Tiles(**found)
 
@@ -233,7 +241,8 @@ def record_launches(
 ) -> list[Recorded]:
     """Call launchers on tensors without data; return the kernels that they would have launched, and their arguments.
 
-    Those for sequences of any length come first, then those of the launchers for short ones that are not among them.
+    Those for sequences of any length come first, then those of the launchers for short ones that are not among them,
+    and then those that run beside a library.
     """
     meta = _MetaCall.of(program, dtype, head_size, value_size)
     state = meta.state if program.kept else None
@@ -241,7 +250,9 @@ def record_launches(
     def call(launch: Any) -> None:
         launch(meta.query, meta.key, meta.value, meta.out, state, meta.inputs, None, precision, None)
 
-    every = (program.launch, *(short.launch for short in program.short))
+    every = [program.launch, *(short.launch for short in program.short)]
+    if program.part is not None and program.part.launch is not None:
+        every.append(partial(program.part.launch, begun=Begun(0, meta.out, meta.state)))
     return _recorded(module, program, every, call, target, tiles, shares)
 
 
@@ -264,7 +275,8 @@ def record_gradients(
     def call(launch: Any) -> None:
         launch(meta.query, meta.key, meta.value, meta.out, state, delta, sums, meta.inputs, None, precision, None)
 
-    every = (program.gradients, *(short.gradients for short in program.short))
+    every = [program.gradients, *(short.gradients for short in program.short)]
+    every += [] if program.part is None else [program.part.gradients]
     found = _recorded(module, program, every, call, target, tiles, shares)
     # what pairs contribute is left by the same kernel for each strip of rows
     return list({launch.kernel.__name__: launch for launch in found}.values())

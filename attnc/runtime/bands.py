@@ -144,6 +144,22 @@ def mask_periods(program: Program, frame: Frame, band: Band) -> list[int]:
     return periods if program.bias is None else [*periods, program.bias_period]
 
 
+def follows_diagonals(program: Program, frame: Frame, masked: bool) -> bool:
+    """Tell whether what is added to the products of a frame is told by the distance of query and key alone.
+
+    Args:
+        program: of the call.
+        frame: rows and keys.
+        masked: whether some pair may be masked.
+    """
+    if program.bias is None or program.bias_period != 1 or frame.sweep.grid is not None or frame.rows.classes > 1:
+        return False
+    step = frame.rows.distance(1)
+    if step is None or step != frame.keys.distance(1):
+        return False
+    return not masked or (frame.sweep.mask is not None and frame.sweep.period == 1)
+
+
 def is_shared(frame: Frame, band: Band, period: int) -> bool:
     """Tell whether an expression with this period is the same on all blocks of a band."""
     if band.count == 1 or period == 0:

@@ -13,6 +13,7 @@ from attnc.runtime.checks import check_head_sizes
 from attnc.runtime.cpu import cpu_backward, cpu_forward, new_output, rows_outside
 from attnc.runtime.dropout import Dropout
 from attnc.runtime.gpu_library import is_window_call, window_forward
+from attnc.runtime.gpu_parts import part_forward, part_of_call
 from attnc.runtime.kernel_gradients import kernel_backward
 from attnc.runtime.program import Program
 
@@ -86,12 +87,18 @@ def launch_forward(
             query, key, value, is_causal=causal, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
         )
         return rows_outside(out), state
-    if is_window_call(program, query, key, value, dropout_p, backward=False):
-        out, lse = window_forward(program, query, key, value, scale)
+    tensors, drops = (query, key, value), dropout_p > 0
+    if is_window_call(program, tensors, scale, dropout=drops, backward=False):
+        out, lse = window_forward(program.window, tensors, scale)
         return out, lse if with_state else state
     check_head_sizes(program.name, query, value)
     out = output_of(query, value)
     kept, dropout = state if state.numel() else None, Dropout.of(dropout_p, seed)
+    part = part_of_call(program, tensors, scale, dropout=drops, backward=False)
+    if part is not None and part.launch is not None:
+        begun = part_forward(part, tensors, scale)
+        part.launch(query, key, value, out, kept, tuple(inputs), scale, precision, begun=begun)
+        return out, state
     program.launch(query, key, value, out, kept, tuple(inputs), scale, precision, dropout)
     return out, state
 

@@ -63,7 +63,7 @@ class Cost:
         masks_everything: full rectangles need an additive term as well.
         remembers: masks are kept for later calls.
         backward: gradients are computed: five products where there were two, and gradients of the keys of each block.
-        masks: entries and heads that have masks of their own.
+        masks: entries and heads that have masks of their own; 0 where no mask of pairs is made.
         slabs: how rows are cut, as far as that was tuned.
     """
 

@@ -8,16 +8,19 @@ backward the merged output and log-sum-exp, which is exact.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from attnc.runtime.bands import Band, bands_in_step, is_shared, is_shared_by_classes, mask_periods
+from attnc.runtime.bands import Band, bands_in_step, follows_diagonals, is_shared, is_shared_by_classes, mask_periods
 from attnc.runtime.blocks import common_shape, row_scale
 from attnc.runtime.calls import Call, Store, contents
 from attnc.runtime.costs import KEPT_KEYS, KEPT_MASKS, REMEMBERED_PAIRS, RESULT_ELEMENTS
+from attnc.runtime.cpu_parts import causal_forward, first_causal_row
+from attnc.runtime.diagonals import Mirror, diagonal_mask, distance_terms, is_diagonal, mirrored
 from attnc.runtime.flash_calls import flash_calls
+from attnc.runtime.merging import merge
 from attnc.runtime.parts import Part, band_mask, band_pairs, cut_section, shared_shape
 from attnc.runtime.row_gradients import all_rows, values_of_rows
 from attnc.runtime.schedule import MASK_ELEMENTS
@@ -59,15 +62,19 @@ def flash_forward(call: Call) -> tuple[Tensor, Tensor]:
     if not (passes and passes[0].covers_rows):
         out.zero_()
     for section in cut_into_sections(call):
+        mirror = Mirror(section)
         fresh = section.frame.number == 0
         taken = tuple(section.new_rows(tensor) if fresh else section.of_rows(tensor) for tensor in (out, lse))
-        for part in cut_section(section, by_tiles=False):
+        causal = first_causal_row(section)
+        if causal is not None:
+            causal_forward(section, causal, (taken[0], taken[1]), scale, merges=not fresh)
+        for part in () if causal is not None else cut_section(section, by_tiles=False):
             if fresh and not part.schedule.covered:
                 part.of_rows(taken[0]).zero_()
             whole = part.of_rows(taken[0]), part.of_rows(taken[1])
             for piece, band in _all_pieces(part):
                 target = whole if piece is part else (piece.of_rows(taken[0]), piece.of_rows(taken[1]))
-                _forward_band(piece, band, target, scale, merges=not (fresh and band.first))
+                _forward_band(piece, band, mirror, target, scale, merges=not (fresh and band.first))
         section.put_rows(out, taken[0])
         section.put_rows(lse, taken[1])
     return out[..., : call.sizes.value_size], lse
@@ -117,7 +124,12 @@ def _pieces(part: Part, band: Band, backward: bool) -> Iterator[tuple[Part, Band
     band = band if masked else band.as_one_block()
     count, some = band.count, entries
     each = (max(band.rows, band.width) if backward else band.rows) * groups * part.query.shape[-1]
-    if masked:
+    if masked and follows_diagonals(program, frame, band.masked):
+        if not is_diagonal(part, band) and (not band.key_step or _shared_elements(part, band) > REMEMBERED_PAIRS):
+            for number in range(band.count):
+                yield part, band.part(number, 1, 0, band.width)
+            return
+    elif masked:
         periods = mask_periods(program, frame, band)
         if frame.rows.classes > 1 and not all(is_shared_by_classes(frame, period) for period in periods):
             some = min(some, max(1, MASK_ELEMENTS // (band.rows * band.width)))
@@ -139,6 +151,12 @@ def _pieces(part: Part, band: Band, backward: bool) -> Iterator[tuple[Part, Band
         piece = part.narrow(first, min(entries, first + some), 0, groups)
         for start in range(0, band.count, count):
             yield piece, band.part(start, min(count, band.count - start), 0, band.width)
+
+
+def _shared_elements(part: Part, band: Band) -> int:
+    """Return the elements of a mask that the blocks of a band share."""
+    entries, groups, members = part.query.shape[:3]
+    return band.rows * band.width * groups * members * (entries if part.frame.sweep.by_batch else 1)
 
 
 def _additive_mask(part: Part, band: Band) -> tuple[Tensor | None, Tensor | None]:
@@ -168,6 +186,9 @@ def _additive_mask(part: Part, band: Band) -> tuple[Tensor | None, Tensor | None
 
 def _make_mask(part: Part, band: Band) -> tuple[Tensor | None, Tensor | None]:
     program = part.section.call.program
+    if follows_diagonals(program, part.frame, band.masked):
+        turned, gone = diagonal_mask(distance_terms(part, band), band)
+        return turned.flip(-1), gone
     allowed = band_mask(part, band)
     if program.bias is None:
         assert allowed is not None
@@ -194,12 +215,42 @@ def _without_repeats(mask: Tensor) -> Tensor:
     return mask
 
 
-def _forward_band(part: Part, band: Band, target: tuple[Tensor, Tensor], scale: float, merges: bool) -> None:
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """What the operator is given of a band.
+
+    Attributes:
+        band: its rows, and its keys among those of `key` and `value`.
+        mask: additive, None for none.
+        empty: rows that see none of the keys.
+        turned: whether the keys go from the last to the first.
+    """
+
+    band: Band
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    empty: Tensor | None
+    turned: bool
+
+
+def _take(part: Part, band: Band, mirror: Mirror) -> _Taken:
+    if is_diagonal(part, band):
+        own = band.as_one_block()
+        mask, empty = diagonal_mask(distance_terms(part, own), own)
+        return _Taken(mirrored(part, own), *mirror.keys(part), mask, empty, turned=True)
+    found, empty = _additive_mask(part, band)
+    band = band if found is not None else band.as_one_block()
+    return _Taken(band, part.key, part.value, found, empty, turned=False)
+
+
+def _forward_band(
+    part: Part, band: Band, mirror: Mirror, target: tuple[Tensor, Tensor], scale: float, merges: bool
+) -> None:
     """Compute a band, and put it into the output and log-sum-exp of its part or merge it with what is there."""
-    mask, empty = _additive_mask(part, band)
-    band = band if mask is not None else band.as_one_block()
-    query, key, value = part.query, part.key, part.value
-    for call in flash_calls(band, query.shape[:3], (query, key, value), mask):
+    taken, query = _take(part, band, mirror), part.query
+    key, value, mask, empty = taken.key, taken.value, taken.mask, taken.empty
+    for call in flash_calls(taken.band, query.shape[:3], (query, key, value), mask):
         found, found_lse = _attend(
             call.rows(query),
             call.keys(key),
@@ -217,16 +268,6 @@ def _forward_band(part: Part, band: Band, target: tuple[Tensor, Tensor], scale: 
         else:
             out.copy_(call.spread(found))
             lse.copy_(call.spread(found_lse))
-
-
-def merge(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> None:
-    """Merge the softmax over further keys into an output and log-sum-exp, in place; minus infinity is no keys.
-
-    One pass over the output. A NaN in either log-sum-exp reaches the output, so that it is noticed.
-    """
-    share = torch.where(other_lse == -torch.inf, 0.0, torch.sigmoid(other_lse - lse))
-    out.lerp_(other, share.unsqueeze(-1))
-    lse.copy_(torch.logaddexp(lse, other_lse))
 
 
 def flash_backward(
@@ -257,25 +298,27 @@ def flash_backward(
     lse = torch.where(lse == -torch.inf, 0.0, lse)
     grads = (torch.zeros_like(call.query), torch.zeros_like(call.key), torch.zeros_like(call.value))
     for section in cut_into_sections(call):
+        mirror = Mirror(section)
         known = section.of_rows(grad_out), section.of_rows(out), section.of_rows(lse)
         found = section.of_rows(grads[0]), section.of_keys(grads[1]), section.of_keys(grads[2])
         for part in cut_section(section, by_tiles=False, backward=True):
             for piece, band in _all_pieces(part, backward=True):
                 rows = tuple(piece.of_rows(tensor) for tensor in known)
                 sums = piece.of_rows(found[0]), piece.of_keys(found[1]), piece.of_keys(found[2])
-                _backward_band(piece, band, rows, sums)
+                _backward_band(piece, band, mirror, rows, sums)
         section.put_rows(grads[0], found[0])
         section.put_keys(grads[1], found[1])
         section.put_keys(grads[2], found[2])
     return grads[0][..., : sizes.D] * factor, grads[1][..., : sizes.D], grads[2][..., : sizes.value_size]
 
 
-def _backward_band(part: Part, band: Band, known: tuple[Tensor, ...], sums: tuple[Tensor, Tensor, Tensor]) -> None:
+def _backward_band(
+    part: Part, band: Band, mirror: Mirror, known: tuple[Tensor, ...], sums: tuple[Tensor, Tensor, Tensor]
+) -> None:
     """Add the gradients of a band up; `known` are the gradient of the output, the output and the log-sum-exp."""
-    mask, _ = _additive_mask(part, band)
-    band = band if mask is not None else band.as_one_block()
-    query, key, value = part.query, part.key, part.value
-    for call in flash_calls(band, query.shape[:3], (query, key, value, *known), mask):
+    taken, query = _take(part, band, mirror), part.query
+    key, value, mask = taken.key, taken.value, taken.mask
+    for call in flash_calls(taken.band, query.shape[:3], (query, key, value, *known), mask):
         found = _attend_backward(
             call.rows(known[0]),
             call.rows(query),
@@ -289,5 +332,6 @@ def _backward_band(part: Part, band: Band, known: tuple[Tensor, ...], sums: tupl
             scale=1.0,
         )
         call.spread_rows(sums[0]).add_(call.spread(found[0]))
-        call.add_keys(sums[1], found[1])
-        call.add_keys(sums[2], found[2])
+        back = replace(call, band=band.as_one_block()) if taken.turned else call
+        for total, grad in zip(sums[1:], found[1:], strict=True):
+            back.add_keys(total, grad.flip(2) if taken.turned else grad)

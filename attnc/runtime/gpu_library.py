@@ -25,13 +25,22 @@ HEAD_STEP, LARGEST_FLASH_HEAD = 8, 256
 LEAST_CAPABILITY = 8
 """Of NVIDIA's devices that it runs on."""
 
+EVERYTHING = (-1, -1)
+"""The window in which every query sees every key."""
 
 _MARK = ", library"
 
 
-def library_name(program: Program, *, backward: bool) -> str:
-    """Return what tuning knows the library's call by, as it knows kernels by theirs."""
-    return f"{program.identity}{_MARK}{' backward' if backward else ''}"
+def library_name(program: Program, *, backward: bool, part: bool = False) -> str:
+    """Return what tuning knows the library's call by, as it knows kernels by theirs.
+
+    Args:
+        program: of the attention.
+        backward: whether it is the call of the backward pass.
+        part: whether it computes the program's part, and kernels the other passes.
+    """
+    which = f" pass {program.part.number}" if part and program.part is not None else ""
+    return f"{program.identity}{_MARK}{which}{' backward' if backward else ''}"
 
 
 def is_library_name(kernel: str) -> bool:
@@ -39,19 +48,38 @@ def is_library_name(kernel: str) -> bool:
     return _MARK in kernel
 
 
+def library_label(kernel: str) -> str:
+    """Return what a library's call computes, in a word: all of it, or a pass."""
+    words = kernel.partition(_MARK)[2].split()
+    return " ".join(words[:2]) if words[:1] == ["pass"] else "whole"
+
+
 def suits_flash_attention(program: Program, query: Tensor, key: Tensor, value: Tensor) -> bool:
     """Tell whether the library computes what a program does for these tensors, and takes them as they are."""
-    head_size = query.shape[3]
     return (
         program.window is not None
-        and runs_flash_attention(query.device)
+        and takes_tensors(query, key, value)
+        and (query.shape[2] == key.shape[2] or program.library == "full")
+    )
+
+
+def takes_tensors(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Tell whether the library takes tensors as they are."""
+    head_size = query.shape[3]
+    return (
+        runs_flash_attention(query.device)
+        and query.numel() > 0
         and query.dtype in (torch.float16, torch.bfloat16)
-        and (query.shape[2] == key.shape[2] or program.window == (-1, -1))
         and head_size == value.shape[3]
         and head_size % HEAD_STEP == 0
         and head_size <= LARGEST_FLASH_HEAD
         and query.stride(3) == key.stride(3) == value.stride(3) == 1
     )
+
+
+def takes_scale(scale: float | None) -> bool:
+    """Tell whether the library takes a factor: it scales the maximum of a row's dot products, as that of the scores."""
+    return scale is None or scale >= 0
 
 
 def runs_flash_attention(device: torch.device) -> bool:
@@ -71,37 +99,52 @@ def has_windows() -> bool:
 
 
 def is_window_call(
-    program: Program, query: Tensor, key: Tensor, value: Tensor, dropout_p: float, *, backward: bool
+    program: Program, tensors: tuple[Tensor, Tensor, Tensor], scale: float | None, *, dropout: bool, backward: bool
 ) -> bool:
-    """Tell whether a pass is to be computed by the library: it can be, and was measured to be faster."""
-    if dropout_p or not suits_flash_attention(program, query, key, value):
+    """Tell whether a call is to be computed by the library: it can be, and was measured to be faster.
+
+    Args:
+        program: of the call.
+        tensors: query, key and value.
+        scale: the caller's factor on the dot product.
+        dropout: whether weights are dropped.
+        backward: whether it is the backward pass.
+    """
+    if dropout or not takes_scale(scale) or not suits_flash_attention(program, *tensors):
         return False
+    query, key, value = tensors
     lengths = query.shape[2], key.shape[2]
     return takes_library(library_name(program, backward=backward), query, value.shape[3], lengths)
 
 
 def window_forward(
-    program: Program, query: Tensor, key: Tensor, value: Tensor, scale: float | None
+    window: tuple[int, int] | None, tensors: tuple[Tensor, Tensor, Tensor], scale: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Return the output `(B, H, N, E)`, laid out as `(B, N, H, E)`, and the log-sum-exp `(B, H, N)`."""
-    lengths = query.shape[2], key.shape[2]
-    tensors = [tensor.transpose(1, 2) for tensor in (query, key, value)]
-    causal, window = _flash_window(program)
-    out, lse, *_ = _flash_forward(*tensors, None, None, *lengths, 0.0, causal, False, scale=scale, **window)
+    """Return the output `(B, H, N, E)`, laid out as `(B, N, H, E)`, and the log-sum-exp `(B, H, N)`.
+
+    Args:
+        window: as that of a program; there is one.
+        tensors: query, key and value; as many keys as queries, or a window of everything.
+        scale: the caller's factor on the dot product.
+    """
+    lengths = tensors[0].shape[2], tensors[1].shape[2]
+    given = [tensor.transpose(1, 2) for tensor in tensors]
+    causal, options = _flash_window(window)
+    out, lse, *_ = _flash_forward(*given, None, None, *lengths, 0.0, causal, False, scale=scale, **options)
     return out.transpose(1, 2).detach(), lse  # no view of anything, so that callers may change it in place
 
 
 def window_backward(
-    program: Program,
+    window: tuple[int, int] | None,
     grad_out: Tensor,
     tensors: tuple[Tensor, Tensor, Tensor],
     results: tuple[Tensor, Tensor],
     scale: float | None,
 ) -> list[Tensor]:
-    """Return the gradients of query, key and value.
+    """Return the gradients of query, key and value, in the library's layout.
 
     Args:
-        program: of the forward pass, whoever computed that.
+        window: of the forward pass, whoever computed that.
         grad_out: of the output.
         tensors: query, key and value.
         results: output and log-sum-exp.
@@ -112,17 +155,17 @@ def window_backward(
     lengths = query.shape[2], tensors[1].shape[2]
     given = [tensor.transpose(1, 2) for tensor in (grad_out, *tensors, results[0])]
     random = query.new_empty((2,), dtype=torch.uint64), query.new_empty((), dtype=torch.uint64)  # of dropout: unread
-    causal, window = _flash_window(program)
+    causal, options = _flash_window(window)
     found = _flash_backward(
-        *given, results[1].contiguous(), None, None, *lengths, 0.0, causal, *random, scale=scale, **window
+        *given, results[1].contiguous(), None, None, *lengths, 0.0, causal, *random, scale=scale, **options
     )
-    return [grad.transpose(1, 2).contiguous() for grad in found]
+    return [grad.transpose(1, 2) for grad in found]
 
 
-def _flash_window(program: Program) -> tuple[bool, dict[str, int]]:
+def _flash_window(window: tuple[int, int] | None) -> tuple[bool, dict[str, int]]:
     """Return whether the mask is causal to the library, and its arguments for any other window."""
-    assert program.window is not None
-    before, behind = program.window
+    assert window is not None
+    before, behind = window
     if (before, behind) == (-1, 0):
         return True, {}
-    return False, {} if (before, behind) == (-1, -1) else {"window_size_left": before, "window_size_right": behind}
+    return False, {} if window == EVERYTHING else {"window_size_left": before, "window_size_right": behind}

@@ -12,6 +12,7 @@ from attnc.runtime.calls import call_sizes
 from attnc.runtime.checks import check_head_sizes
 from attnc.runtime.dropout import Dropout
 from attnc.runtime.gpu_library import is_window_call, window_backward
+from attnc.runtime.gpu_parts import add_part_gradients, part_of_call
 from attnc.runtime.gradient_strips import PAIR_AXES, PairSum
 from attnc.runtime.pairs import Pairs
 from attnc.runtime.program import Program
@@ -41,9 +42,10 @@ def kernel_backward(
         wanted: one entry for each input.
     """
     query, key, value, inputs = tensors
-    plain = grads[1] is None and not any(wanted)
-    if plain and is_window_call(program, query, key, value, 0.0 if dropout is None else 1.0, backward=True):
-        return window_backward(program, grads[0].to(query.dtype), (query, key, value), results, scale)
+    own, plain, drops = tensors[:3], grads[1] is None and not any(wanted), dropout is not None
+    if plain and is_window_call(program, own, scale, dropout=drops, backward=True):
+        whole = window_backward(program.window, grads[0].to(query.dtype), own, results, scale)
+        return [grad.contiguous() for grad in whole]
     check_head_sizes(program.name, query, value)
     here = program.at(query.shape[2], key.shape[2])
     if here.gradients is None:
@@ -56,11 +58,17 @@ def kernel_backward(
     heads = head_pairs(program, sizes, bind_tables(program, inputs, sizes), compute_dtype(query.dtype), query.device)
     totals = {name: torch.zeros(heads.tables[name].shape, dtype=torch.float64, device=query.device) for name in names}
     sums = _sums_of_reads(program, heads, totals)
-    found = here.gradients(query, key, value, grad_out, kept, delta, sums, tuple(inputs), scale, precision, dropout)
+    gradients, part = here.gradients, None
+    if plain:
+        part = part_of_call(here, own, scale, dropout=drops, backward=True)
+        gradients = gradients if part is None or part.gradients is None else part.gradients
+    found = gradients(query, key, value, grad_out, kept, delta, sums, tuple(inputs), scale, precision, dropout)
+    if part is not None:
+        add_part_gradients(part, found, grad_out, own, results, scale)
     _add_sums_of_reads(program, heads, sums, totals)
     grad_query = _finished(program, heads, (query, found[0]), (delta, kept), scale, totals)
-    own = [tensor.to(like.dtype) for tensor, like in zip((grad_query, *found[1:]), (query, key, value), strict=True)]
-    return [tensor.contiguous() for tensor in own] + [
+    finished = [tensor.to(like.dtype) for tensor, like in zip((grad_query, *found[1:]), own, strict=True)]
+    return [tensor.contiguous() for tensor in finished] + [
         totals[argument.name].sum_to_size(tensor.shape).to(tensor.dtype).contiguous()
         for argument, tensor in zip(program.tensors, inputs, strict=True)
         if argument.name in totals

@@ -67,6 +67,26 @@ def take_turn(pid, tiles, sequences, turn):
 
 
 @triton.jit
+def count_deals(tiles):
+    """Return how many of so many tiles this program gets, if they are dealt to all programs of the launch.
+
+    Every deal has a tile for each program, there and back: whoever got the first one of a deal gets the last one of
+    the next. Where tiles become smaller and smaller, all programs have about as much of them after every second deal.
+    """
+    programs = tl.num_programs(0)
+    whole = tiles // programs
+    return whole + (dealt_tile(whole) < tiles).to(tl.int32)
+
+
+@triton.jit
+def dealt_tile(deal):
+    """Return the number of the tile that this program gets in a deal."""
+    programs = tl.num_programs(0)
+    place = tl.program_id(0)
+    return deal * programs + tl.where(deal % 2 == 0, place, programs - 1 - place)
+
+
+@triton.jit
 def read_scalar(argument):
     """Return the value of a scalar input that was given as a number or as a pointer to one element."""
     value = tl.core.to_tensor(argument)

@@ -24,6 +24,7 @@ from attnc.runtime.tiles import (
     Tiles,
     TileTable,
     are_tiles_assumed,
+    count_programs,
     count_shares,
     count_turn,
     padded,
@@ -111,6 +112,11 @@ class Launch:
     def all_registers(self) -> bool:
         """Whether the kernel may use all registers, see `compile_options`."""
         return self.joined > 0
+
+    @property
+    def persistent(self) -> int:
+        """Programs for each multiprocessor that get several tiles of rows; those that share keys have one each."""
+        return self.tiles.persistent if self.shares == 1 and not self.joined else 0
 
     @property
     def fused(self) -> bool:
@@ -264,6 +270,46 @@ def keep_sums(call: Launch, *, rows: int) -> None:
     call.kept_out, call.kept_m, call.kept_l = _new_sums(call, (call.B, call.H, call.N), rows)
 
 
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """What a library has made of some of the keys of rows that follow each other.
+
+    Attributes:
+        first: of the rows.
+        out: weighted means of the values `(B, H, rows, E)`.
+        lse: log-sum-exps `(B, H, rows)`, float32; each row has a key.
+    """
+
+    first: int
+    out: Tensor
+    lse: Tensor
+
+
+def begin_sums(call: Launch, begun: Begun) -> None:
+    """Give the first kernel of a call what a library has summed, as if a kernel had: softmax, scores in base 2.
+
+    Args:
+        call: with memory from `keep_sums`.
+        begun: as it comes from the library; a mean with its log-sum-exp is a sum whose weights come to 1.
+    """
+    kept_out, kept_m, kept_l = call.kept_out, call.kept_m, call.kept_l
+    assert kept_out is not None
+    assert kept_m is not None
+    assert kept_l is not None
+    rows, value_size = begun.out.shape[2:]
+    past = begun.first + rows
+    if value_size < call.value_size:
+        kept_out.zero_()
+    for start, stop in ((0, begun.first), (past, call.N)):
+        if start < stop:
+            kept_out.narrow(2, start, stop - start).zero_()
+            kept_m.narrow(2, start, stop - start).fill_(-math.inf)
+            kept_l.narrow(2, start, stop - start).zero_()
+    kept_out.narrow(2, begun.first, rows).narrow(3, 0, value_size).copy_(begun.out)
+    kept_m.narrow(2, begun.first, rows).copy_(begun.lse * LOG2_E)
+    kept_l.narrow(2, begun.first, rows).fill_(1.0)
+
+
 def launch_steps(call: Launch, *, rows: int, long_rows: int = 0) -> tuple[Launch, ...]:
     """Return what a kernel is launched with: once, or for shares of the keys of all rows and then for joining those.
 
@@ -278,7 +324,7 @@ def launch_steps(call: Launch, *, rows: int, long_rows: int = 0) -> tuple[Launch
     end = -(-long_rows // FEW_ROWS) * FEW_ROWS
     if not 0 < end < call.N:
         return (call,)
-    few = replace(call.tiles, query=FEW_ROWS, key=min(call.tiles.key, 64), warps=4, chunk=16)
+    few = replace(call.tiles, query=FEW_ROWS, key=min(call.tiles.key, 64), warps=4, chunk=16, persistent=0)
     heads = call.B * call.H
     programs = end // FEW_ROWS * heads
     shares = count_shares(few, programs, call.M, call.query.device)
@@ -286,7 +332,8 @@ def launch_steps(call: Launch, *, rows: int, long_rows: int = 0) -> tuple[Launch
         return (call,)
     chunk = _chunk(max(call.block_d, call.block_v), few)
     first = replace(call, tiles=few, grid=(programs,), chunk_n=chunk, shares=shares, row_end=end)
-    others = replace(call, grid=(-(-(call.N - end) // call.tiles.query) * heads,), row_start=end)
+    started = count_programs(call.tiles, -(-(call.N - end) // call.tiles.query) * heads, call.query.device)
+    others = replace(call, grid=(started,), row_start=end)
     return (*_shared(first, rows), others)
 
 
@@ -306,7 +353,10 @@ def _new_sums(call: Launch, shape: tuple[int, ...], rows: int) -> tuple[Tensor, 
 
 @dataclass(frozen=True, slots=True)
 class _Cut:
-    """How a launch is cut: programs with rows of their own, how many share the keys of each, and who takes turns."""
+    """How a launch is cut: programs with rows of their own, how many share the keys of each, and who takes turns.
+
+    Programs are as many as tiles of rows, or fewer, which get several tiles each.
+    """
 
     tiles: Tiles
     programs: int
@@ -345,8 +395,12 @@ def _cut_grid(
     keys = min(-(-key.shape[2] // classes), most_keys)
     together, walked = heads // key.shape[1] * classes, key.shape[2] * (key.shape[3] + value.shape[3])
     launched = chosen.order or (IN_TURNS if uneven else BY_HEADS)
-    turn = count_turn(launched, classes * heads * batch, together, walked * key.element_size(), query.device)
-    return _Cut(chosen, programs, count_shares(chosen, programs, keys, query.device), turn)
+    shares = count_shares(chosen, programs, keys, query.device)
+    started = count_programs(chosen, programs, query.device) if shares == 1 else programs
+    dealt = started if shares == 1 and chosen.persistent else 0
+    size = walked * key.element_size()
+    turn = count_turn(launched, classes * heads * batch, together, size, query.device, dealt=dealt)
+    return _Cut(chosen, started, shares, turn)
 
 
 def _chunk(width: int, tiles: Tiles) -> int:

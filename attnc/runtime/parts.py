@@ -15,6 +15,7 @@ from attnc.runtime.bands import (
     Band,
     condition_of,
     far_form_of,
+    follows_diagonals,
     is_shared,
     is_shared_by_classes,
     mask_period,
@@ -118,6 +119,7 @@ def _schedules(section: Section, by_tiles: bool, backward: bool) -> tuple[Schedu
         band = Band(0, frame.tile, 0, ((width, kind),), count, frame.tile, width, first=True)
         return (Schedule((0, entries), (0, groups * members), (band,), covered=True),)
     additive = program.bias is not None and not by_tiles
+    by_distance = additive and follows_diagonals(program, frame, masked=frame.sweep.mask is not None)
     kinds = (MASK, *range(len(frame.sweep.intervals)))
     cost = Cost(
         heads=entries * groups * members,
@@ -126,11 +128,12 @@ def _schedules(section: Section, by_tiles: bool, backward: bool) -> tuple[Schedu
         elements=sizes.D + sizes.value_size,
         threads=torch.get_num_threads(),
         splits=tuple((kind, 512 if mask_period(frame, kind) or far_form_of(frame, kind) else 128) for kind in kinds),
-        widest=max(64, MASK_ELEMENTS // (BASE * (groups * members if additive else 1))),
+        widest=max(64, MASK_ELEMENTS // (BASE * (groups * members if additive and not by_distance else 1))),
         masks_everything=additive,
         remembers=program.bias is None or not program.tensors,
         backward=backward,
         slabs=_tuned_slabs(section.call, backward),
+        masks=0 if by_distance else 1,
     )
     data = contents(section.call, program.bound_tables)
     if data is None:

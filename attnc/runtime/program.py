@@ -150,6 +150,8 @@ class Pass:
         by_batch: whether batch entries may differ in which pairs they allow or in their bias.
         grid: in which the queries lie, of passes that have no intervals; the mask holds for boxes alone then, and is
             false for key `M`.
+        causal_from: position from which on, for as many keys as queries, the pass is plain causal attention and
+            nothing else; None where it is not.
     """
 
     intervals: tuple[Interval, ...]
@@ -162,6 +164,7 @@ class Pass:
     by_batch: bool = False
     grid: QueryGrid | None = None
     key_tile: int = 128
+    causal_from: int | None = None
 
     @property
     def covers_rows(self) -> bool:
@@ -203,6 +206,26 @@ class Short:
 
 
 @dataclass(frozen=True, slots=True)
+class LibraryPart:
+    """A pass whose pairs are a window or a rectangle, which a library may compute on a GPU, and what computes the rest.
+
+    Attributes:
+        number: of the pass, from 1.
+        rows: its first query, and the first one past its last; None where that is the end of the sequence.
+        keys: the same of its keys; those of a window are as many as its rows.
+        window: as that of a program, of these rows and keys.
+        launch, gradients: run the Triton kernels of the other passes; None where triton is missing.
+    """
+
+    number: int
+    rows: tuple[int, int | None]
+    keys: tuple[int, int | None]
+    window: tuple[int, int]
+    launch: Callable[..., None] | None = field(default=None, compare=False)
+    gradients: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Program:
     """One attention, ready to run on a CPU.
 
@@ -228,6 +251,7 @@ class Program:
         library: `full` or `causal` where one call of `scaled_dot_product_attention` does it all.
         window: keys before and behind a query that it sees for as many keys as queries, -1 for all, where that is all
             that the attention is; None where it is anything else.
+        part: the pass that a library may compute, of as many keys as queries; None without one.
     """
 
     name: str
@@ -261,6 +285,7 @@ class Program:
     gradients: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = field(default=None, compare=False)
     library: str | None = None
     window: tuple[int, int] | None = None
+    part: LibraryPart | None = None
 
     @property
     def has_lse(self) -> bool:
@@ -294,7 +319,9 @@ class Program:
         """
         for short in self.short:
             if queries <= short.limit and keys <= short.limit:
-                return replace(self, passes=short.passes, launch=short.launch, gradients=short.gradients, short=())
+                return replace(
+                    self, passes=short.passes, launch=short.launch, gradients=short.gradients, short=(), part=None
+                )
         return replace(self, short=()) if self.short else self
 
     def is_library_call(self, queries: int, keys: int) -> bool:

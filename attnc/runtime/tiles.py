@@ -30,6 +30,9 @@ CACHE_SIZES = {
 }
 """Bytes of the last cache of the same targets, all of its parts; little for the interpreter, so that heads matter."""
 
+SAME_KEYS = 4
+"""Programs that read the same keys at the same time: main memory sends those often enough for them all."""
+
 LEAST_SHARE = 4
 """Tiles of keys that are worth a program of their own."""
 
@@ -47,6 +50,8 @@ class Tiles:
         order: one of `ORDERS`: whether one head is computed after the other, or heads take turns at their longest rows;
             empty for what suits the lengths of the kernel's rows.
         fused: whether keys are walked in fewer loops, as far as the kernel can.
+        persistent: programs that are started for each multiprocessor, and get tiles of rows for as long as there are
+            any; 0 for a program for each tile.
     """
 
     query: int
@@ -57,6 +62,7 @@ class Tiles:
     chunk: int = 0
     order: str = ""
     fused: bool = False
+    persistent: int = 0
 
 
 _TARGET: ContextVar[str | None] = ContextVar("attnc_target", default=None)
@@ -173,12 +179,23 @@ def count_shares(tiles: Tiles, programs: int, keys: int, device: torch.device) -
     return shares
 
 
-def count_turn(order: str, sequences: int, together: int, walked: int, device: torch.device) -> int:
+def count_programs(tiles: Tiles, needed: int, device: torch.device) -> int:
+    """Return how many programs are started for so many tiles of rows."""
+    if not tiles.persistent:
+        return needed
+    room = multiprocessors(device) * tiles.persistent
+    return room if room < needed else needed
+
+
+def count_turn(order: str, sequences: int, together: int, walked: int, device: torch.device, *, dealt: int = 0) -> int:
     """Return how many heads, or classes of their rows, take turns at starting a tile of rows each.
 
     Taking turns, the longest rows of all of them come first, and short ones are left for the end. But what they walk
     should fit into the cache together, in half of it, for it is read again by every tile. They are a power of two,
     times those that share keys: of as many heads as models have, none are then left whose long rows would come last.
+
+    What tiles are dealt to persistent programs is even only where rows become shorter from the first tile to the last,
+    or nearly so. There more sequences take turns, of which `SAME_KEYS` programs walk each one's keys at the same time.
 
     Args:
         order: one of `ORDERS`.
@@ -186,13 +203,14 @@ def count_turn(order: str, sequences: int, together: int, walked: int, device: t
         together: how many of them, one after the other, walk the same keys, or parts of them.
         walked: bytes of those.
         device: of the call.
+        dealt: persistent programs; 0 where each tile has a program of its own.
     """
     if order != IN_TURNS:
         return 1
     fitting = 1
     while 2 * fitting * walked <= cache_size(device) // 2 and fitting * together < sequences:
         fitting *= 2
-    return min(sequences, fitting * together)
+    return min(sequences, max(fitting * together, dealt // SAME_KEYS))
 
 
 def cache_size(device: torch.device) -> int:

@@ -15,7 +15,7 @@ from attnc.runtime.tuned import LibraryCall, Slabs, Tuned, TunedTiles, forget_tu
 
 FORMAT = "attnc tuned tiles, 1"
 
-LARGEST = {"query": 1024, "key": 1024, "warps": 32, "stages": 16, "chunk": 1024, "rows": 1024}
+LARGEST = {"query": 1024, "key": 1024, "warps": 32, "stages": 16, "chunk": 1024, "rows": 1024, "persistent": 32}
 """Numbers beyond which an entry is not one that was written here."""
 
 WORDS = {"order": ORDERS}

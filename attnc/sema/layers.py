@@ -13,6 +13,7 @@ from attnc.sema.attentions import check_attention
 from attnc.sema.context import Context
 from attnc.sema.declarations import ParameterValue, declare_params
 from attnc.sema.forms import Slot, bind, check_expr, find_form, positive
+from attnc.sema.layer_rules import check_layer_rules
 from attnc.sema.restrict import Restriction, obeys
 from attnc.sema.scopes import QuantityMeaning, Scope, nearest
 from attnc.sema.types import type_named
@@ -83,7 +84,7 @@ def check_layer(
     feedforward = _feedforward(items.get("feedforward"), context)
     if len(context.report.found) > before or attend is None:
         return None
-    return Layer(
+    layer = Layer(
         name=declaration.name.text,
         params=params,
         attention=attend.name,
@@ -97,6 +98,8 @@ def check_layer(
         feedforward=feedforward,
         span=declaration.name.span,
     )
+    check_layer_rules(layer, items["heads"].value.span if "head_size" not in items else None, context)
+    return layer
 
 
 _Item = tree.Item | tree.Assignment

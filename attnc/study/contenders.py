@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -16,12 +16,14 @@ from attnc.algebra.counting import count_pairs as count_pairs_by_sets
 from attnc.blockwise import count_pairs, mask_blocks, reads_data
 from attnc.compiler import Compiled, check_source, import_compiled, load
 from attnc.diagnostics import CompileError, Diagnostic, Label
+from attnc.explanation_layers import count_free
 from attnc.files import read_pattern
 from attnc.ir.nodes import SizeName
 from attnc.ir.program import Attention, TensorKind
+from attnc.plan.layer_plan import LayerPlan
 from attnc.study.flops import dense_pairs
 from attnc.study.hugging_face import bert, gpt2, has_transformers
-from attnc.study.models import Attend, Layers, Size, build
+from attnc.study.models import Attend, Layers, LayerStack, Size, build
 from attnc.study.tasks import Task
 
 TORCH, HUGGING_FACE = "torch", "huggingface"
@@ -54,16 +56,19 @@ class Contender:
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """An attention of a file, compiled.
+    """An attention or a layer of a file, compiled.
 
     Attributes:
-        name: of the attention.
+        name: of the attention or the layer.
+        attention: that of the layer, if it is one.
         layer: its `nn.Module` in the generated module.
+        whole: the plan of the layer; None for an attention, which is put into PyTorch's layer.
     """
 
     name: str
     attention: Attention
     layer: type[nn.Module]
+    whole: LayerPlan | None = None
 
 
 def shipped(name: str, task: Task, size: Size, width: int) -> Contender:
@@ -98,8 +103,14 @@ def _shipped_patterns(name: str, width: int, *, two_sided: bool) -> list[Pattern
 def contender(pattern: Pattern, task: Task, size: Size, name: str) -> Contender:
     """Return the contender of a pattern; one that takes no part where it sees what a causal task asks for."""
     attention = pattern.attention
+    if pattern.whole is not None and pattern.whole.sizes.width != size.width:
+        missing = f"its width is {pattern.whole.sizes.width}, and the study's is {size.width}"
+        return Contender(name, f"layer {pattern.name}", Fraction(0), lambda seed: nn.Identity(), missing)
+    size = size if pattern.whole is None else replace(size, heads=pattern.whole.sizes.heads)
     shown = ", ".join(f"{param}={_plain(value.value)}" for param, value in attention.params)
     what = f"{attention.name}({shown})" if shown else attention.name
+    if pattern.whole is not None:
+        what = f"layer {pattern.name} with {what}"
     if task.causal and _sees_later(attention, task.length, size):
         return Contender(name, what, Fraction(0), lambda seed: nn.Identity(), "it sees later positions")
     pairs = _count(attention, task.length, size)
@@ -107,20 +118,31 @@ def contender(pattern: Pattern, task: Task, size: Size, name: str) -> Contender:
 
 
 def planned_patterns(compiled: Compiled) -> list[Pattern]:
-    """Return the attentions of a file of the user's.
+    """Return the layers of a file of the user's, and the attentions that no layer is there for.
 
     Raises:
         CompileError: one has inputs, or a mask that reads what is learned.
     """
     attentions = [plan.attention for plan in compiled.plans]
     _require_no_data(attentions)
-    return patterns(attentions, import_compiled(compiled))
+    module = import_compiled(compiled)
+    used = {plan.layer.attention for plan in compiled.layers}
+    alone = [one for one in patterns(attentions, module) if one.name not in used]
+    kinds = _classes(module)[len(attentions) :]
+    return alone + [
+        Pattern(plan.name, plan.attention.operation, kind, plan)
+        for plan, kind in zip(compiled.layers, kinds, strict=True)
+    ]
 
 
 def patterns(attentions: Sequence[Attention], module: ModuleType) -> list[Pattern]:
     """Return the attentions of a generated module."""
-    layers = [value for value in (getattr(module, name) for name in module.__all__) if isinstance(value, type)]
-    return [Pattern(one.name, one, layer) for one, layer in zip(attentions, layers, strict=True)]
+    return [Pattern(one.name, one, kind) for one, kind in zip(attentions, _classes(module), strict=False)]
+
+
+def _classes(module: ModuleType) -> list[type[nn.Module]]:
+    """Return the classes of attentions, then those of layers."""
+    return [value for value in (getattr(module, name) for name in module.__all__) if isinstance(value, type)]
 
 
 def _require_no_data(attentions: Sequence[Attention]) -> None:
@@ -154,6 +176,10 @@ def _standard(task: Task, size: Size) -> Callable[[], nn.Module]:
 
 
 def _patterned(pattern: Pattern, task: Task, size: Size) -> Callable[[], nn.Module]:
+    if pattern.whole is not None:
+        own, plan = pattern.whole.sizes, pattern.whole
+        kind, elements = pattern.layer, sum(count_free(one) for one in plan.projections)
+        return lambda: LayerStack(own.width, [kind() for _ in range(size.layers)], elements, own.heads * own.head_size)
     sizes = {"H": size.heads, "D": size.head_size}
     wanted = {name: value for name, value in sizes.items() if name in inspect.signature(pattern.layer).parameters}
 

@@ -12,7 +12,7 @@ from fractions import Fraction
 
 from torch import nn
 
-from attnc.study.models import PatternLayer, Size
+from attnc.study.models import LayerStack, PatternLayer, Size
 
 MATRIX_PRODUCTS = 1 + 2
 """Products with each matrix of weights: forward and backward."""
@@ -22,17 +22,21 @@ PAIR_PRODUCTS = 2 + 5
 
 
 def matrix_elements(model: nn.Module) -> int:
-    """Count the elements of matrices that every token is multiplied with.
+    """Count the elements of matrices that every token is multiplied with; of structured ones, the free parameters.
 
     Embeddings are looked up, and what a pattern has learned is read pair by pair: neither is one.
     """
     others: set[int] = set()
+    structured = 0
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             others.update(map(id, module.parameters()))
         elif isinstance(module, PatternLayer) and isinstance(module.attend, nn.Module):
             others.update(map(id, module.attend.parameters()))
-    return sum(one.numel() for one in model.parameters() if one.dim() == 2 and id(one) not in others)
+        elif isinstance(module, LayerStack):
+            structured += module.elements
+            others.update(map(id, module.layers.parameters()))
+    return structured + sum(one.numel() for one in model.parameters() if one.dim() == 2 and id(one) not in others)
 
 
 def step_flops(model: nn.Module, size: Size, pairs: Fraction, length: int, batch: int) -> int:
@@ -46,7 +50,9 @@ def step_flops(model: nn.Module, size: Size, pairs: Fraction, length: int, batch
         batch: examples.
     """
     matrices = MATRIX_PRODUCTS * 2 * batch * length * matrix_elements(model)
-    attention = PAIR_PRODUCTS * 2 * batch * pairs * size.layers * size.heads * size.head_size
+    stack = next((one for one in model.modules() if isinstance(one, LayerStack)), None)
+    features = size.layers * size.heads * size.head_size if stack is None else stack.features
+    attention = PAIR_PRODUCTS * 2 * batch * pairs * features
     return matrices + round(attention)
 
 

@@ -86,6 +86,29 @@ class Layers(nn.Module):
         return out
 
 
+class LayerStack(nn.Module):
+    """Compiled layers of a pattern file and a norm behind the last one.
+
+    Args:
+        width: of the residual stream.
+        layers: each made from scratch.
+        elements: of all matrices of one layer, free ones alone.
+        features: of queries, over all heads of one layer.
+    """
+
+    def __init__(self, width: int, layers: list[nn.Module], elements: int, features: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+        self.norm = nn.LayerNorm(width)
+        self.elements = elements * len(layers)
+        self.features = features * len(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, N, width) to (B, N, width)."""
+        out: Tensor = self.norm(self.layers(x))
+        return out
+
+
 class Transformer(nn.Module):
     """Tokens in, logits of the answers out, at every position.
 

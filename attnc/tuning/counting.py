@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from attnc.bench.cases import Shape, make_data
+from attnc.bench.cases import Shape, make_data, on_shortened
 from attnc.bench.waste import pairs_in_tiles
+from attnc.plan.choose import with_known_sizes
 from attnc.plan.fusing import may_fuse
 from attnc.plan.kernel_plan import Plan, Trend
 from attnc.plan.row_lengths import row_counts, trend_together
 from attnc.plan.transposed import transposed_plan
-from attnc.runtime.tiles import BY_HEADS, IN_TURNS, Tiles, assume_target, count_turn
+from attnc.runtime.tiles import BY_HEADS, IN_TURNS, Tiles, assume_target, count_programs, count_turn
 from attnc.tuning.model import Work
 from attnc.tuning.schedule import Rows
 
@@ -43,6 +44,8 @@ class TileCounter:
     """Counts what a target's kernels visit, for tiles of each size once."""
 
     def __init__(self, plan: Plan, gpu: str, shape: Shape, element_size: int) -> None:
+        plan = with_known_sizes(plan, shape.keys, shape.head_size)
+        _, shape = on_shortened(plan.attention, shape)
         self._plan, self._gpu, self._shape, self._element_size = plan, gpu, shape, element_size
         self._data = make_data(plan.attention, shape, seed=0)
         self._known: dict[tuple[int, int], float] = {}
@@ -73,7 +76,9 @@ class TileCounter:
         size = walked * (shape.head_size + shape.value_size) * self._element_size
         order = tiles.order or (BY_HEADS if trend in (Trend.LEVEL, Trend.MIXED) else IN_TURNS)
         with assume_target(self._gpu):
-            turn = count_turn(order, sequences, 1 if part == KEYS else shape.group, size, DEVICE)
+            dealt = count_programs(tiles, count * sequences, DEVICE) if tiles.persistent else 0
+            together = 1 if part == KEYS else shape.group
+            turn = count_turn(order, sequences, together, size, DEVICE, dealt=dealt)
         return Rows(lengths, count, sequences, turn)
 
     def _counts(self, part: str, tiles: Tiles) -> tuple[float, ...]:

@@ -24,7 +24,7 @@ from attnc.bench.measure import Timing, Work, measure
 from attnc.bench.run import Settings, make_case
 from attnc.plan.kernel_plan import Plan
 from attnc.runtime.blocks import compute_dtype
-from attnc.runtime.gpu_library import is_library_name
+from attnc.runtime.gpu_library import is_library_name, library_label
 from attnc.runtime.tiles import BY_HEADS, IN_TURNS, Tiles, padded
 from attnc.runtime.tuned import (
     LibraryCall,
@@ -104,7 +104,7 @@ def slab_candidates(identity: str, backward: bool) -> tuple[Slabs, ...]:
 
 
 def library_candidates(identity: str) -> tuple[LibraryCall, ...]:
-    """Return what may take the place of all kernels of a pass, where the identity is that of a library's call."""
+    """Return what may take the place of kernels, where the identity is that of a library's call."""
     return (LibraryCall(),) if is_library_name(identity) else ()
 
 
@@ -256,7 +256,8 @@ def _tune_kernel(
 
 
 def _label(identity: str, backward: bool) -> str:
-    return identity.split()[0] + (", backward" if backward else "") + (", whole" if is_library_name(identity) else "")
+    which = f", {library_label(identity)}" if is_library_name(identity) else ""
+    return identity.split()[0] + (", backward" if backward else "") + which
 
 
 def _measure(bench: _Bench, identity: str, backward: bool, tried: Mapping[Shown, None]) -> dict[Shown, Timing]:
@@ -297,6 +298,7 @@ def _more(tiles: Tiles) -> dict[str, bool]:
         "head by head": tiles.order == BY_HEADS,
         "heads in turns": tiles.order == IN_TURNS,
         "fused loops": tiles.fused,
+        f"{tiles.persistent} persistent programs": tiles.persistent > 0,
     }
 
 

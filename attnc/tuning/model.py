@@ -111,7 +111,11 @@ ALONE = 0.35
 """Share of the shorter of matrix and other work that is not hidden, with two warp groups or programs to take turns."""
 
 START = 2000.0
-"""Cycles that a program takes besides its tiles: loading its rows, storing its results."""
+"""Cycles that a tile of rows takes besides its tiles of keys: starting a program, loading rows, storing results."""
+
+STARTED = 500.0
+"""Cycles of those until a device has started a program where another one has ended. They are a guess; persistent
+programs, which are started once, load rows and store results for each tile of them all the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +147,7 @@ class Work:
 
     Attributes:
         tiles: of pairs that all its programs visit.
-        programs: number of them.
+        programs: number of tiles of rows, each of which is a program's unless programs are persistent.
         products: multiplications of matrices for each tile: 2 for outputs, 3 for gradients of queries, 4 for those of
             keys and values.
         rows: what is known of the lengths of rows and the order of programs.
@@ -167,12 +171,15 @@ def estimate(report: KernelReport, loop: Loop | None, work: Work) -> Estimate:
     matrix = _matrix_cycles(report, loop, machine, work.products, own)
     other = other_cycles(loop) * tiles.warps / machine.schedulers
     row = 2 * report.head_size * (4 if report.dtype == "float32" else 2) / machine.cache
-    takes_turns = programs > 1 or tiles.warps > 4
+    dealt = tiles.persistent > 0
+    at_once = min(programs, tiles.persistent) if dealt else programs
+    takes_turns = at_once > 1 or tiles.warps > 4
     each = max(matrix, other) + (ALONE if takes_turns else 1.0) * min(matrix, other)
     each = max(each, walked * row) if tiles.stages > 1 else each + walked * row
     rounds = max(1.0, work.programs / machine.multiprocessors)
-    cycles = work.tiles / machine.multiprocessors * each + rounds * (START / programs + own * row)
-    cycles *= imbalance(work.rows, machine.multiprocessors * programs, START / (each * programs))
+    start = (START - STARTED if dealt else START) / at_once
+    cycles = work.tiles / machine.multiprocessors * each + rounds * (start + own * row)
+    cycles *= imbalance(work.rows, machine.multiprocessors * at_once, start / each, dealt=dealt)
     return Estimate(cycles / machine.clock, matrix, other, walked * row, programs, loop.others)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from attnc.bench.cases import Shape
-from attnc.runtime.gpu_library import is_library_name
+from attnc.runtime.gpu_library import is_library_name, library_label
 from attnc.tuning.measured import TunedKernel, describe
 from attnc.tuning.static import DOUBT, Candidate, Ranking
 
@@ -83,8 +83,8 @@ def tuned_table(
     table.add_column("default / time", justify="right")
     table.add_column("")
     for kernel in kernels:
-        whole = ", whole" if is_library_name(kernel.identity) else ""
-        name = f"{kernel.identity.split()[0]}, {'backward' if kernel.backward else 'forward'}{whole}"
+        which = f", {library_label(kernel.identity)}" if is_library_name(kernel.identity) else ""
+        name = f"{kernel.identity.split()[0]}, {'backward' if kernel.backward else 'forward'}{which}"
         default = kernel.default.timing
         assert default is not None
         table.add_row(name, "default", f"{default.median * 1e3:.3g} ms", "", "" if kernel.best.tiles else "kept")

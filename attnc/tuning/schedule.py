@@ -42,19 +42,20 @@ UNKNOWN_ROWS = Rows()
 
 
 @lru_cache(maxsize=4096)
-def imbalance(rows: Rows, slots: int, start: float) -> float:
+def imbalance(rows: Rows, slots: int, start: float, *, dealt: bool = False) -> float:
     """Return how many times as long a launch takes as it would with all slots busy until the end.
 
     Args:
         rows: that it computes.
         slots: programs that run at the same time.
-        start: what a program takes besides its tiles, in the time of one of them.
+        start: what a tile of rows takes besides its tiles of keys, in the time of one of those.
+        dealt: whether tiles of rows are dealt to persistent programs, one for each slot.
     """
     count = rows.tiles * rows.sequences
     if not rows.lengths or not slots < count <= MOST_PROGRAMS:
         return 1.0
     times = [length + start for length in rows.in_order()]
-    return last_end(times, slots) * slots / sum(times)
+    return (last_dealt_end if dealt else last_end)(times, slots) * slots / sum(times)
 
 
 def last_end(times: Sequence[float], slots: int) -> float:
@@ -62,4 +63,13 @@ def last_end(times: Sequence[float], slots: int) -> float:
     ends = [0.0] * slots
     for time in times:
         heapq.heapreplace(ends, ends[0] + time)
+    return max(ends)
+
+
+def last_dealt_end(times: Sequence[float], slots: int) -> float:
+    """Return when the last program ends to which tiles are dealt there and back, see `kernel_math.dealt_tile`."""
+    ends = [0.0] * slots
+    for number, time in enumerate(times):
+        deal, place = divmod(number, slots)
+        ends[slots - 1 - place if deal % 2 else place] += time
     return max(ends)

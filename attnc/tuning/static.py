@@ -28,12 +28,15 @@ from attnc.runtime.tiles import Tiles, padded
 from attnc.tuning.counting import FORWARD, KEYS, QUERIES, TileCounter, part_fuses, trend_of_part
 from attnc.tuning.disassembly import Loop, main_loop
 from attnc.tuning.measured import describe
-from attnc.tuning.model import Estimate, estimate
+from attnc.tuning.model import Estimate, estimate, programs_at_once
 
 DOUBT = 0.15
 """Share of the time by which estimates have to differ for the order of two candidates to mean something."""
 
 INTERPRETER = "TRITON_INTERPRET"
+
+BESIDE = "_beside_pass_"
+"""In names of kernels behind that of the attention: see `codegen.launch_view.part_name`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +151,12 @@ def _cancel(waiting: dict[Future[list[_Found]], _Job]) -> None:
 
 
 def _candidates(job: _Job, report: KernelReport, loop: Loop | None, count: TileCounter) -> Iterator[Candidate]:
-    """Yield a candidate for each order of programs: they share the code."""
+    """Yield a candidate for each order of programs: they share the code.
+
+    Of persistent programs as many are started as a multiprocessor has room for.
+    """
+    if job.tiles is not None and job.tiles.persistent:
+        report = replace(report, tiles=replace(report.tiles, persistent=max(1, programs_at_once(report))))
     for order in job.orders:
         tiles = replace(report.tiles, order=order)
         yield Candidate(
@@ -209,8 +217,14 @@ def _jobs(plan: Plan, target: Target, gradients: bool) -> Iterator[_Job]:
     for part in parts:
         orders = next((orders for (known, _), orders in every.items() if known == part), [""])
         yield _Job(plan.attention.name, part, target, None, tuple(orders))
-    for (part, config), orders in sorted(every.items(), key=lambda one: -one[0][1].query * one[0][1].key):
+    for (part, config), orders in sorted(every.items(), key=_place):
         yield _Job(plan.attention.name, part, target, Tiles(**asdict(config)), tuple(orders))
+
+
+def _place(job: tuple[tuple[str, TileConfig], list[str]]) -> tuple[int, bool]:
+    """Return by what jobs are ordered: large tiles come first, and persistent programs after others."""
+    (_, config), _ = job
+    return -config.query * config.key, config.persistent > 0
 
 
 def configs_of(plan: Plan, target: Target, part: str) -> tuple[TileConfig, ...]:
@@ -295,4 +309,7 @@ def _compile(job: _Job) -> list[_Found]:
 
 
 def _is_of(kernel: str, job: _Job) -> bool:
+    """Tell whether a job compiles a kernel. Those that run beside a library keep their defaults."""
+    if kernel.strip("_").removeprefix(job.attention).startswith(BESIDE):
+        return False
     return (part_of(kernel, job.attention) == KEYS) == (job.part == KEYS)

@@ -15,6 +15,7 @@ from attnc.ir.show import show
 from attnc.plan.kernel_plan import Plan
 from attnc.plan.lengths import MOST_SHORT
 from attnc.verify.kernels import KernelsUnavailable, KernelWorker
+from attnc.verify.layers import LAYER_TOPICS, verify_layer
 from attnc.verify.outcome import Mismatch, Outcome
 from attnc.verify.programs import check_companions, check_gradients, check_outputs, check_scale
 from attnc.verify.sets import check_counts, check_facts, check_tiles
@@ -67,7 +68,9 @@ def variants(compiled: Compiled, params: Mapping[str, Any]) -> Iterator[Variant]
         except CompileError:
             continue  # other values than the author's may contradict each other, or what is asserted
         name = plan.attention.name
-        chosen = next(other for other in again.plans if other.attention.name == name)
+        chosen = next((other for other in again.plans if other.attention.name == name), None)
+        if chosen is None:
+            continue  # a layer's attention has become one of the file's own
         yield from _by_length(again, chosen, import_compiled(again), {**params, **small})
 
 
@@ -79,7 +82,7 @@ def _by_length(compiled: Compiled, plan: Plan, module: ModuleType, params: Mappi
 
 def steps(compiled: Compiled) -> int:
     """Return an upper bound of how often `verify_compiled` calls `advance`."""
-    return 2 * TOPICS * (1 + MOST_SHORT) * len(compiled.plans)
+    return 2 * TOPICS * (1 + MOST_SHORT) * len(compiled.plans) + LAYER_TOPICS * len(compiled.layers)
 
 
 def verify_compiled(
@@ -88,7 +91,7 @@ def verify_compiled(
     worker: KernelWorker,
     advance: Advance = lambda: None,
 ) -> list[Outcome]:
-    """Verify every attention of a pattern.
+    """Verify every attention and every layer of a pattern.
 
     Args:
         compiled: the pattern.
@@ -99,6 +102,12 @@ def verify_compiled(
     outcomes = []
     for variant in variants(compiled, params):
         for outcome in _verify_variant(variant, worker):
+            outcomes.append(outcome)
+            advance()
+    module = import_compiled(compiled) if compiled.layers else None
+    for layer in compiled.layers:
+        assert module is not None
+        for outcome in verify_layer(layer, module):
             outcomes.append(outcome)
             advance()
     return outcomes

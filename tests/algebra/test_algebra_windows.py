@@ -3,7 +3,7 @@
 import pytest
 
 from attnc.algebra.simplify import simplify_attention
-from attnc.algebra.windows import prove_window
+from attnc.algebra.windows import Dense, prove_dense, prove_window
 from attnc.reference.dense import dense_mask
 from attnc.sema.check import check_program
 from attnc.source import SourceFile
@@ -76,6 +76,63 @@ def test_windows_are_proven_and_hold_pair_by_pair(text):
 @pytest.mark.parametrize("text", OTHERS)
 def test_what_is_nearly_a_window_is_none(text):
     assert window_of(text) is None
+
+
+EVERYTHING = (-1, -1)
+
+DENSE = {
+    "mask true": Dense((0, None), (0, None), EVERYTHING),
+    "mask causal and i - j < 3": Dense((0, None), (0, None), (2, 0)),
+    "mask j < 4": Dense((0, None), (0, 4), EVERYTHING),
+    "mask i < 3": Dense((0, 3), (0, None), EVERYTHING),
+    "mask i >= 5 and j < 7": Dense((5, None), (0, 7), EVERYTHING),
+    "mask i // 4 < 1 and j // 4 >= 2": Dense((0, 4), (8, None), EVERYTHING),
+    "mask i == 0": Dense((0, 1), (0, None), EVERYTHING),
+    "mask i >= 4 and j >= 4": Dense((4, None), (4, None), EVERYTHING),
+    "mask causal and j >= 4": Dense((4, None), (4, None), (-1, 0)),
+    "mask causal and j >= 4 and i - j < 3": Dense((4, None), (4, None), (2, 0)),
+    "mask window(3) and i >= 1 and j >= 1": Dense((1, None), (1, None), (2, 2)),
+    "align start\n mask j <= i + 2 and i >= 3 and j >= 3": Dense((3, None), (3, None), (-1, 2)),
+}
+
+NOT_DENSE = (
+    "mask causal and j < 5",
+    "mask causal and i < 5 and j < 5",
+    "mask window(3) and j >= 1",
+    "mask i % 2 == 0 and j < 4",
+    "mask i < 5 and N > 9",
+    "mask h < 2 and j < 3",
+    "mask j < 4 + b",
+    "mask j < N // 2",
+    "mask i < 4 and j < 4 or i >= 4 and j >= 4",
+    "mask j < 3 and i != 2",
+    "mask j < i and j >= 4",
+    "input prompt: int[B]\n mask j < prompt[b]",
+    "align at(3)\n mask j < 4",
+)
+
+
+def dense_of(text):
+    return prove_dense(simplify_attention(attention_of(text))[0])
+
+
+@pytest.mark.parametrize("text", DENSE)
+def test_windows_and_rectangles_are_proven_and_hold_pair_by_pair(text):
+    dense = DENSE[text]
+    assert dense_of(text) == dense
+    before, behind = dense.window
+    for length in (1, 3, 5, 8, 13):
+        allowed = dense_mask(attention_of(text), length, length)[0, 0]
+        rows, keys = range(length)[slice(*dense.rows)], range(length)[slice(*dense.keys)]
+        pairs = [(i, j) for i in rows for j in keys if not 0 <= before < i - j and not 0 <= behind < j - i]
+        assert sorted(pairs) == [tuple(pair) for pair in allowed.nonzero().tolist()]
+        assert dense.count(length) == len(pairs)
+        assert not keys or {i for i, _ in pairs} == set(rows)  # no row of a part is without keys
+
+
+@pytest.mark.parametrize("text", NOT_DENSE)
+def test_what_is_neither_a_window_nor_a_rectangle_is_none(text):
+    assert dense_of(text) is None
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import io
 import json
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -52,12 +52,11 @@ def attention_of(text):
     return plan_source(SourceFile("p.attn", text)).plans[0].attention
 
 
+@cache
 def all_attentions():
-    for path in EXAMPLES:
-        for one in check_source(read_pattern(path), complete=True).program.attentions:
-            yield pytest.param(one, id=one.name)
-    for name, text in MORE.items():
-        yield pytest.param(attention_of(text), id=name)
+    files = [check_source(read_pattern(path), complete=True).program.attentions for path in EXAMPLES]
+    more = [pytest.param(attention_of(text), id=name) for name, text in MORE.items()]
+    return [*(pytest.param(one, id=one.name) for attentions in files for one in attentions), *more]
 
 
 def case_of(attention, shape=SHAPE, style=Style.TYPICAL):
@@ -65,7 +64,7 @@ def case_of(attention, shape=SHAPE, style=Style.TYPICAL):
     return Case(attention, shape, *make_tensors(shape, seed=3, dtype=torch.float32, device="cpu"), data)
 
 
-@pytest.mark.parametrize("attention", list(all_attentions()))
+@pytest.mark.parametrize("attention", all_attentions())
 @pytest.mark.parametrize("style", Style)
 def test_flex_functions_mean_what_the_pattern_means(attention, style):
     case = case_of(attention, style=style)
@@ -97,7 +96,7 @@ def test_flex_refuses_long_quantifiers():
         flex_functions(attention, SHAPE, {}, CPU)
 
 
-@pytest.mark.parametrize("attention", list(all_attentions()))
+@pytest.mark.parametrize("attention", all_attentions())
 def test_sdpa_is_right_or_refuses(attention, request):
     case = case_of(attention)
     if request.node.callspec.id in ("gemma", "sigmoid_causal", "extremes"):

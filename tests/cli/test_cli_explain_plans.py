@@ -193,3 +193,31 @@ def test_long_rows_are_named():
     text = " ".join(words(explained(plan_of("attention a { mask window(33) or globals(2) }"))).split())
     assert "The rows at positions 0 .. 1 have many more keys than the others" in text
     assert "many more keys" not in words(explained(plan_of("attention a { mask causal }")))
+
+
+@pytest.mark.parametrize(
+    ("mask", "number", "text", "pairs"),
+    [
+        ("causal and (i - j < 70 or j < 5)\n decompose split(j < 5)", 2,
+         "a window of 69 before and 0 behind each query of positions from 5 on",
+         {"rows": (5, None), "keys": (5, None), "window": (69, 0)}),
+        ("causal or j < 66\n decompose split(j < 66)", 2, "causal attention of positions from 66 on",
+         {"rows": (66, None), "keys": (66, None), "window": (-1, 0)}),
+        ("j < 66 or i == j\n decompose split(j < 66)", 1, "a rectangle of all queries and keys 0 .. 65",
+         {"rows": (0, None), "keys": (0, 66), "window": (-1, -1)}),
+        ("i - j < 70 or j == 3 + i // 2\n decompose split(i - j < 70)", 1,
+         "a window of 69 before and all behind each query",
+         {"rows": (0, None), "keys": (0, None), "window": (69, -1)}),
+    ],
+)  # fmt: skip
+def test_a_part_that_a_library_may_compute_is_named(mask, number, text, pairs):
+    found = explained(plan_of(f"attention a {{ mask {mask} }}"))
+    sentence = f"On a GPU PyTorch's FlashAttention computes it, {text}, where `attnc tune`"
+    assert sentence in " ".join(words(found).split())
+    told = [one["library_if_tuned"] for one in found.as_json()["passes"]]
+    assert told[number - 1] == pairs
+    assert told[2 - number] is None
+    forms = [one["form"] for one in found.as_json()["passes"]]
+    is_causal = pairs["window"] == (-1, 0)
+    assert forms[number - 1] == ("library" if is_causal else "softmax")
+    assert ("it is the library's causal attention of the positions from 66 on." in words(found)) == is_causal

@@ -134,13 +134,6 @@ def test_warnings_are_python_warnings(place):
         assert attnc.check("local.attn") == ()
 
 
-def test_layers_say_that_they_are_not_compiled_yet(place):
-    for text in ("attention a { mask causal }\nlayer l(width: int = 64) { heads 8; attend a() }",):
-        with pytest.raises(attnc.CompileError) as caught:
-            attnc.loads(text)
-        assert {one.code for one in caught.value.diagnostics} == {"not-compiled-yet"}, str(caught.value)
-
-
 def test_warnings_point_at_the_callers_line(place):
     text = "attention a { input t: float[M]\n score s - t[i + j] }"
     (place / "warn.attn").write_text(text)

@@ -50,13 +50,17 @@ def _plans(text, params):
 
 
 def render_kernel(plan):
-    environment = jinja2.Environment(
+    return _templates().get_template("launcher.py.jinja").render(launch=launch_views(plan)[0])
+
+
+@cache
+def _templates():
+    return jinja2.Environment(
         loader=jinja2.FileSystemLoader(templates_directory()),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template("launcher.py.jinja").render(launch=launch_views(plan)[0])
 
 
 def load_kernel(plan):

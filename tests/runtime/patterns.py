@@ -98,6 +98,11 @@ def module_of(text):
     return module_of_plans(plans_of(text), text)
 
 
+def program_in(text, name):
+    """Return the program of an attention of a pattern."""
+    return vars(module_of(text))[f"_{name}_program"]
+
+
 def module_of_plans(plans, text="", **options):
     """Render plans and import the module."""
     source = render_module(plans, source=SourceFile("test.attn", text), **options)

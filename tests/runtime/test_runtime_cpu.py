@@ -50,6 +50,20 @@ def test_heads_and_head_sizes(name, sizes):
     compare(name, name not in WITHOUT_LSE, N=90, M=110, **sizes)
 
 
+@pytest.fixture
+def set_threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize("name", ["causal", "strided", "packed", "relative", "sigmoid", "rows"])
+def test_rows_are_cut_for_any_number_of_threads(name, threads, set_threads):
+    set_threads(threads)
+    compare(name, name not in WITHOUT_LSE, N=150, M=170)
+
+
 @pytest.mark.parametrize("name", ["streaming", "packed", "gemma", "rows"])
 def test_strides_do_not_matter(name):
     query, key, value = tensors(N=70, M=70, grad=False)

@@ -5,13 +5,15 @@ Where there is no GPU, PyTorch's flash operator for CPUs stands in for it, with 
 
 from itertools import product
 
+import flash_stand_in
 import pytest
 import torch
-from patterns import module_of, tensors
+from flash_stand_in import StandIn
+from patterns import module_of, program_in, tensors
 
 from attnc.runtime import gpu_library, tuned
 from attnc.runtime.gpu_library import has_windows, library_name, suits_flash_attention, window_backward, window_forward
-from attnc.runtime.tuned import LibraryCall, TunedTiles, use_tuned, versions_of_library, watch_kernels
+from attnc.runtime.tuned import watch_kernels
 
 TEXTS = {
     "window": "attention window {{ mask causal and i - j < 9 }}",
@@ -21,51 +23,6 @@ TEXTS = {
     "causal": "attention causal {{ mask causal }}",
     "full": "attention full {{ }}",
 }
-
-
-class StandIn:
-    """Has the signatures of both operators; computes with the one for CPUs."""
-
-    def __init__(self):
-        self.calls = []
-
-    @staticmethod
-    def laid_out(one, heads):
-        return one.transpose(1, 2).float().repeat_interleave(heads // one.shape[2], 1)
-
-    @staticmethod
-    def mask(lengths, causal, left, right):
-        i, j = torch.arange(lengths[0])[:, None], torch.arange(lengths[1])[None, :]
-        left, right = -1 if left is None else left, 0 if causal else -1 if right is None else right
-        allowed = ((left < 0) | (i - j <= left)) & ((right < 0) | (j - i <= right))
-        return torch.where(allowed, 0.0, -torch.inf)
-
-    def forward(
-        self, query, key, value, cum_seq_q, cum_seq_k, max_q, max_k, dropout_p, is_causal, return_debug_mask, *,
-        scale=None, window_size_left=None, window_size_right=None,
-    ):  # fmt: skip
-        assert (cum_seq_q, cum_seq_k, dropout_p, return_debug_mask) == (None, None, 0.0, False)
-        self.calls.append("forward")
-        heads = query.shape[2]
-        given = [self.laid_out(one, heads) for one in (query, key, value)]
-        mask = self.mask((max_q, max_k), is_causal, window_size_left, window_size_right)
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*given, attn_mask=mask, scale=scale)
-        return out.to(query.dtype).transpose(1, 2).contiguous(), lse, torch.empty(2), torch.empty(()), torch.empty(0)
-
-    def backward(
-        self, grad_out, query, key, value, out, lse, cum_seq_q, cum_seq_k, max_q, max_k, dropout_p, is_causal,
-        rng_state, unused, *, scale=None, window_size_left=None, window_size_right=None,
-    ):  # fmt: skip
-        assert (cum_seq_q, cum_seq_k, dropout_p) == (None, None, 0.0)
-        self.calls.append("backward")
-        heads, groups = query.shape[2], key.shape[2]
-        given = [self.laid_out(one, heads) for one in (grad_out, query, key, value, out)]
-        mask = self.mask((max_q, max_k), is_causal, window_size_left, window_size_right)
-        library = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-        found = list(library(*given, lse, 0.0, False, attn_mask=mask, scale=scale))
-        for number in (1, 2):
-            found[number] = found[number].unflatten(1, (groups, heads // groups)).sum(2)
-        return [one.to(query.dtype).transpose(1, 2) for one in found]
 
 
 @pytest.fixture
@@ -81,13 +38,11 @@ def library(monkeypatch):
 
 
 def program_of(name):
-    return vars(module_of(TEXTS[name].format()))[f"_{name}_program"]
+    return program_in(TEXTS[name].format(), name)
 
 
-def choose_library(name, *, backward, device="interpreter", versions=None):
-    kernel = library_name(program_of(name), backward=backward)
-    versions = versions or versions_of_library()
-    use_tuned([TunedTiles(kernel, device, versions, "float16", 16, 16, 64, 64, LibraryCall())])
+def choose_library(name, **options):
+    flash_stand_in.choose_library(program_of(name), **options)
 
 
 def both_ways(name, made, function="", **options):
@@ -202,10 +157,10 @@ def test_the_installed_operators_take_these_arguments(name, heads):
     program = program_of(name)
     query = torch.empty(2, heads[0], 40, 64, dtype=torch.float16, device="meta")
     key = value = torch.empty(2, heads[1], 40, 64, dtype=torch.float16, device="meta")
-    out, lse = window_forward(program, query, key, value, 0.3)
+    out, lse = window_forward(program.window, (query, key, value), 0.3)
     assert (out.shape, out.dtype) == (query.shape, torch.float16)
     assert (lse.shape, lse.dtype) == ((2, heads[0], 40), torch.float32)
-    grads = window_backward(program, torch.empty_like(out), (query, key, value), (out, lse), None)
+    grads = window_backward(program.window, torch.empty_like(out), (query, key, value), (out, lse), None)
     assert [grad.shape for grad in grads] == [query.shape, key.shape, value.shape]
 
 
@@ -215,3 +170,20 @@ def test_a_module_may_be_written_with_a_library_s_call(tmp_path):
 
     config = TunedConfig("k 0, library", "d", "v", "float16", 16, 16, 64, 64, LibraryConfig("flash"), "measured")
     assert '            tiles=LibraryCall("flash"),' in tuned_lines([config])
+
+
+def test_a_mask_that_is_everything_for_equal_lengths_alone_is_no_call_for_others(library):
+    text = "attention few { mask j < N }"
+    program = program_in(text, "few")
+    assert program.window == (-1, -1)
+    half = [torch.empty(1, 2, length, 16, dtype=torch.float16) for length in (20, 24, 24)]
+    assert not suits_flash_attention(program, *half)
+    assert suits_flash_attention(program, half[1], *half[1:])
+    assert suits_flash_attention(program_of("full"), *half)
+
+
+def test_the_library_takes_no_negative_scale(library):
+    choose_library("window", backward=False)
+    made = tensors(B=1, H=2, G=1, N=20, M=20, dtype=torch.float16)
+    assert_close(both_ways("window", made, scale=-0.5), made, "window", scale=-0.5)
+    assert library.calls == []

@@ -7,13 +7,15 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from attnc.compiler import import_compiled, plan_source
+from attnc.compiler import import_compiled, loads, plan_source
 from attnc.files import read_pattern
+from attnc.runtime import gpu_library
 from attnc.runtime.compute import launch_forward
 from attnc.runtime.dropout import Dropout
 from attnc.runtime.kernel_gradients import kernel_backward
 from attnc.runtime.pairs import Sizes
 from attnc.runtime.tiles import assume_target
+from attnc.runtime.tuned import LibraryCall, try_tiles
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.attn"))
 WAITING = {"_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "masked_select", "unique", "_unique2"}
@@ -98,6 +100,19 @@ def test_launches_wait_for_nothing(path, lengths):
             with without_device(module) as launches:
                 call_both_ways(program, sizes, scalars_on)
             assert len(launches) >= 4, launches
+
+
+def test_a_library_s_part_waits_for_nothing(monkeypatch):
+    module = loads("attention a { mask causal or j < 66\n decompose split(j < 66) }")
+    monkeypatch.setattr(gpu_library, "runs_flash_attention", lambda device: True)
+    names = [gpu_library.library_name(module._a_program, backward=backward, part=True) for backward in (False, True)]
+    sizes = Sizes(B=2, H=4, N=300, M=300, D=64, g=2, value_size=64)
+    with without_device(module) as launches, try_tiles(dict.fromkeys(names, LibraryCall())):
+        call_both_ways(module._a_program, sizes, "meta")
+    assert launches[:3] == [
+        "_a_beside_pass_2_kernel", "_a_beside_pass_2_query_gradient_kernel", "_a_beside_pass_2_key_gradient_kernel",
+    ]  # fmt: skip
+    assert not any("beside" in name for name in launches[3:])  # with dropout
 
 
 @pytest.mark.parametrize(

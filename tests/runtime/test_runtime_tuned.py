@@ -203,7 +203,7 @@ def identity(text):
 def test_what_is_written_is_read_again():
     found = [
         Measured(entry(Tiles(128, 64, 8, 3, descriptors=True, chunk=16)), 1.5e-3, 2e-3, "2026-01-02"),
-        Measured(entry(Tiles(64, 64, 4, 2, order="heads", fused=True), kernel="c 0")),
+        Measured(entry(Tiles(64, 64, 4, 2, order="heads", fused=True, persistent=2), kernel="c 0")),
         Measured(entry(Slabs(64, alone=False), kernel="p 0")),
         Measured(entry(Slabs(0, alone=True), kernel="p 1")),
         Measured(entry(Slabs(32), kernel="p 2")),

@@ -45,7 +45,10 @@ def test_error_of_used_file_has_its_exact_text(folder):
 
 def test_every_code_has_a_test():
     folder = Path(sema.__path__[0])
-    source = "".join((folder / name).read_text() for name in ("errors.py", "expression_errors.py", "form_errors.py"))
+    source = "".join(
+        (folder / name).read_text()
+        for name in ("errors.py", "expression_errors.py", "form_errors.py", "layer_errors.py")
+    )
     codes = set(re.findall(r'Diagnostic\(\s*"([a-z-]+)"', source))
     texts = "".join(p.read_text() for p in (*(HERE / "errors").glob("*.txt"), *(HERE / "files").rglob("*.txt")))
     seen = set(re.findall(r"^error\[([a-z-]+)\]", texts, re.MULTILINE))

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from flash_stand_in import StandIn
 from typer.testing import CliRunner
 
 from attnc import cli
@@ -15,7 +16,7 @@ from attnc.compiler import import_compiled, plan_source
 from attnc.runtime import tuned
 from attnc.runtime.tiles import Tiles
 from attnc.runtime.tuned import LibraryCall, Slabs, TunedTiles
-from attnc.runtime.tuned_store import Measured, parse_tuned, tuned_text, use_remembered_tiles
+from attnc.runtime.tuned_store import Measured, parse_tuned, remember_tuned, tuned_text, use_remembered_tiles
 from attnc.source import SourceFile
 from attnc.tuning import measured
 from attnc.tuning.measured import (
@@ -120,6 +121,41 @@ def test_a_library_is_measured_against_the_best_kernels(right, monkeypatch):
     query = torch.randn(1, 1, 20, 16, dtype=torch.float16)
     import_compiled(compiled).w(query, query, query)
     assert len(seen) == 1
+
+
+def test_a_library_s_part_is_measured_checked_and_remembered(monkeypatch):
+    from attnc.runtime import gpu_library
+
+    stand_in = StandIn()
+    monkeypatch.setenv("ATTNC_TARGET", "triton")
+    monkeypatch.setattr(gpu_library, "runs_flash_attention", lambda device: True)
+    monkeypatch.setattr(gpu_library, "_flash_forward", stand_in.forward)
+    compiled = plan_source(
+        SourceFile("w.attn", "attention w { mask causal and (i - j < 70 or j < 5)\n decompose split(j < 5) }")
+    )
+
+    def timings(bench, identity, backward, tried):
+        times = {None: 3.0, LibraryCall(): 1.0}
+        return {tiles: Timing(times[tiles], times[tiles], times[tiles], 1) for tiles in tried}
+
+    monkeypatch.setattr(measured, "_measure", timings)
+    half = Settings(torch.device("cpu"), torch.float16, (), Mode.FORWARD, seconds=0.0, least=1)
+    shape, said = square(20, heads=1, head_size=16), []
+    module = import_compiled(compiled)
+    *_, part = tune(
+        compiled.plans[0], module, shape, half, lambda identity, _: library_candidates(identity), budget=60.0,
+        progress=said.append,
+    )  # fmt: skip
+    assert part.identity == f"{module._w_program.identity}, library pass 2"
+    assert said[-2] == "w, pass 2: checking the library (flash)"
+    entry = entry_of(part, shape, half)
+    assert parse_tuned(tuned_text([Measured(entry, 1.0, 3.0)])) == [Measured(entry, 1.0, 3.0)]
+    remember_tuned([Measured(entry, 1.0, 3.0)])
+    stand_in.calls.clear()
+    query = torch.randn(1, 1, 20, 16, dtype=torch.float16)
+    found = module.w(query, query, query)
+    assert stand_in.calls == ["forward"]
+    torch.testing.assert_close(found, module.w_reference(query, query, query), rtol=1e-2, atol=1e-2)
 
 
 def test_a_budget_ends_the_search_and_says_what_it_left_out():

@@ -37,7 +37,7 @@ def kernels(key: str, sizes: dict[str, Any], device: str) -> dict[str, Any]:
 
 
 def gate(key: str, sizes: dict[str, Any], identity: str, tiles: Tiles, device: str) -> dict[str, Any]:
-    """Check one configuration of one kernel: output and all gradients."""
+    """Check one configuration of one kernel: output and all gradients; and that a library's call can be captured."""
     pattern = patterns()[key]
     module = module_of(pattern)
     for length in GATE_LENGTHS if device == "cuda" else (65,):
@@ -46,6 +46,12 @@ def gate(key: str, sizes: dict[str, Any], identity: str, tiles: Tiles, device: s
             found = checks.check(pattern, shape, sizes["dtype"], device)
         if not found["ok"]:
             return {"ok": False, "wrong": found["wrong"], "length": length}
+        if "library" in tiles and device == "cuda":
+            # a library sums gradients of queries in any order, unless it is told not to
+            with module.try_tiles({identity: _made(module, tiles)}), checks.poisoned():
+                found = checks.capture(pattern, shape, sizes["dtype"])
+            if not found["ok"]:
+                return found | {"length": length}
     return {"ok": True}
 
 

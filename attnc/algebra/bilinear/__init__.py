@@ -1,0 +1,1 @@
+"""Bilinear schemes: fast products of matrices, read, proven exact, composed and priced."""

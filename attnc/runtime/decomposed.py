@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attnc.runtime.autocast import lower_precision
-from attnc.runtime.blocks import bind_tables, block_pairs, head_pairs
+from attnc.runtime.blocks import bind_tables, block_pairs, compute_dtype, head_pairs
 from attnc.runtime.checks import check_call, check_dropout, check_inputs, check_query_key, check_scale, kind_of
 from attnc.runtime.direct import is_plain
 from attnc.runtime.dispatch import Operation, initial_value
@@ -400,7 +400,7 @@ class Decomposed(Operation):
         """
         if not linear.is_causal or not is_plain(tensors) or any(tensor.device.type != "cpu" for tensor in tensors):
             return False
-        return not all(bool(torch.isfinite(tensor.detach().sum())) for tensor in tensors)
+        return not all(bool(torch.isfinite(tensor.detach().sum(dtype=compute_dtype(tensor.dtype)))) for tensor in tensors)
 
     def _side(
         self,

@@ -400,7 +400,8 @@ class Decomposed(Operation):
         """
         if not linear.is_causal or not is_plain(tensors) or any(tensor.device.type != "cpu" for tensor in tensors):
             return False
-        return not all(bool(torch.isfinite(tensor.detach().sum(dtype=compute_dtype(tensor.dtype)))) for tensor in tensors)
+        sums = (tensor.detach().sum(dtype=compute_dtype(tensor.dtype)) for tensor in tensors)
+        return not all(bool(torch.isfinite(total)) for total in sums)
 
     def _side(
         self,

@@ -47,8 +47,8 @@ def plain_table(*headings: str) -> Table:
 
 def form_lines(explanation: Explanation) -> Iterator[RenderableType]:
     """Yield what is done before pairs are weighed, and the prices of the forms that the operation has."""
-    for sentence in explanation.surroundings:
-        yield from _wrapped(f"First {sentence}.")
+    for place, sentence in enumerate(explanation.surroundings):
+        yield from _wrapped(f"{'Then' if place else 'First'} {sentence}.")
     if not explanation.forms:
         if explanation.surroundings:
             yield ""
@@ -66,7 +66,7 @@ def form_lines(explanation: Explanation) -> Iterator[RenderableType]:
 FORMS = {
     "pairs": "each allowed pair is weighed",
     "linear": "one product of keys and values serves all queries",
-    "chunked": "products of keys and values are carried along; pairs inside of a chunk are weighed",
+    "chunked": "sums of keys by values are carried along",
     "nystrom": "an approximation: three softmaxes through landmarks",
 }
 """What the forms of an operation do."""

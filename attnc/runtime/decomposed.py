@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attnc.runtime.autocast import lower_precision
 from attnc.runtime.blocks import bind_tables, block_pairs, compute_dtype, head_pairs
-from attnc.runtime.checks import check_call, check_dropout, check_inputs, check_query_key, check_scale, kind_of
+from attnc.runtime.checks import LARGEST_HEAD, check_call, check_dropout, check_inputs, check_query_key, check_scale, kind_of
 from attnc.runtime.direct import is_plain
 from attnc.runtime.dispatch import Operation, initial_value
 from attnc.runtime.features import EXPONENTIAL_MAPS, FeatureMap, Features, Preparation, map_features, prepare
@@ -305,6 +305,8 @@ class Decomposed(Operation):
         if linear is None or probability or (linear.is_causal and linear.at_end and sizes.N > sizes.M):
             return None
         features = sizes.D if feature is None else feature.size(sizes.D)
+        if features > LARGEST_HEAD and call.device.type != "cpu":
+            return linear  # kernels of pairs take no more
         if linear.asked or is_cheaper(sizes.N, sizes.M, features, sizes.value_size, linear):
             return linear
         return None

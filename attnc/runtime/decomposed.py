@@ -3,93 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from attnc.runtime.autocast import lower_precision
-from attnc.runtime.blocks import bind_tables, block_pairs, compute_dtype, head_pairs
-from attnc.runtime.checks import LARGEST_HEAD, check_call, check_dropout, check_inputs, check_query_key, check_scale, kind_of
+from attnc.runtime.blocks import compute_dtype
+from attnc.runtime.checks import (
+    LARGEST_HEAD,
+    check_call,
+    check_dropout,
+    check_inputs,
+    check_query_key,
+    check_scale,
+    kind_of,
+)
+from attnc.runtime.decomposition import CallPlaces, Decomposition
 from attnc.runtime.direct import is_plain
 from attnc.runtime.dispatch import Operation, initial_value
-from attnc.runtime.features import EXPONENTIAL_MAPS, FeatureMap, Features, Preparation, map_features, prepare
+from attnc.runtime.features import EXPONENTIAL_MAPS, FeatureMap, Features, map_features, prepare
 from attnc.runtime.linear import Linear, Side, State, attend_causally, attend_to_all, is_cheaper
-from attnc.runtime.pairs import Pairs, Sizes
-from attnc.runtime.program import Formula, Program, TensorArgument
+from attnc.runtime.pairs import Sizes
+from attnc.runtime.program import Formula, Program
 from attnc.runtime.shorten import Shortening, nystrom
-
-
-@dataclass(frozen=True, slots=True)
-class Decomposition:
-    """What surrounds the pairs of an attention.
-
-    Attributes:
-        shorten: what is done to keys and values first; None if nothing is.
-        own: tensors that are used before pairs are weighed.
-        prepare: what is done to queries and keys, in order.
-        feature: what they are mapped to then; None for themselves.
-        scale: of `favor`, the factor on the dot product; None for `1 / sqrt(D)`.
-        linear: the form without pairs; None if there is none.
-        landmarks: of Nystrom's approximation; 0 where there is none.
-    """
-
-    shorten: Shortening | None = None
-    own: tuple[TensorArgument, ...] = ()
-    prepare: tuple[Preparation, ...] = ()
-    feature: FeatureMap | None = None
-    scale: Formula | None = None
-    linear: Linear | None = None
-    landmarks: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """What is known of one call.
-
-    Attributes:
-        sizes: of the arguments.
-        before: positions that a state stands for.
-        seed: of random features, in place of the pattern's own.
-    """
-
-    program: Program
-    sizes: Sizes
-    tensors: tuple[Tensor, ...]
-    device: torch.device
-    dtype: torch.dtype
-    before: int = 0
-    seed: int | None = None
-
-    def at_heads(self, dtype: torch.dtype) -> Pairs:
-        """Return the coordinates of all heads, as if the positions before belonged to the call."""
-        sizes = replace(self.sizes, M=self.sizes.M + self.before)
-        return head_pairs(self.program, sizes, bind_tables(self.program, self.tensors, sizes), dtype, self.device)
-
-    def at_queries(self, dtype: torch.dtype, rows: Tensor | None = None, shift: int | None = None) -> Pairs:
-        """Return the coordinates of queries, `shift` behind their rows or where the program places them."""
-        rows = torch.arange(self.sizes.N, device=self.device) if rows is None else rows
-        at = block_pairs(self.at_heads(dtype), rows.view(1, -1), None)
-        if shift is not None:
-            assert at.r is not None
-            at.i = at.r + shift + self.before
-        return at
-
-    def at_keys(self, dtype: torch.dtype) -> Pairs:
-        """Return the coordinates of keys; those of queries are missing."""
-        at = block_pairs(self.at_heads(dtype), torch.zeros(1, 1, dtype=torch.int64, device=self.device), None)
-        at.i = at.r = None
-        at.j = (torch.arange(self.sizes.M, device=self.device) + self.before).view(1, 1, 1, 1, 1, -1)
-        return at
-
-    def by_head(self, found: Tensor, length: int) -> Tensor:
-        """Return what a formula gave of queries or keys as `(B or 1, H or 1, length)`."""
-        found = found.expand((1,) * (6 - found.dim()) + tuple(found.shape))
-        heads = (1, 1) if found.shape[1] * found.shape[3] == 1 else (self.sizes.kv_heads, self.sizes.g)
-        found = found.expand(found.shape[0], heads[0], 1, heads[1], found.shape[4], found.shape[5])
-        flat = found.reshape(found.shape[0], heads[0] * heads[1], -1)
-        return flat.expand(*flat.shape[:2], length)
 
 
 class Decomposed(Operation):
@@ -180,7 +118,7 @@ class Decomposed(Operation):
             raise ValueError(f"rows: `decompose nystrom` never forms the weights of {self.program.name}")
         sizes = check_query_key(query, key)
         tensors = check_inputs(self.program, inputs, sizes, query.device, query.dtype)
-        call = _Call(self.program, sizes, tuple(tensors), query.device, query.dtype, 0, _check_seed(feature_seed))
+        call = CallPlaces(self.program, sizes, tuple(tensors), query.device, query.dtype, 0, _check_seed(feature_seed))
         query, key, scale, restore = self._for_pairs(call, query, key, check_scale(scale))
         found = super().weights(query, key, rows, inputs, scale)
         if restore is None:
@@ -232,7 +170,7 @@ class Decomposed(Operation):
 
     def _approximated(
         self,
-        call: _Call,
+        call: CallPlaces,
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -263,13 +201,13 @@ class Decomposed(Operation):
         precision: str | None,
         feature_seed: int | None,
         state: State | None,
-    ) -> _Call:
+    ) -> CallPlaces:
         sizes = check_call(self.program, query, key, value, return_lse, precision)
         tensors = tuple(check_inputs(self.program, inputs, sizes, query.device, query.dtype))
         if any(step.form == "rotary" for step in self.decomposition.prepare) and sizes.D % 2:
             raise ValueError(f"query has head size {sizes.D}, expected an even one: `prepare rotary` turns pairs")
         before = 0 if state is None else self._check_state(state, sizes, query)
-        return _Call(self.program, sizes, tensors, query.device, query.dtype, before, _check_seed(feature_seed))
+        return CallPlaces(self.program, sizes, tensors, query.device, query.dtype, before, _check_seed(feature_seed))
 
     def _check_state(self, state: object, sizes: Sizes, query: Tensor) -> int:
         """Hold a state against the call; return the positions that it stands for."""
@@ -287,7 +225,7 @@ class Decomposed(Operation):
             raise ValueError(f"query has {sizes.N} rows, expected at most the {sizes.M} keys where a state is given")
         return state.length
 
-    def _linear(self, call: _Call, probability: float, state: State | None, return_state: bool) -> Linear | None:
+    def _linear(self, call: CallPlaces, probability: float, state: State | None, return_state: bool) -> Linear | None:
         """Return the form without pairs where it is to be taken."""
         linear, sizes, feature = self.decomposition.linear, call.sizes, self.decomposition.feature
         carried = state is not None or return_state
@@ -312,7 +250,7 @@ class Decomposed(Operation):
         return None
 
     def _mapped(
-        self, call: _Call, query: Tensor, key: Tensor, scale: float | None, shift: int | None
+        self, call: CallPlaces, query: Tensor, key: Tensor, scale: float | None, shift: int | None
     ) -> tuple[Features, Features]:
         """Prepare queries and keys, and map them to features."""
         steps, feature = self.decomposition.prepare, self.decomposition.feature
@@ -332,7 +270,7 @@ class Decomposed(Operation):
         keys = call.sizes.M
         return map_features(feature, query, own, keys, call.seed), map_features(feature, key, other, keys, call.seed)
 
-    def _row_factor(self, call: _Call, scale: float | None, query: Tensor, root: float) -> Tensor | float:
+    def _row_factor(self, call: CallPlaces, scale: float | None, query: Tensor, root: float) -> Tensor | float:
         """Return what queries are multiplied by under `favor`, whose keys are divided by the fourth root of `D`."""
         if scale is not None:
             return float(scale) * root
@@ -343,7 +281,7 @@ class Decomposed(Operation):
         return factor.to(query.dtype)
 
     def _for_pairs(
-        self, call: _Call, query: Tensor, key: Tensor, scale: float | None
+        self, call: CallPlaces, query: Tensor, key: Tensor, scale: float | None
     ) -> tuple[Tensor, Tensor, float | None, Tensor | None]:
         """Return queries and keys whose products are weighed, the scale to weigh them with, and what restores results.
 
@@ -370,7 +308,7 @@ class Decomposed(Operation):
 
     def _without_pairs(
         self,
-        call: _Call,
+        call: CallPlaces,
         linear: Linear,
         tensors: tuple[Tensor, Tensor, Tensor],
         scale: float | None,
@@ -407,7 +345,7 @@ class Decomposed(Operation):
 
     def _side(
         self,
-        call: _Call,
+        call: CallPlaces,
         features: Features,
         factor: Formula | None,
         exponent: Formula | None,
@@ -437,7 +375,7 @@ class Decomposed(Operation):
             total = total.repeat_interleave(call.sizes.H // total.shape[1], 1)
         return Side(rows, total)
 
-    def _scaled(self, call: _Call, own: Side, scale: float | None, shift: int) -> Side:
+    def _scaled(self, call: CallPlaces, own: Side, scale: float | None, shift: int) -> Side:
         """Multiply by the factor on the inner product, where it is not inside of the features."""
         feature = self.decomposition.feature
         if feature is not None and feature.form == "favor":

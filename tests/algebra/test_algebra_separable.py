@@ -9,6 +9,7 @@ from attnc.algebra.simplify import simplify_attention
 from attnc.compiler import check_source
 from attnc.ir.evaluate import Environment, evaluate
 from attnc.ir.nodes import IndexName, SizeName
+from attnc.ir.show import show
 from attnc.source import SourceFile
 
 SIZES = {SizeName.HEADS: 4, SizeName.BATCH: 1, SizeName.QUERIES: 9, SizeName.KEYS: 9, SizeName.HEAD_SIZE: 16}
@@ -103,8 +104,12 @@ def test_joined_exponentials_stay_small_at_distant_positions():
     weight = attention("weight exp(-0.03 * i) * exp(0.03 * j)").weight
     single = joined(weight, separate(weight, causal=True))
     assert value(single, 100_000, 99_990, 0) == pytest.approx(math.exp(-0.3))
-    alone = attention("weight 0.9 ** (i - j)").weight
+    alone = attention("weight exp(-0.1 * (i - j))").weight
     assert joined(alone, separate(alone, causal=True)) == alone
+    power = attention("weight (1 - exp2(-5 - h)) ** (i - j)").weight
+    cheaper = joined(power, separate(power, causal=True))
+    assert "**" not in show(cheaper)
+    assert value(cheaper, 90, 50, 2) == pytest.approx(value(power, 90, 50, 2))
 
 
 def test_ranges_contain_the_values_of_heads():

@@ -11,7 +11,7 @@ from attnc.algebra.rules_bool import BOOL_RULES
 from attnc.algebra.rules_score import SCORE_RULES
 from attnc.algebra.terms import is_number
 from attnc.ir.nodes import Binary, BinaryOp, Call, Cast, Const, Expr, Function, Size, SizeName
-from attnc.ir.program import Align, AlignKind, Attention, Normalize
+from attnc.ir.program import Align, AlignKind, Attention, Deferred, Normalize
 from attnc.ir.types import Type
 
 RULES = (*BOOL_RULES, *ARITH_RULES, *SCORE_RULES)
@@ -52,7 +52,7 @@ def simplify_attention(attention: Attention) -> tuple[Attention, tuple[Step, ...
             attention,
             mask=simplified(attention.mask),
             score=simplified(attention.score),
-            scale=_without_default_scale(optional(attention.scale), steps),
+            scale=_without_default_scale(optional(attention.scale), attention.feature, steps),
             weight=_without_unit_weight(optional(attention.weight), steps),
             normalize=_simplify_normalize(
                 replace(
@@ -68,9 +68,9 @@ def simplify_attention(attention: Attention) -> tuple[Attention, tuple[Step, ...
     )
 
 
-def _without_default_scale(scale: Expr | None, steps: list[Step]) -> Expr | None:
-    """`scale 1 / sqrt(D)` says what holds without it."""
-    if scale != DEFAULT_SCALE or scale is None:
+def _without_default_scale(scale: Expr | None, feature: Deferred | None, steps: list[Step]) -> Expr | None:
+    """`scale 1 / sqrt(D)` says what holds without it, unless a map takes the place of the scaled exponential."""
+    if scale != DEFAULT_SCALE or scale is None or (feature is not None and feature.form != "favor"):
         return scale
     steps.append(Step("default-scale", scale, scale))
     return None

@@ -26,6 +26,7 @@ PATTERNS = {
     "cosformer_full": "feature cosformer",
     "relu": "feature relu\n mask causal\n align start",
     "relu_scaled": "feature relu\n mask causal\n scale 0.3",
+    "relu_usual": "feature relu\n mask causal\n scale 1 / sqrt(D)\n normalize none",
     "retention": "feature identity\n weight (1 - exp2(-5 - h)) ** (i - j)\n mask causal\n normalize none",
     "decay": "learned rate: float[H] = 0.3\n feature elu1\n weight exp(-rate[h] * abs(i - j))\n mask causal",
     "signed": "learned rate: float[H] = 0.9\n weight rate[h] ** (i - j)\n mask causal\n normalize none",

@@ -58,7 +58,7 @@ LAYERS = {
     " feedforward gelu(hidden = 32, dense)",
     "decoding": "norm rms; heads 4; kv_heads 2; rotary theta = 100; attend cached",
     "short_keys": "norm rms; heads 4; kv_heads 2; rotary theta = 100; attend shorter; key conv(3, 1)",
-    "features": "norm rms; heads 4; kv_heads 2; attend performer; feedforward gelu(hidden = 32, low_rank(3))",
+    "mapped_keys": "norm rms; heads 4; kv_heads 2; attend performer; feedforward gelu(hidden = 32, low_rank(3))",
     "prepared_keys": "heads 4; kv_heads 2; attend prepared; value conv(3, 1)",
     "aligned": "norm rms; heads 4; kv_heads 2; rotary theta = 100; attend first",
 }

@@ -25,8 +25,6 @@ ROOT = Path(attnc.__file__).parent.parent
 FILES = sorted([*ROOT.glob("examples/*.attn"), *ROOT.glob("attnc/bench/patterns/*.attn")])
 LAYERS = ("monarch_ffn", "strassen_projection")
 EXPRESSIBLE = [file for file in FILES if file.stem not in ("sigmoid", "sink_softmax", *LAYERS)]
-    file for file in FILES if file.stem not in ("sigmoid", "sink_softmax", "monarch_ffn", "strassen_projection")
-]
 TENSORS = (
     "kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices",
     "q_num_blocks", "q_indices", "full_q_num_blocks", "full_q_indices",

@@ -190,7 +190,7 @@ def render(
         from attnc.algebra.tiles import derive_tiles
         from attnc.codegen.render_flex import render_flex_module
 
-        pairs = [(plan.attention, derive_tiles(plan.attention)) for plan in compiled.plans]
+        pairs = [(plan.operation, derive_tiles(plan.attention)) for plan in compiled.plans]
         return render_flex_module(pairs, source=compiled.source, standalone=standalone)
     from attnc.codegen.render import render_module
     from attnc.runtime.load import BUILDING

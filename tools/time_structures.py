@@ -28,7 +28,7 @@ from attnc.runtime.structures.factors import (
 from attnc.runtime.structures.projection import Projection
 from attnc.runtime.structures.sparse import BandedProjection, MaskedProjection
 
-ROUNDS = 11
+ROUNDS = 7
 
 
 def structures(inputs: int, outputs: int) -> dict[str, Projection]:
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--width", type=int, default=1024)
-    parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--tokens", type=int, default=1024)
     parser.add_argument("--markdown", type=Path, help="write the table to this file as well")
     options = parser.parse_args()
     text = report(options.device, getattr(torch, options.dtype), options.width, options.tokens)

@@ -22,6 +22,9 @@ RESUMED_KEYS = 32
 MOST_READS = 2
 """Reads of data for bounds of loops beyond which such a kernel gets smaller tiles."""
 
+MOST_WIDE = 8
+"""Lines with 64-bit numbers for bounds of loops beyond which such a kernel does: each takes two registers."""
+
 
 def forward_traits(sweep: Sweep, weighing: Weighing, loops: tuple[Loop[Body], ...]) -> Traits:
     """Tell what a kernel of outputs is."""
@@ -53,7 +56,8 @@ def gradient_traits(
         # two sums of rows leave few registers for more bounds of loops, for bounds that are read, or for numbers that
         # compilers keep between loops where positions are rows; arithmetic of pairs takes none that last
         reads = sum("tl.load(" in line for loop in loops for line in loop.setup)
-        heavy = len(loops) > MOST_KEY_LOOPS or reads > MOST_READS or not shifted
+        wide = sum("tl.int64" in line for loop in loops for line in loop.setup)
+        heavy = len(loops) > MOST_KEY_LOOPS or reads > MOST_READS or wide > MOST_WIDE or not shifted
     else:
         heavy = _is_heavy(sweep, weighing) or len(loops) > MOST_LOOPS
     return Traits(heavy, gathered=_gathers(loops), adds=adds, tested=_is_tested(sweep))

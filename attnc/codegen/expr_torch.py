@@ -158,7 +158,7 @@ def number(value: bool | int | float) -> str:
     """Return a Python literal."""
     if isinstance(value, float) and not math.isfinite(value):
         return "math.nan" if math.isnan(value) else "math.inf" if value > 0 else "-math.inf"
-    return repr(value)
+    return repr(value).replace("e+", "e")  # as formatters write exponents
 
 
 def _tensor(piece: Piece, type_: Type) -> Piece:

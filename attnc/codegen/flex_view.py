@@ -102,6 +102,9 @@ def _problems(attention: Attention) -> list[Diagnostic]:
         found.append((f"`normalize {normalize.kind.value}`: its weights are those of a softmax", normalize.span))
     if normalize.sink is not None:
         found.append(("sink in the denominator of its softmax", normalize.span))
+    for one in attention.deferred:
+        if one.statement != "decompose" or one.form == "nystrom":
+            found.append((f"`{one.statement} {one.form}`", one.span))
     if attention.weight is not None:
         found.append(("`weight` beside the softmax's", attention.weight.span))
     problems = [

@@ -288,6 +288,7 @@ _DESCRIBED_KEY_GRADIENTS: _Described = {
         128: TileConfig(32, 128, 8, 3, descriptors=True),
         256: None,
     },
+    ("sm_100", 2): {128: TileConfig(32, 64, 8, 2, descriptors=True)},
 }
 """The same where queries are read through descriptors."""
 
@@ -300,7 +301,10 @@ _ADDED_KEY_GRADIENTS: _Table = {
     ("sm_80", 2): {64: TileConfig(32, 32, 4, 2), 128: TileConfig(32, 64, 8, 2)},
     ("sm_90", 2): {128: TileConfig(16, 32, 4, 2)},
 }
-_DESCRIBED_ADDED_KEY_GRADIENTS: _Described = {("sm_90", 2): {128: TileConfig(32, 32, 4, 2, descriptors=True)}}
+_DESCRIBED_ADDED_KEY_GRADIENTS: _Described = {
+    ("sm_90", 2): {128: TileConfig(32, 32, 4, 2, descriptors=True)},
+    ("sm_100", 2): {128: None},
+}
 """For kernels that add to what others have left, and read all of it at their end."""
 
 _TESTED_QUERY_GRADIENTS: _Table = {
@@ -314,6 +318,7 @@ _TESTED_KEY_GRADIENTS: _Table = {
 }
 _DESCRIBED_TESTED_KEY_GRADIENTS: _Described = {
     ("sm_90", 2): {64: None, 128: TileConfig(32, 32, 4, 2, descriptors=True)},
+    ("sm_100", 2): {128: None},
 }
 """For kernels whose tile tests compute much for each program."""
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from attnc.runtime.autocast import lower_precision
-from attnc.runtime.blocks import bind_tables, block_pairs, head_pairs
+from attnc.runtime.blocks import bind_tables, block_pairs, compute_dtype, head_pairs
 from attnc.runtime.checks import check_call, check_dropout, check_inputs, check_query_key, check_scale, kind_of
+from attnc.runtime.direct import is_plain
 from attnc.runtime.dispatch import Operation, initial_value
 from attnc.runtime.features import EXPONENTIAL_MAPS, FeatureMap, Features, Preparation, map_features, prepare
 from attnc.runtime.linear import Linear, Side, State, attend_causally, attend_to_all, is_cheaper
@@ -126,6 +127,8 @@ class Decomposed(Operation):
         if self.decomposition.landmarks:
             return self._approximated(call, query, key, value, factor, probability, return_lse)
         linear = self._linear(call, probability, state, return_state)
+        if linear is not None and not return_state and state is None and self._spreads(linear, (key, value)):
+            linear = None
         if linear is None:
             query, key, scale, restore = self._for_pairs(call, query, key, factor)
             value, kind = value.to(query.dtype), value.dtype
@@ -389,6 +392,16 @@ class Decomposed(Operation):
             own, other, value.to(wide), rows=rows, chunk=linear.chunk, shift=shift, state=state, keep=return_state
         )
         return (out.to(kind), last) if return_state else out.to(kind)
+
+    def _spreads(self, linear: Linear, tensors: tuple[Tensor, ...]) -> bool:
+        """Tell whether numbers that are not finite would reach queries before them, in the products of a chunk.
+
+        Only where that is known without waiting for a device; what they reach behind them is theirs to reach.
+        """
+        if not linear.is_causal or not is_plain(tensors) or any(tensor.device.type != "cpu" for tensor in tensors):
+            return False
+        sums = (tensor.detach().sum(dtype=compute_dtype(tensor.dtype)) for tensor in tensors)
+        return not all(bool(torch.isfinite(total)) for total in sums)
 
     def _side(
         self,

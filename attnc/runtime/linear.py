@@ -138,6 +138,7 @@ def attend_causally(
         heads=heads,
         chunk=chunk,
         return_state=keep,
+        out_dtype=compute_dtype(query.rows.dtype),
     )
     found = _with_exponents(out, query, peaks, rows=rows)
     if not keep:

@@ -23,8 +23,12 @@ from attnc.source import SourceFile
 
 ROOT = Path(attnc.__file__).parent.parent
 FILES = sorted([*ROOT.glob("examples/*.attn"), *ROOT.glob("attnc/bench/patterns/*.attn")])
-LAYERS = ("monarch_ffn", "strassen_projection")
-EXPRESSIBLE = [file for file in FILES if file.stem not in ("sigmoid", "sink_softmax", *LAYERS)]
+OTHERS = {
+    "sigmoid", "sink_softmax", "performer", "linear_transformer", "retention", "linformer", "nystrom", "pooled",
+    "monarch_ffn", "ssnn_block", "strassen_projection", "cvt",
+}  # fmt: skip
+"""Examples that FlexAttention has no form for, and those of layers."""
+EXPRESSIBLE = [file for file in FILES if file.stem not in OTHERS]
 TENSORS = (
     "kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices",
     "q_num_blocks", "q_indices", "full_q_num_blocks", "full_q_indices",

@@ -194,6 +194,18 @@ def test_random_features_approach_the_exponential(compiled):
     assert max(errors) < 0.2 * float(exact.norm())
 
 
+@pytest.mark.parametrize("name", ["elu1", "retention", "favor"])
+def test_later_keys_that_are_not_finite_reach_no_query_before_them(compiled, name):
+    module, attention = compiled(name)
+    query, key, value, inputs = tensors(attention, 90, 90)
+    whole = module.x(query, key, value, **inputs)
+    spoiled = value.clone()
+    spoiled[:, :, 70] = torch.nan
+    found = module.x(query, key, spoiled, **inputs)
+    assert torch.allclose(found[:, :, :70], whole[:, :, :70])
+    assert bool(found[:, :, 70].isnan().all())
+
+
 def test_keys_that_vanish_leave_zeros(compiled):
     module, attention = compiled("pooled")
     query, key, value, _ = tensors(attention, 9, 3)

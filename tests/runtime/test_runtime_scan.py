@@ -109,7 +109,12 @@ def test_one_form_continues_another(form):
 
 
 def differentiable(scan):
-    """Return the inputs that derivatives are taken of, and a function of them that gives output and whole end sums."""
+    """Return the inputs that derivatives are taken of, and a function of them that gives output and whole end sums.
+
+    Logs are smaller than those of the other tests: end sums with their weights are to be near 1.
+    """
+    rows, keys = (None if part is None else 0.1 * part for part in (scan.rows, scan.keys))
+    scan = scan.replaced(rows=rows, keys=keys)
     inputs = [None if part is None else part.clone().requires_grad_() for part in scan.tensors[:6]]
     given = [part for part in inputs if part is not None]
 
@@ -140,7 +145,7 @@ def test_derivatives_of_derivatives(groups, reverse):
     for form, state in (("decay", "with log"), ("plain", "plain"), ("rows", "none")):
         compute, given = differentiable(make_scan(4, 2, 1, groups, form=form, state=state, reverse=reverse))
         assert gradcheck(compute, given, check_forward_ad=True)
-        assert gradgradcheck(compute, given, check_fwd_over_rev=True)
+        assert gradgradcheck(compute, given, check_fwd_over_rev=True, fast_mode=True)
 
 
 def test_second_derivatives():

@@ -440,7 +440,7 @@ def _import(source: SourceFile, params: Parameters) -> ModuleType:
 
 def _schemes(program: Program) -> tuple[list[Any], list[Diagnostic]]:
     """Return the schemes of all layers, which files decide beside the pattern, and what is to be said of them."""
-    if not program.layers:
+    if not any(layer.vias for layer in program.layers):
         return [], []
     from attnc.schemes import schemes_of_layer
 

@@ -36,7 +36,7 @@ def lay_out_layer(explanation: LayerExplanation) -> Iterator[RenderableType]:
     yield from COUNTED
     for scheme in dict.fromkeys(one.scheme for one in plan.projections if one.scheme is not None):
         yield ""
-        title, *rest = describe_scheme(scheme)
+        title, *rest = describe_scheme(scheme, brief=True)
         yield Text(f"Scheme {title}", style="bold")
         yield from (f"  {line}" for line in rest)
 

@@ -123,14 +123,13 @@ def loss_warning(found: LeveledScheme, via: Via, *, inner: int, columns: int) ->
     best = max(found.gain(sizes, rates) for rates in DEVICES)
     if best > 1:
         return None
+    least, where = min((found.break_even(rates), rates.name) for rates in DEVICES)
     return Diagnostic(
         "scheme-loses",
         f"{_name(via)} is expected to be slower than the plain product for {inner} features in and {columns} out",
         () if via.span is None else (Label(via.span, f"at best {best:.2f} times as fast"),),
         help="leave out `via`, or use fewer levels",
-        notes=tuple(
-            f"on {rates.name} square products break even at {_size_text(found.break_even(rates))}" for rates in DEVICES
-        ),
+        notes=(f"square products break even at {_size_text(least)} at the earliest, on {where}",),
         severity=Severity.WARNING,
     )
 
@@ -155,8 +154,8 @@ def schemes_of_layer(layer: Layer) -> tuple[dict[Via, LeveledScheme], list[Diagn
     return found, list(dict.fromkeys(told))
 
 
-def describe_scheme(found: LeveledScheme) -> tuple[str, ...]:
-    """Return lines on a scheme for people: its cost, its error, and where it breaks even."""
+def describe_scheme(found: LeveledScheme, *, brief: bool = False) -> tuple[str, ...]:
+    """Return lines on a scheme for people: its cost, its error, where it breaks even, and unless `brief` its source."""
     scheme, accuracy = found.scheme, found.accuracy
     left, right, out = found.additions
     name = f"{scheme.name} {scheme.title}" if scheme.name else scheme.title
@@ -166,7 +165,11 @@ def describe_scheme(found: LeveledScheme) -> tuple[str, ...]:
         f"{left} + {right} + {out} = {left + right + out} additions of blocks a level",
         f"error bound {accuracy.factor(found.levels):.3g} times that of the plain product, for large inner sizes",
     ]
-    lines += [f"breaks even at {_size_text(found.break_even(rates))} on {rates.name}" for rates in DEVICES]
+    sizes = sorted((found.break_even(rates), rates.name) for rates in DEVICES)
+    if brief:
+        least, where = sizes[0]
+        return (*lines, f"square products break even at {_size_text(least)} at the earliest, on {where}")
+    lines += [f"square products break even at {_size_text(size)} on {where}" for size, where in sizes]
     return (*lines, *((f"source: {scheme.source}",) if scheme.source else ()))
 
 

@@ -1,10 +1,12 @@
 """Time products by bilinear schemes against the library's, and measure their errors, by size and level.
 
     python tools/time_schemes.py --json docs/results/strassen.json --markdown docs/results/strassen.md
+    python tools/time_schemes.py --json one.json --markdown one.md --clock processor
     python tools/time_schemes.py --json gpu.json --device cuda --dtype bfloat16
 
 Each product is called in turn with the library's, in rounds that alternate their order. The least time counts, of all
-runs that wrote to the same JSON file: other work on the machine can only add to it. The rates that the cost model takes
+runs that wrote to the same JSON file: other work on the machine can only add to it. `--clock processor` counts the time
+of one thread on the processor, which is hardly longer where the machine is busy. The rates that the cost model takes
 are measured as well: the library's product, and sums of matrices that no cache holds.
 """
 
@@ -32,6 +34,12 @@ SIZES = (512, 768, 1024, 1536, 2048, 3072, 4096)
 LEVELS = (1, 2, 3)
 SCHEMES = ("strassen", "winograd", "laderman", "strassen_twice")
 UNITS = {"float32": 2.0**-24, "float64": 2.0**-53, "bfloat16": 2.0**-8, "float16": 2.0**-11}
+CLOCKS = {"wall": "in milliseconds", "processor": "in milliseconds of one thread"}
+"""What the page says of a clock."""
+
+CLOCK: list[Callable[[], float]] = [time.perf_counter]
+"""What times are taken from: the last one."""
+
 LEAST_BLOCK = 64
 """Levels that leave smaller blocks are not measured: they lose everywhere."""
 
@@ -45,14 +53,18 @@ def main() -> None:
     parser.add_argument("--levels", type=int, nargs="+", default=LEVELS)
     parser.add_argument("--schemes", nargs="+", default=SCHEMES)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--clock", choices=("wall", "processor"), default="wall", help="of the CPU's times")
     parser.add_argument("--json", type=Path, required=True, help="read and write what was measured")
     parser.add_argument("--markdown", type=Path, help="write a page of all that was measured")
     options = parser.parse_args()
+    if options.clock == "processor":
+        torch.set_num_threads(1)
+        CLOCK.append(time.process_time)
     data: dict[str, Any] = {"rates": [], "rows": {}}
     if options.json.exists():
         data = json.loads(options.json.read_text())
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
-    data |= {"machine": describe(device), "dtype": options.dtype}
+    data |= {"machine": describe(device), "dtype": options.dtype, "clock": options.clock}
     for size in options.sizes:
         for name in options.schemes:
             for levels in options.levels:
@@ -84,10 +96,10 @@ def page(data: dict[str, Any]) -> str:
     lines = [
         "# Products by bilinear schemes",
         "",
-        f"Square products of {dtype}, in milliseconds: the least of rounds in which the library's product and the",
-        "scheme's alternate. `error` is the greatest difference from the product in float64, over the greatest entries",
-        "of both factors, of normally distributed numbers; it cannot exceed `bound` ([how](../bilinear.md#the-error)).",
-        "`model` is the speedup that the cost model expects from the rates below.",
+        f"Square products of {dtype}, {CLOCKS[data['clock']]}: the least of rounds in which the library's product",
+        "and the scheme's alternate. `error` is the greatest difference from the product in float64, over the greatest",
+        "entries of both factors, of normally distributed numbers; it cannot exceed `bound`",
+        "([how](../bilinear.md#the-error)). `model` is the speedup that the cost model expects from the rates below.",
         "Written by `python tools/time_schemes.py`.",
         "",
         ", ".join(f"{name} {fact}" for name, fact in data["machine"].items()) + ".",
@@ -160,13 +172,13 @@ def _seconds(call: Callable[[], object], device: torch.device, least: float = 0.
     """Return the seconds of a call, over as many as take `least` seconds."""
     count, total = 0, 0.0
     _wait(device)
-    start = time.perf_counter()
+    start = CLOCK[-1]()
     while total < least:
         call()
         count += 1
         if device.type == "cpu" or count % 8 == 0:
             _wait(device)
-            total = time.perf_counter() - start
+            total = CLOCK[-1]() - start
     return total / count
 
 

@@ -253,6 +253,13 @@ class Layer:
     feedforward: FeedForward | None = None
     span: Span | None = field(default=None, compare=False, kw_only=True)
 
+    @property
+    def vias(self) -> tuple[Via, ...]:
+        """How products of its projections are computed, where it says so."""
+        weights = [projection for _, projection in self.projections]
+        weights += [] if self.feedforward is None else [self.feedforward.weight]
+        return tuple(weight.via for weight in weights if weight.via is not None)
+
 
 @dataclass(frozen=True, slots=True)
 class Program:

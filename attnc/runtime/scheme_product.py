@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -10,6 +11,9 @@ from torch import Tensor
 
 from attnc.runtime.scheme_kernels import SCHEME_TYPES, FusedScheme, multiply_fused
 from attnc.runtime.scheme_steps import BlockProduct, BlockRows, BlockSum, SchemeSteps, plan_steps
+
+SCHEMES_VARIABLE = "ATTNC_SCHEMES"
+"""Variable of the environment: `fused` for kernels in place of torch operations, which no device has shown to win."""
 
 HALF_TYPES = (torch.float16, torch.bfloat16)
 
@@ -27,8 +31,8 @@ class BilinearScheme:
         left: a row of `m * k` numbers for each product.
         right: a row of `k * n` numbers for each product.
         out: a row of a number for each product, for each of the `m * n` entries.
-        fused: kernels of one level of it, of its left gradient and of its right one, which GPUs run instead of torch
-            operations; None: there are none.
+        fused: kernels of one level of it, of its left gradient and of its right one, which GPUs can run instead of
+            torch operations; None: there are none.
     """
 
     m: int
@@ -96,8 +100,9 @@ def multiply_by_scheme(a: Tensor, b: Tensor, scheme: BilinearScheme, levels: int
 
 
 def _fused_kernel(scheme: BilinearScheme, a: Tensor) -> FusedScheme | None:
-    """Return the kernel that multiplies on this device, if the scheme has one for these numbers."""
-    return scheme.fused[0] if a.is_cuda and a.dtype in SCHEME_TYPES else None
+    """Return the kernel that multiplies on this device, if the scheme has one for these numbers and it is asked for."""
+    wanted = a.is_cuda and a.dtype in SCHEME_TYPES and os.environ.get(SCHEMES_VARIABLE) == "fused"
+    return scheme.fused[0] if wanted else None
 
 
 class _Workspace:

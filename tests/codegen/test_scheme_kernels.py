@@ -3,6 +3,7 @@
 import importlib.util
 import sys
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -113,6 +114,15 @@ def test_calls_take_kernels_where_a_device_has_them(generated, monkeypatch):
     twice = scheme_matmul(a.detach(), b.detach(), scheme, 2)
     assert len(called) == 7  # one for each product of the outer level
     torch.testing.assert_close(twice, a.detach() @ b.detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_kernels_run_where_they_are_asked_for(generated, monkeypatch):
+    scheme, on_device = generated("strassen"), SimpleNamespace(is_cuda=True, dtype=torch.float32)
+    assert scheme_product._fused_kernel(scheme, on_device) is None
+    monkeypatch.setenv("ATTNC_SCHEMES", "fused")
+    assert scheme_product._fused_kernel(scheme, on_device) is scheme.fused[0]
+    assert scheme_product._fused_kernel(scheme, SimpleNamespace(is_cuda=False, dtype=torch.float32)) is None
+    assert scheme_product._fused_kernel(scheme, SimpleNamespace(is_cuda=True, dtype=torch.float64)) is None
 
 
 def test_nothing_is_launched_on_a_cpu(generated, monkeypatch):

@@ -11,7 +11,7 @@ roundings through the additions of one side, sums that are shared included. So i
     |computed - exact|  <=  gamma(t) * E^L * K / k^L * |A| |B|,
     E = max over c, sum over r of |out[c][r]| * (sum over a of |left[r][a]|) * (sum over b of |right[r][b]|)
 
-The library's own products have `E = k` and no depth, which gives its usual bound `gamma(K) K |A| |B|`. This is the
+Without levels this is the library's usual bound, `gamma(K) K |A| |B|`. It is the
 bound of Bini and Lotti (1980) and of Higham (Accuracy and Stability of Numerical Algorithms, chapter 23) for all
 schemes, as in Ballard, Benson, Druinsky, Lipshitz and Schwartz (Improving the Numerical Stability of Fast Matrix
 Multiplication, 2016). Strassen's scheme has `E = 12`, Winograd's 18.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,8 @@ class Facts:
         symmetric: for N = M, (i, j) is allowed if and only if (j, i) is.
         contiguous: the keys of each query are one interval.
         everything: every pair is allowed.
-        always: the same, and for `N > M` as well; never False.
         exactly_causal: the allowed pairs are exactly those with `j <= i`.
+        always: every pair is allowed for `N > M` as well; never False.
     """
 
     causal: bool | None = None
@@ -50,5 +50,5 @@ class Facts:
     symmetric: bool | None = None
     contiguous: bool | None = None
     everything: bool | None = None
-    always: bool | None = None
     exactly_causal: bool | None = None
+    always: bool | None = field(default=None, compare=False)

@@ -23,11 +23,13 @@ from attnc.ir.nodes import (
     Read,
     Score,
     Size,
+    SizeName,
     Unary,
     UnaryOp,
     Where,
 )
 from attnc.ir.program import AlignKind, Attention, Deferred, Normalize, NormalizeKind, Tensor, TensorKind
+from attnc.ir.shortening import implied_names, original_keys
 from attnc.ir.types import Type
 
 _OR, _AND, _NOT, _COMPARE, _ADD, _MULTIPLY, _SIGN, _POWER, _ATOM = range(1, 10)
@@ -152,10 +154,12 @@ def show_attention(attention: Attention) -> str:
     if attention.params:
         values = ", ".join(f"{name} = {show(value)}" for name, value in attention.params)
         lines[0] += f"  # {values}"
-    lines += [f"    {_tensor(tensor)}" for tensor in attention.tensors]
+    implied = implied_names(attention.shorten) if attention.shorten is not None else frozenset()
+    shown = (tensor for tensor in attention.tensors if not tensor.hidden and tensor.name not in implied)
+    lines += [f"    {_tensor(tensor)}" for tensor in shown]
     if attention.align.kind is AlignKind.START:
         lines.append("    align start")
-    elif attention.align.kind is AlignKind.AT:
+    elif attention.align.kind is AlignKind.AT and not _is_at_original_end(attention):
         lines.append(f"    align at({show(attention.align.shift)})")
     lines += [f"    {_deferred(deferred)}" for deferred in attention.deferred]
     if attention.scale is not None:
@@ -171,6 +175,12 @@ def show_attention(attention: Attention) -> str:
         condition = assertion.condition
         lines.append(f"    assert {'nonempty' if condition is None else show(condition)}")
     return "\n".join([*lines, "}"])
+
+
+def _is_at_original_end(attention: Attention) -> bool:
+    """Tell whether the last query stands at the last of the keys before they were shortened, as it does by itself."""
+    end = Binary(BinaryOp.SUB, original_keys(), Size(SizeName.QUERIES), Type.INT)
+    return attention.shorten is not None and attention.align.shift == end
 
 
 def _tensor(tensor: Tensor) -> str:

@@ -12,11 +12,12 @@ from torch.nn import functional
 from torch.nn.attention.flex_attention import flex_attention
 
 from attnc.bench.additive import affine_score
-from attnc.bench.cases import Shape, Style, make_data, make_tensors, square
+from attnc.bench.cases import Shape, Style, make_data, make_tensors, square, surroundings
 from attnc.bench.checking import check_gradients, check_output, true_gradients, true_rows
 from attnc.bench.contender import Case, Contender, Unavailable
 from attnc.bench.flex import NotExpressible, flex_functions
 from attnc.bench.flex_contender import eager_fallback
+from attnc.bench.forms import find_form
 from attnc.bench.names import Mode
 from attnc.bench.report import as_json, duration, size, speed, table
 from attnc.bench.run import Comparison, Settings, _work, compare
@@ -56,7 +57,16 @@ def attention_of(text):
 def all_attentions():
     files = [check_source(read_pattern(path), complete=True).program.attentions for path in EXAMPLES]
     more = [pytest.param(attention_of(text), id=name) for name, text in MORE.items()]
-    return [*(pytest.param(one, id=one.name) for attentions in files for one in attentions), *more]
+    plain = [one for attentions in files for one in attentions if not surroundings(one)]
+    return [*(pytest.param(one, id=one.name) for one in plain), *more]
+
+
+@pytest.mark.parametrize("text", ["prepare rotary", "keys mean_pool(2, 2)", "decompose nystrom(4)", "feature elu1"])
+def test_peers_refuse_what_surrounds_pairs(text):
+    case = case_of(attention_of(f"attention a {{ {text} }}"))
+    for make in (lambda: sdpa_contender(case, causal=False, full=True), lambda: find_form(case.attention)):
+        with pytest.raises(Unavailable, match=f"no `{text.split('(')[0]}"):
+            make()
 
 
 def case_of(attention, shape=SHAPE, style=Style.TYPICAL):

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from attnc.blockwise import count_pairs
 from attnc.explanation import explain_plan
 from attnc.explanation_counts import call_sizes
 from attnc.ir.evaluate import Environment, evaluate
@@ -140,6 +139,8 @@ def _cost(one: ProjectionPlan, length: int) -> ProjectionCost:
 
 def count_free(one: ProjectionPlan) -> int:
     """Return the free parameters of a projection; entries that sets could not count are evaluated."""
+    from attnc.blockwise import count_pairs  # brings torch
+
     if one.parameters is not None:
         return one.parameters
     matrix = one.matrix

@@ -11,7 +11,6 @@ from attnc.algebra.bilinear.leveled import LeveledScheme
 from attnc.algebra.bilinear.prices import DEVICES
 from attnc.algebra.bilinear.reading import MAX_BYTES, read_scheme
 from attnc.algebra.bilinear.scheme import Scheme, SchemeError
-from attnc.codegen.render_scheme import render_scheme_module
 from attnc.diagnostics import CompileError, Diagnostic, Label, Severity
 from attnc.ir.matrices import dense_products, layer_matrices, layer_sizes
 from attnc.ir.nodes import Const
@@ -78,6 +77,8 @@ def scheme_named(name: str, levels: int) -> LeveledScheme:
 def module_text(found: LeveledScheme, name: str) -> str:
     """Return a module with the scheme and its fused kernels; the scheme is called as the file, in capitals."""
     stem = re.sub(r"\W", "_", Path(name).stem, flags=re.ASCII).strip("_") or "scheme"
+    from attnc.codegen.render_scheme import render_scheme_module
+
     return render_scheme_module(found.scheme, f"SCHEME_{stem}".upper() if stem[0].isdigit() else stem.upper())
 
 

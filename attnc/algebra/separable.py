@@ -38,6 +38,8 @@ _ANYTHING = (-math.inf, math.inf)
 ZERO = Const(0.0, Type.FLOAT)
 _LN_2 = Const(0.6931471805599453, Type.FLOAT, name="log(2)")
 _TWO = Const(2, Type.INT)
+_LEAST_BASE = 1e-30
+"""Powers of anything smaller are 0 beside the power 0, which is 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,22 +288,19 @@ def _take_power(base: Expr, power: Expr, found: _Parts) -> bool:
     whole = power.operand if isinstance(power, Cast) else power
     if not positive and whole.type is not Type.INT:
         return False  # of a negative base, not a number
+    base = Cast(base, Type.FLOAT) if base.type is Type.INT else base
     size = base if positive else Call(Function.ABS, (base,), Type.FLOAT)
-    size = Cast(size, Type.FLOAT) if size.type is Type.INT else size
+    if least < _LEAST_BASE:  # `0 ** 0` is 1, and its logarithm times 0 is not a number
+        size = Call(Function.MAX, (size, Const(_LEAST_BASE, Type.FLOAT)), Type.FLOAT)
     if not _take_exponent(power, Call(Function.LOG, (size,), Type.FLOAT), found):
         return False
     if least < 0:
         for term, _ in _summands(whole, True):
             odd = Binary(BinaryOp.NE, Binary(BinaryOp.MOD, term, _TWO, Type.INT), Const(0, Type.INT), Type.BOOL)
-            negative = Binary(BinaryOp.LT, base, constant_like(base), Type.BOOL)
+            negative = Binary(BinaryOp.LT, base, ZERO, Type.BOOL)
             sign = Where(negative, Const(-1.0, Type.FLOAT), ONE, Type.FLOAT)
             found.add_factor(Where(odd, sign, ONE, Type.FLOAT))
     return True
-
-
-def constant_like(expr: Expr) -> Const:
-    """Return the zero of an expression's type."""
-    return Const(0, Type.INT) if expr.type is Type.INT else ZERO
 
 
 def _take_exponent(power: Expr, times: Expr, found: _Parts) -> bool:

@@ -9,9 +9,21 @@ from attnc.ir.nodes import Const, Expr, IndexName, Read, Score, Size, SizeName
 from attnc.ir.program import Attention, Deferred, NormalizeKind, Tensor, TensorKind, expressions, map_expressions
 from attnc.ir.shortening import implied_names
 from attnc.ir.types import Type
-from attnc.ir.walk import depends_on, substitute, tables, walk
+from attnc.ir.walk import depends_on, indices, substitute, tables, walk
 
 _ONE = Const(1.0, Type.FLOAT)
+MOST_ELEMENTS = 1 << 30
+"""Numbers of a learned projection of keys."""
+
+_LIMITS = (
+    (("prepare", "rotary"), "theta", 1e-6, 1e30),
+    (("feature", "favor"), "features", 1, 1 << 16),
+    (("keys", "conv"), "kernel", 1, 1 << 16),
+    (("keys", "conv2d"), "kernel", 1, 1 << 12),
+    (("decompose", "chunk"), "size", 1, 1 << 16),
+)
+"""Statement, argument, its least and its greatest value."""
+
 _HEAD_SIZE = Size(SizeName.HEAD_SIZE)
 _RESIZING = ("favor", "cosformer")
 """Maps with more or fewer features than a head has elements."""
@@ -65,6 +77,8 @@ def check_surroundings(attention: Attention, *, everything: bool) -> None:
     Raises:
         CompileError: positions that a query may not see would reach it, or an approximation has no such form.
     """
+    for statement in attention.deferred:
+        _check_sizes(statement)
     keys, asked = attention.shorten, attention.decompose
     if keys is not None and keys.form == "project" and not everything and depends_on(attention.mask, IndexName.QUERY):
         raise CompileError(
@@ -83,6 +97,19 @@ def check_surroundings(attention: Attention, *, everything: bool) -> None:
         _check_nystrom(attention, asked, everything)
 
 
+def _check_sizes(statement: Deferred) -> None:
+    """Refuse arguments with which nothing could be computed: tensors of any size, angles that are no numbers."""
+    for form, name, least, most in _LIMITS:
+        if (statement.statement, statement.form) == form:
+            value = float(statement.number(name))
+            if not least <= value <= most:
+                message = f"`{name}` must lie between {least:g} and {most:g}"
+                raise CompileError(_refused("argument-out-of-range", message, statement, "choose another value"))
+    if statement.form == "project" and statement.number("rank") * statement.number("length") > MOST_ELEMENTS:
+        message = f"a projection has at most {MOST_ELEMENTS:,} numbers"
+        raise CompileError(_refused("argument-out-of-range", message, statement, "choose a smaller rank or length"))
+
+
 def _check_nystrom(attention: Attention, asked: Deferred, everything: bool) -> None:
     if not everything:
         raise CompileError(
@@ -95,8 +122,8 @@ def _check_nystrom(attention: Attention, asked: Deferred, everything: bool) -> N
         )
     normalize = attention.normalize
     plain = normalize.kind is NormalizeKind.SOFTMAX and normalize.sink is None and attention.weight is None
-    rows = attention.scale is not None and (depends_on(attention.scale, IndexName.QUERY) or tables(attention.scale))
-    if not plain or not _is_score(attention.score) or attention.feature is not None or rows:
+    rows = attention.scale is not None and (indices(attention.scale) or tables(attention.scale))
+    if not plain or attention.score != Score() or attention.feature is not None or rows:
         raise CompileError(
             _refused(
                 "decompose-does-not-fit",
@@ -105,10 +132,6 @@ def _check_nystrom(attention: Attention, asked: Deferred, everything: bool) -> N
                 "remove the `nystrom`, or the score, weight, sink or feature map beside it",
             )
         )
-
-
-def _is_score(score: Expr) -> bool:
-    return score == Score()
 
 
 def _refused(code: str, message: str, statement: Deferred, help: str) -> Diagnostic:

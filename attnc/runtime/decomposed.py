@@ -116,6 +116,9 @@ class Decomposed(Operation):
         inputs, key, _ = self._shortened(query, key, key, inputs)
         if self.decomposition.landmarks:
             raise ValueError(f"rows: `decompose nystrom` never forms the weights of {self.program.name}")
+        if key.shape[2] == 0:
+            count = torch.as_tensor(rows).numel()
+            return query.new_zeros((*query.shape[:2], count, 0))
         sizes = check_query_key(query, key)
         tensors = check_inputs(self.program, inputs, sizes, query.device, query.dtype)
         call = CallPlaces(self.program, sizes, tuple(tensors), query.device, query.dtype, 0, _check_seed(feature_seed))

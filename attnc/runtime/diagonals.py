@@ -73,6 +73,7 @@ def as_terms(part: Part, band: Band, bias: Tensor, at: Pairs) -> Tensor:
     if band.masked:
         assert part.frame.sweep.mask is not None
         bias = torch.where(part.frame.sweep.mask(at), bias, -torch.inf)
+    bias = bias.expand((1,) * (6 - bias.dim()) + tuple(bias.shape))  # a term may be one number
     entries, groups, _, members = bias.shape[:4]
     count = band.rows + band.width - 1
     return bias.expand(entries, groups, count, members, 1, 1)[..., 0, 0].transpose(2, 3).contiguous()

@@ -20,7 +20,7 @@ from attnc.ir.program import (
 )
 from attnc.ir.shortening import implied_tensors, original_keys, resolve
 from attnc.ir.types import Type
-from attnc.sema import expression_errors, form_errors
+from attnc.sema import errors, expression_errors, form_errors
 from attnc.sema.context import Context
 from attnc.sema.declarations import ParameterValue, declare, declare_input, declare_learned, declare_params
 from attnc.sema.expressions import check
@@ -206,7 +206,15 @@ def _assemble(
         span=span,
         statements=tuple(statement.span for statement in declaration.statements),
     )
-    return attention if keys is None else _shortened(attention, keys)
+    if keys is None:
+        return attention
+    implied = {one.name for one in implied_tensors(keys)}
+    for tensor in parts.tensors:
+        if tensor.name in implied:
+            what = "an input" if tensor.initial is None else "a learned tensor"
+            why = f"is a tensor of `keys {keys.form}`"
+            context.report.add(errors.name_not_allowed(tensor.span or span, tensor.name, what, why))
+    return _shortened(attention, keys)
 
 
 def _shortened(attention: Attention, keys: Deferred) -> Attention:

@@ -117,6 +117,11 @@ def check_companions(module: ModuleType, plan: Plan, trial: Trial) -> None:
     query, key, value = trial.tensors(attention)
     data = trial.data(attention)
     name = attention.name
+    keys = attention.shorten
+    sizes = {"D": shape.head_size, "g": shape.heads // shape.kv_heads, "K": shape.keys}
+    count = shape.keys if keys is None else shortened_count(keys, shape.keys)
+    if count == 0:
+        return
     rows = sorted({0, shape.queries // 2, shape.queries - 1})
     judge = Judge(FORWARD_FACTOR, trial.dtype)
     with torch.no_grad():
@@ -130,12 +135,7 @@ def check_companions(module: ModuleType, plan: Plan, trial: Trial) -> None:
         assert isinstance(right, torch.Tensor)
         Judge(FORWARD_FACTOR, torch.float32).ratio("the module's reference", own, right, right.float())
     make_mask = getattr(module, f"{name}_mask")
-    keys = attention.shorten
-    sizes = {"D": shape.head_size, "g": shape.heads // shape.kv_heads, "K": shape.keys}
     data = {**data, "K": shape.keys} if keys is not None else data
-    count = shape.keys if keys is None else shortened_count(keys, shape.keys)
-    if count == 0:
-        return
     chosen = {key: value for key, value in {**data, **sizes}.items() if key in signature(make_mask).parameters}
     mask = make_mask(shape.queries, count, B=shape.batch, H=shape.heads, **chosen)
     right = dense_mask(

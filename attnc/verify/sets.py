@@ -14,7 +14,7 @@ from attnc.algebra.walking import passes_test, positions, row_tiles, walk_tiles
 from attnc.bench.cases import Data
 from attnc.ir.evaluate import Environment, evaluate
 from attnc.ir.nodes import Expr, Index, IndexName
-from attnc.ir.program import AlignKind, Attention
+from attnc.ir.program import ORIGINAL_KEYS, AlignKind, Attention
 from attnc.ir.shortening import covered
 from attnc.plan.kernel_plan import Pass, Plan
 from attnc.reference import evaluate_tensor, pair_environment
@@ -104,6 +104,8 @@ def check_facts(plan: Plan, trial: Trial) -> None:
     if attention.align.kind is AlignKind.END and shape.queries > shape.keys:
         return
     data = trial.pair_data(attention)
+    if attention.shorten is not None and shape.queries > int(data.get(ORIGINAL_KEYS, shape.queries)):
+        return
     mask = _dense(attention, attention.mask, trial, data)
     env = pair_environment(attention, shape.sizes(), data)
     positions, keys = env.indices[IndexName.QUERY], env.indices[IndexName.KEY]

@@ -63,7 +63,8 @@ def all_attentions():
 
 @pytest.mark.parametrize("text", ["prepare rotary", "keys mean_pool(2, 2)", "decompose nystrom(4)", "feature elu1"])
 def test_peers_refuse_what_surrounds_pairs(text):
-    case = case_of(attention_of(f"attention a {{ {text} }}"))
+    attention = check_source(SourceFile("a", f"attention a {{ {text} }}")).program.attentions[0]
+    case = case_of(attention)
     for make in (lambda: sdpa_contender(case, causal=False, full=True), lambda: find_form(case.attention)):
         with pytest.raises(Unavailable, match=f"no `{text.split('(')[0]}"):
             make()

@@ -31,6 +31,7 @@ PATTERNS = {
     "decay": "learned rate: float[H] = 0.3\n feature elu1\n weight exp(-rate[h] * abs(i - j))\n mask causal",
     "signed": "learned rate: float[H] = 0.9\n weight rate[h] ** (i - j)\n mask causal\n normalize none",
     "product": "feature elu1\n weight (i + 1) / (1 + j % 3)\n mask causal\n normalize none",
+    "vanishing": "feature elu1\n weight (1 - 1.0 / M) ** (i - j) * 0.0 ** (i - j)\n mask causal",
     "scored": "feature relu\n mask causal\n score s * (i + 1) / (2 + j)",
     "unmapped": "mask causal\n normalize none",
     "sized": "learned u: float[D] = 1\n feature favor(24)\n mask causal\n weight u[i % D] * D\n normalize none",
@@ -240,6 +241,8 @@ BAD = {
     "nystrom-leaks": "decompose nystrom(8)\n mask causal",
     "decompose-does-not-fit": "feature elu1\n mask window(5)\n decompose chunk(16)",
     "kernel-too-wide": "keys conv2d(4, 5, 1)",
+    "name-not-allowed": "input K: int\n keys mean_pool(2, 2)",
+    "argument-out-of-range": "feature favor(1000000000)",
 }
 
 
@@ -283,6 +286,16 @@ def test_shapes_that_do_not_fit_are_told(compiled):
     query, key, value, inputs = tensors(attention, 20, 310)
     with pytest.raises(ValueError, match="key has length 310, expected at most 300"):
         projected.x(query, key, value, **inputs)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["prepare rotary(theta = inf)", "keys project(100000, 100000)",
+     "feature elu1\n mask causal\n decompose chunk(1000000000)", "decompose nystrom(8)\n scale 0.1 * (h + 1)"],
+)  # fmt: skip
+def test_absurd_arguments_are_refused(text):
+    with pytest.raises(CompileError, match=r"argument-out-of-range|decompose-does-not-fit"):
+        attnc.loads(f"attention x {{ {text} }}")
 
 
 def test_standalone_modules_need_no_attnc(tmp_path):

@@ -25,7 +25,7 @@ from gpu_gluon import write_gluon
 from attnc.algebra.counting import count_pairs
 from attnc.bench import flex, measure
 from attnc.bench.additive import ONE, ZERO, affine_score
-from attnc.bench.cases import make_data, square
+from attnc.bench.cases import make_data, square, surroundings
 from attnc.bench.names import Mode
 from attnc.bench.requests import PATTERNS, BenchOptions, standard_request, suite_files
 from attnc.bench.standard import TOKENS, StandardCase, cases
@@ -166,9 +166,10 @@ def all_sources(only: Sequence[str] | None = None) -> list[Source]:
 
 def describe(plan: Plan, source: Source) -> dict[str, Any]:
     """Return the manifest's entry of one attention."""
-    attention = plan.attention
+    attention = plan.operation
     score = affine_score(attention.score)
     additive = score is not None and score.factor == ONE and attention.weight is None and attention.scale is None
+    additive = additive and not surroundings(attention)
     softmax = attention.normalize.kind is NormalizeKind.SOFTMAX and attention.normalize.sink is None
     is_plain = score is not None and additive and score.offset == ZERO and softmax
     flag = "causal" if plan.facts.exactly_causal else "full" if plan.facts.everything else None
@@ -180,7 +181,7 @@ def describe(plan: Plan, source: Source) -> dict[str, Any]:
         "module": source.file,
         "cls": "".join(word.capitalize() for word in attention.name.split("_")),
         "idea": source.idea,
-        "inputs": [{"name": t.name, **RECIPES[attention.name, t.name]} for t in attention.inputs],
+        "inputs": [{"name": t.name, **RECIPES[attention.name, t.name]} for t in attention.inputs if not t.hidden],
         "learned": [{"name": t.name, "sizes": sizes_of(t)} for t in attention.learned],
         "plain": flag if is_plain else None,
         "additive": additive,

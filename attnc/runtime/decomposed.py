@@ -189,7 +189,8 @@ class Decomposed(Operation):
         queries, keys = self._mapped(call, query, key, None, None)
         if scale is None:
             own = self.program.scale
-            scale = call.sizes.D**-0.5 if own is None else float(own(call.at_heads(torch.float64)))
+            on_host = replace(call, device=torch.device("cpu"))  # it reads nothing: no number is fetched from a device
+            scale = call.sizes.D**-0.5 if own is None else float(own(on_host.at_heads(torch.float64)))
         group = call.sizes.g
         right, values = (part.repeat_interleave(group, 1) if group > 1 else part for part in (keys.values, value))
         return nystrom(queries.values, right, values, self.decomposition.landmarks, scale)

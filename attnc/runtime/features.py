@@ -124,8 +124,8 @@ def map_features(feature: FeatureMap, rows: Tensor, positions: Tensor, keys: int
         case "exp":
             return _exponentials(wide)
         case "favor":
-            directions = random_directions(feature.features, rows.shape[-1], feature.seed if seed is None else seed)
-            directions = directions.to(device=rows.device, dtype=wide.dtype)
+            seed = feature.seed if seed is None else seed
+            directions = directions_on(feature.features, rows.shape[-1], seed, rows.device, wide.dtype)
             powers = wide @ directions.T - wide.square().sum(-1, keepdim=True) / 2
             return _exponentials(powers - math.log(feature.features) / 2)
         case _:
@@ -140,6 +140,22 @@ def _exponentials(powers: Tensor) -> Features:
     peak = powers.detach().amax(-1)
     peak = torch.where(peak.isfinite(), peak, 0.0)
     return Features((powers - peak.unsqueeze(-1)).exp(), peak.to(torch.float64))
+
+
+def directions_on(count: int, size: int, seed: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return random directions where they are used."""
+    return _remembered_directions(count, size, seed, device, dtype)
+
+
+directions_on._dynamo_marked_constant = True  # type: ignore[attr-defined]
+"""As `torch.compiler.assume_constant_result` does, which imports PyTorch's compiler: hashing is not for graphs."""
+
+
+@lru_cache(maxsize=32)
+def _remembered_directions(count: int, size: int, seed: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Bring directions to a device once, and not in each call."""
+    with torch.inference_mode(False), torch.no_grad():
+        return random_directions(count, size, seed).to(device=device, dtype=dtype)
 
 
 @lru_cache(maxsize=32)

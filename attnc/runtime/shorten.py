@@ -115,12 +115,17 @@ def nystrom(query: Tensor, key: Tensor, value: Tensor, count: int, scale: float)
     `softmax(Q K~^T) pinv(softmax(Q~ K~^T)) softmax(Q~ K^T) V`, with `Q~` and `K~` the means of stretches of rows
     (Xiong et al., "Nystromformer", 2021). Key and value have as many heads as the query.
     """
-    attend = torch.nn.functional.scaled_dot_product_attention
     few = min(count, query.shape[2], key.shape[2])
     queries, keys = landmarks(query, few), landmarks(key, few)
     between = torch.softmax((queries @ keys.transpose(-2, -1)).to(compute_dtype(query.dtype)) * scale, -1)
-    summary = pseudo_inverse(between) @ attend(queries, key, value, scale=scale).to(between.dtype)
-    return attend(query, keys, summary.to(value.dtype), scale=scale)
+    summary = pseudo_inverse(between) @ _attend_by_products(queries, key, value, scale).to(between.dtype)
+    return _attend_by_products(query, keys, summary.to(value.dtype), scale)
+
+
+def _attend_by_products(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Attend with the weights in memory, which landmarks keep few of; the library's call has no further derivatives."""
+    scores = (query @ key.transpose(-2, -1)).to(compute_dtype(query.dtype)) * scale
+    return torch.softmax(scores, -1).to(value.dtype) @ value
 
 
 def pseudo_inverse(matrix: Tensor) -> Tensor:

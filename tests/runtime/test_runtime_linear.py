@@ -168,6 +168,15 @@ def test_distant_positions_do_not_overflow():
     assert torch.allclose(out[:, :, rows], weights @ value, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["favor", pytest.param("retention", marks=pytest.mark.slow)])
+def test_modules_can_be_compiled_by_torch(compiled, name):
+    module, attention = compiled(name)
+    query, key, value, inputs = tensors(attention, 70, 70, torch.float32)
+    layer = module.X()
+    found = torch.compile(layer, backend="aot_eager", fullgraph=True)(query, key, value, **inputs)
+    assert torch.allclose(found, layer(query, key, value, **inputs), atol=1e-6)
+
+
 def test_random_features_can_be_drawn_again(compiled):
     module, _ = compiled("favor_full")
     query, key, value, _ = tensors(compiled("favor_full")[1], 80, 80)

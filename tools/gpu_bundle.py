@@ -171,6 +171,7 @@ def describe(plan: Plan, source: Source) -> dict[str, Any]:
     additive = score is not None and score.factor == ONE and attention.weight is None and attention.scale is None
     additive = additive and not surroundings(attention)
     softmax = attention.normalize.kind is NormalizeKind.SOFTMAX and attention.normalize.sink is None
+    softmax = softmax and surroundings(attention) != "decompose nystrom"
     is_plain = score is not None and additive and score.offset == ZERO and softmax
     flag = "causal" if plan.facts.exactly_causal else "full" if plan.facts.everything else None
     folder, _, stem = source.key.rpartition("/")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from attnc.codegen.expr_torch import quoted
 from attnc.codegen.formulas import Field, Formulas
 from attnc.codegen.layout import Bracket, call, sequence
-from attnc.ir.program import AlignKind, Deferred, Tensor
+from attnc.ir.program import AlignKind, Attention, Deferred, Tensor
 from attnc.plan.kernel_plan import LinearForm, Plan
 
 
@@ -37,7 +37,7 @@ def decomposition(plan: Plan, formulas: Formulas, describe: Callable[[Tensor], B
     if plan.linear is not None:
         at_end = declared.align.kind is AlignKind.END
         fields.append(("linear", _linear(plan.linear, formulas, at_end=at_end)))
-    if declared.decompose is not None and declared.decompose.form == "nystrom":
+    if declared.decompose is not None and has_landmarks(declared):
         fields.append(("landmarks", str(int(declared.decompose.number("landmarks")))))
     return call("Decomposition", *fields)
 
@@ -56,6 +56,11 @@ def _shortening(one: Deferred) -> Bracket:
         if any(own == name for own, _ in one.arguments):
             fields.append((name, str(int(one.number(name)))))
     return call("Shortening", *fields)
+
+
+def has_landmarks(attention: Attention) -> bool:
+    """Tell whether an attention is approximated through landmarks."""
+    return attention.decompose is not None and attention.decompose.form == "nystrom"
 
 
 def declared_feature(plan: Plan) -> str | None:

@@ -11,7 +11,7 @@ from attnc.algebra.data_tests import reads_pairs, whole_test
 from attnc.algebra.extents import TileExtents, TileLimits
 from attnc.algebra.gradients import ONE, ReadGradient, read_gradients, write_out_sums
 from attnc.algebra.key_intervals import Coverage, KeyInterval
-from attnc.codegen.decomposition_view import declared_feature, decomposition
+from attnc.codegen.decomposition_view import declared_feature, decomposition, has_landmarks
 from attnc.codegen.expr_torch import length_text, printable, quoted
 from attnc.codegen.formulas import Field, Formulas, FormulaView
 from attnc.codegen.gradient_loops import slopes_of
@@ -164,7 +164,7 @@ def attention_view(plan: Plan, seed: str) -> AttentionView:
         arguments=tuple(argument_view(declared, tensor) for tensor in declared.tensors if not tensor.hidden),
         sizes=tuple(name.value for name in (SizeName.HEADS, SizeName.HEAD_SIZE) if name in learned_sizes),
         mask_sizes=sizes_of_mask(attention),
-        has_lse=attention.normalize.kind is NormalizeKind.SOFTMAX,
+        has_lse=attention.normalize.kind is NormalizeKind.SOFTMAX and not has_landmarks(declared),
         is_checked=_is_checked(attention),
         is_shortened=declared.shorten is not None,
         formulas=written,

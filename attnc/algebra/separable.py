@@ -91,7 +91,8 @@ def joined(factor: Expr, weights: Separable) -> Expr:
     """Return a factor with all its exponentials in one, whose exponent is small where their own are large.
 
     `exp(-a * i) * exp(a * j)` is `exp(-a * (i - j))`, and `c ** (i - j)` is `exp(log(c) * (i - j))`, which is less work
-    for each pair. What has a single exponential stays as it is.
+    for each pair. What has a single exponential stays as it is, and so does a power whose base may be 0: that has a
+    derivative there, and its logarithm has none.
     """
     if weights.query_exponent is None or weights.key_exponent is None:
         return factor
@@ -109,8 +110,9 @@ def joined(factor: Expr, weights: Separable) -> Expr:
 
 
 def _is_power(expr: Expr) -> bool:
-    """Tell whether a power is taken of each pair."""
-    return any(isinstance(node, Binary) and node.op is BinaryOp.POW and _is_pair(node) for node in walk(expr))
+    """Tell whether powers of numbers above 0 are taken of each pair, and no others."""
+    powers = [node for node in walk(expr) if isinstance(node, Binary) and node.op is BinaryOp.POW and _is_pair(node)]
+    return bool(powers) and all(float_range(node.left)[0] >= _LEAST_BASE for node in powers)
 
 
 def _exponentials(expr: Expr) -> int:

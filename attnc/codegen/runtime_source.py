@@ -56,7 +56,7 @@ class _Module:
 GLUON_ROOTS = ("gluon_kernels", "gluon_launch")
 """What modules import besides that have kernels in Gluon."""
 
-DECOMPOSED_ROOTS = ("decomposed", "decomposition", "features", "linear", "shorten")
+DECOMPOSED_ROOTS = ("decomposed", "decomposition", "features", "linear", "preparation", "shorten")
 """The same for modules whose queries and keys are prepared, mapped to features, or never paired."""
 
 FLEX_ROOTS = ("block_mask", "flex", "pairs", "program")

@@ -129,7 +129,8 @@ def _check_nystrom(attention: Attention, asked: Deferred, everything: bool) -> N
                 "decompose-does-not-fit",
                 "`nystrom` approximates the softmax of scaled dot products, and this attention is another",
                 asked,
-                "remove the `nystrom`, or the score, weight, sink or feature map beside it",
+                "remove the `nystrom`, or the score, weight, sink or feature map beside it, or a `scale` that is not "
+                "the same for all rows",
             )
         )
 

@@ -69,7 +69,7 @@ def reference(
     key, value, inputs = with_shorter_keys(attention, query, key, value, inputs, dtype or query.dtype)
     if key.shape[2] == 0:
         out = query[..., :0].sum(-1, keepdim=True).to(dtype or query.dtype).expand(*query.shape[:3], value.shape[3])
-        return (out, torch.full(query.shape[:3], -torch.inf, dtype=out.dtype)) if return_lse else out
+        return (out, _lse_without_keys(attention, query, key, inputs, out.dtype)) if return_lse else out
     asked = attention.decompose
     if asked is not None and asked.form == "nystrom":
         return _by_landmarks(attention, query, key, value, inputs, scale, dtype or query.dtype)
@@ -304,6 +304,28 @@ def _repeat_heads(tensor: Tensor, heads: int) -> Tensor:
     return tensor.repeat_interleave(heads // tensor.shape[1], dim=1)
 
 
+def _sizes(query: Tensor, key: Tensor) -> dict[SizeName, int]:
+    batch, heads, queries, head_size = query.shape
+    return {
+        SizeName.BATCH: batch,
+        SizeName.HEADS: heads,
+        SizeName.QUERIES: queries,
+        SizeName.KEYS: key.shape[2],
+        SizeName.HEAD_SIZE: head_size,
+        SizeName.GROUP: heads // key.shape[1],
+    }
+
+
+def _lse_without_keys(
+    attention: Attention, query: Tensor, key: Tensor, inputs: Inputs | None, dtype: torch.dtype
+) -> Tensor:
+    """Return the log of what divides rows that have no keys: the sink, or minus infinity."""
+    if attention.normalize.sink is None:
+        return torch.full(query.shape[:3], -torch.inf, dtype=dtype)
+    env = pair_environment(attention, _sizes(query, key), inputs, rows=None, dtype=dtype, device=query.device)
+    return evaluate_tensor(attention.normalize.sink, env).squeeze(-1).expand(query.shape[:3]).to(dtype)
+
+
 @dataclass(frozen=True, slots=True)
 class _Pairs:
     """Scores `x`, factors `f`, and per row the sink, all broadcastable to `(B, H, N, M)`."""
@@ -323,18 +345,10 @@ def _weights(
     rows: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return normalised weights, log-sum-exp (softmax only, else NaN) and the pairs that take part."""
-    batch, heads, queries, head_size = query.shape
+    batch, heads, _, head_size = query.shape
     if (key.shape[0], key.shape[3]) != (batch, head_size) or heads % key.shape[1]:
         raise ValueError(f"{tuple(key.shape)} keys do not fit {tuple(query.shape)} queries")
-    sizes = {
-        SizeName.BATCH: batch,
-        SizeName.HEADS: heads,
-        SizeName.QUERIES: queries,
-        SizeName.KEYS: key.shape[2],
-        SizeName.HEAD_SIZE: head_size,
-        SizeName.GROUP: heads // key.shape[1],
-    }
-    env = pair_environment(attention, sizes, inputs, rows=rows, dtype=dtype, device=query.device)
+    env = pair_environment(attention, _sizes(query, key), inputs, rows=rows, dtype=dtype, device=query.device)
     chosen = query if rows is None else query[:, :, rows]
     shape = (batch, heads, chosen.shape[2], key.shape[2])
     allowed = evaluate_tensor(attention.mask, env).expand(shape)

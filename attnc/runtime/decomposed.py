@@ -20,14 +20,25 @@ from attnc.runtime.checks import (
     check_scale,
     kind_of,
 )
+from attnc.runtime.decomposed_checks import (
+    check_carried,
+    check_feature_seed,
+    check_original,
+    check_state,
+    check_turns,
+)
 from attnc.runtime.decomposition import CallPlaces, Decomposition
 from attnc.runtime.direct import is_plain
-from attnc.runtime.dispatch import Operation, initial_value
-from attnc.runtime.features import EXPONENTIAL_MAPS, FeatureMap, Features, map_features, prepare
+from attnc.runtime.dispatch import Operation, check_rows, initial_value
+from attnc.runtime.features import EXPONENTIAL_MAPS, FeatureMap, Features, map_features
 from attnc.runtime.linear import Linear, Side, State, attend_causally, attend_to_all, is_cheaper
 from attnc.runtime.pairs import Sizes
+from attnc.runtime.preparation import prepare
 from attnc.runtime.program import Formula, Program
-from attnc.runtime.shorten import Shortening, nystrom
+from attnc.runtime.shorten import nystrom
+
+MOST_SPREAD = 60.0
+"""Between the logarithms of the greatest and the least key that float32 holds beside each other, with some to spare."""
 
 
 class Decomposed(Operation):
@@ -56,12 +67,12 @@ class Decomposed(Operation):
     ) -> Any:
         """Prepare, map, and weigh pairs or do without them, whichever takes less work at these lengths."""
         query, key, value = lower_precision(query, key, value)
-        inputs, key, value = self._shortened(query, key, value, inputs)
-        if key.shape[2] == 0:
-            return _nothing(query, value, return_lse)
-        call = self._checked(query, key, value, inputs, return_lse, precision, feature_seed, state)
         factor = check_scale(scale)
+        inputs, key, value = self._shortened(query, key, value, inputs, return_lse, precision)
         probability, _ = check_dropout(dropout_p, seed, query.device)
+        if key.shape[2] == 0:
+            return self._nothing(query, value, inputs, return_lse)
+        call = self._checked(query, key, value, inputs, return_lse, precision, feature_seed, state)
         if self.decomposition.landmarks:
             return self._approximated(call, query, key, value, factor, probability, return_lse)
         linear = self._linear(call, probability, state, return_state)
@@ -90,13 +101,15 @@ class Decomposed(Operation):
     ) -> Any:
         """Compute densely; differentiable by autograd on any device."""
         query, key, value = lower_precision(query, key, value)
-        inputs, key, value = self._shortened(query, key, value, inputs)
+        factor = check_scale(scale)
+        inputs, key, value = self._shortened(query, key, value, inputs, return_lse, precision)
+        probability, _ = check_dropout(dropout_p, seed, query.device)
         if key.shape[2] == 0:
-            return _nothing(query, value, return_lse)
+            return self._nothing(query, value, inputs, return_lse)
         call = self._checked(query, key, value, inputs, return_lse, precision, feature_seed, None)
         if self.decomposition.landmarks:
-            return self._approximated(call, query, key, value, check_scale(scale), dropout_p, return_lse)
-        query, key, scale, restore = self._for_pairs(call, query, key, check_scale(scale))
+            return self._approximated(call, query, key, value, factor, probability, return_lse)
+        query, key, scale, restore = self._for_pairs(call, query, key, factor, exact=True)
         value, kind = value.to(query.dtype), value.dtype
         found = super().reference(query, key, value, inputs, scale, return_lse, precision, dropout_p, seed)
         return _restored(found, restore, kind)
@@ -112,22 +125,24 @@ class Decomposed(Operation):
         feature_seed: int | None = None,
     ) -> Tensor:
         """Return the normalised weights of some query rows, `[B, H, len(rows), M]`."""
-        check_query_key(query, key)
-        inputs, key, _ = self._shortened(query, key, key, inputs)
+        check_turns(self.decomposition, check_query_key(query, key).D)
+        factor, kind = check_scale(scale), query.dtype
+        inputs, key, _ = self._shortened(query, key, key, inputs, False, None)
         if self.decomposition.landmarks:
             raise ValueError(f"rows: `decompose nystrom` never forms the weights of {self.program.name}")
         if key.shape[2] == 0:
-            count = torch.as_tensor(rows).numel()
-            return query.new_zeros((*query.shape[:2], count, 0))
+            chosen = check_rows(rows, query.shape[2], query.device)
+            return query.new_zeros((*query.shape[:2], chosen.numel(), 0))
         sizes = check_query_key(query, key)
         tensors = check_inputs(self.program, inputs, sizes, query.device, query.dtype)
-        call = CallPlaces(self.program, sizes, tuple(tensors), query.device, query.dtype, 0, _check_seed(feature_seed))
-        query, key, scale, restore = self._for_pairs(call, query, key, check_scale(scale))
+        seed = check_feature_seed(feature_seed)
+        call = CallPlaces(self.program, sizes, tuple(tensors), query.device, query.dtype, 0, seed)
+        query, key, scale, restore = self._for_pairs(call, query, key, factor, exact=True)
         found = super().weights(query, key, rows, inputs, scale)
-        if restore is None:
-            return found
-        chosen = torch.as_tensor(rows, device=query.device).reshape(-1).long()
-        scaled: Tensor = found * (restore[:, :, chosen] if restore.shape[2] > 1 else restore).to(found.dtype)
+        if restore is not None:
+            chosen = check_rows(rows, sizes.N, query.device)
+            restore = restore[:, :, chosen] if restore.shape[2] > 1 else restore
+        scaled: Tensor = _restored(found, restore, kind)
         return scaled
 
     def mask(
@@ -147,19 +162,29 @@ class Decomposed(Operation):
         shorten = self.decomposition.shorten
         given = {**inputs, "D": D}
         if shorten is not None:
-            given["K"] = _check_original(K, keys, shorten)
+            given["K"] = check_original(K, keys, shorten)
         return super().mask(queries, keys, batch, heads, device, given, D=D, g=g)
+
+    def feature_seed(self, seed: object) -> int | None:
+        """Return a seed of random features for modules to keep. Raises TypeError or ValueError if it is none."""
+        return check_feature_seed(seed)
 
     def initial(self, name: str, **given: Any) -> Tensor:
         """Return the initial value of a learned tensor."""
         return initial_value((*self.program.tensors, *self.decomposition.own), name, **given)
 
     def _shortened(
-        self, query: Tensor, key: Tensor, value: Tensor, inputs: Mapping[str, object]
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        inputs: Mapping[str, object],
+        return_lse: bool,
+        precision: str | None,
     ) -> tuple[Mapping[str, object], Tensor, Tensor]:
         """Shorten keys and values, and add what the pairs can no longer see of them to the inputs."""
         shorten = self.decomposition.shorten
-        sizes = check_call(self.program, query, key, value, False, None)
+        sizes = check_call(self.program, query, key, value, return_lse, precision)
         hidden = {**inputs, "D": sizes.D}
         if shorten is None:
             return hidden, key, value
@@ -170,6 +195,26 @@ class Decomposed(Operation):
             weights = [*check_inputs(own, inputs, sizes, query.device, query.dtype)]
         key, value = shorten.apply(key, weights[0]), shorten.apply(value, weights[1])
         return {**hidden, "K": sizes.M}, key, value
+
+    def _nothing(self, query: Tensor, value: Tensor, inputs: Mapping[str, object], return_lse: bool) -> Any:
+        """Return what queries without keys get: zeros, and the sink for the log of what divides them."""
+        out = query[..., :0].sum(-1, keepdim=True).expand(*query.shape[:3], value.shape[3])
+        if not return_lse:
+            return out
+        batch, heads, length, size = query.shape
+        wide = compute_dtype(query.dtype)
+        if self.program.sink is None:
+            return out, query.new_full((batch, heads, length), -torch.inf, dtype=wide)
+        sizes = Sizes(batch, heads, length, 0, size, heads // value.shape[1], value.shape[3])
+        tensors = tuple(check_inputs(self.program, inputs, sizes, query.device, query.dtype))
+        call = CallPlaces(self.program, sizes, tensors, query.device, query.dtype)
+        lse = call.by_head(self.program.sink(call.at_queries(wide)), length)
+        return out, lse.expand(batch, heads, length).to(wide)
+
+    def _has_exponents(self) -> bool:
+        """Tell whether features are kept apart from the logarithms of their sizes."""
+        feature = self.decomposition.feature
+        return feature is not None and feature.form in EXPONENTIAL_MAPS
 
     def _approximated(
         self,
@@ -208,26 +253,10 @@ class Decomposed(Operation):
     ) -> CallPlaces:
         sizes = check_call(self.program, query, key, value, return_lse, precision)
         tensors = tuple(check_inputs(self.program, inputs, sizes, query.device, query.dtype))
-        if any(step.form == "rotary" for step in self.decomposition.prepare) and sizes.D % 2:
-            raise ValueError(f"query has head size {sizes.D}, expected an even one: `prepare rotary` turns pairs")
-        before = 0 if state is None else self._check_state(state, sizes, query)
-        return CallPlaces(self.program, sizes, tensors, query.device, query.dtype, before, _check_seed(feature_seed))
-
-    def _check_state(self, state: object, sizes: Sizes, query: Tensor) -> int:
-        """Hold a state against the call; return the positions that it stands for."""
-        if not isinstance(state, State):
-            raise TypeError(f"state is {kind_of(state)}, expected what an earlier call returned, or None")
-        feature = self.decomposition.feature
-        features = sizes.D if feature is None else feature.size(sizes.D)
-        width = sizes.value_size + (self.program.normalize == "rows")
-        wanted = (sizes.B, sizes.H, features, width)
-        if tuple(state.memory.shape) != wanted:
-            raise ValueError(f"state has a memory of shape {tuple(state.memory.shape)}, expected {wanted}")
-        if state.memory.device != query.device:
-            raise ValueError(f"state is on {state.memory.device}, but query is on {query.device}: they must agree")
-        if sizes.N > sizes.M:
-            raise ValueError(f"query has {sizes.N} rows, expected at most the {sizes.M} keys where a state is given")
-        return state.length
+        check_turns(self.decomposition, sizes.D)
+        before = 0 if state is None else check_state(state, self.program, self.decomposition, sizes, query)
+        seed = check_feature_seed(feature_seed)
+        return CallPlaces(self.program, sizes, tensors, query.device, query.dtype, before, seed)
 
     def _linear(self, call: CallPlaces, probability: float, state: State | None, return_state: bool) -> Linear | None:
         """Return the form without pairs where it is to be taken."""
@@ -237,18 +266,15 @@ class Decomposed(Operation):
             raise TypeError(f"return_state is {kind_of(return_state)}, expected a bool")
         if carried:
             name = "state" if state is not None else "return_state"
-            if probability:
-                raise ValueError(f"{name}: weights cannot be dropped where they are never formed; dropout_p must be 0")
-            if feature is not None and feature.form == "cosformer":
-                raise ValueError(f"{name}: the features of `cosformer` depend on the number of all keys")
-            if sizes.N > sizes.M:
-                raise ValueError(f"query has {sizes.N} rows, expected at most the {sizes.M} keys with {name}")
+            check_carried(name, self.program, self.decomposition, sizes, probability)
             return linear
         if linear is None or probability or (linear.is_causal and linear.at_end and sizes.N > sizes.M):
             return None
         features = sizes.D if feature is None else feature.size(sizes.D)
         if features > LARGEST_HEAD and call.device.type != "cpu":
             return linear  # kernels of pairs take no more
+        if linear.is_causal and self._has_exponents():
+            return linear  # of one factor for all keys, early rows would keep nothing beside much greater later keys
         if linear.asked or is_cheaper(sizes.N, sizes.M, features, sizes.value_size, linear):
             return linear
         return None
@@ -270,6 +296,7 @@ class Decomposed(Operation):
             return Features(query), Features(key)
         if feature.form == "favor":
             root = call.sizes.D**0.25
+            query, key = (rows.to(compute_dtype(rows.dtype)) for rows in (query, key))
             query, key = query * self._row_factor(call, scale, query, root), key / root
         keys = call.sizes.M
         return map_features(feature, query, own, keys, call.seed), map_features(feature, key, other, keys, call.seed)
@@ -285,30 +312,41 @@ class Decomposed(Operation):
         return factor.to(query.dtype)
 
     def _for_pairs(
-        self, call: CallPlaces, query: Tensor, key: Tensor, scale: float | None
+        self, call: CallPlaces, query: Tensor, key: Tensor, scale: float | None, *, exact: bool = False
     ) -> tuple[Tensor, Tensor, float | None, Tensor | None]:
         """Return queries and keys whose products are weighed, the scale to weigh them with, and what restores results.
 
-        Exponentials of float16 are computed in float32.
+        All keys share one factor, which is taken out of the sums. Where masks leave a row keys that are far below it
+        alone, float32 has no numbers for them: such calls are computed in float64, if that shows without waiting
+        for a device, and so is what is `exact`.
         """
         feature = self.decomposition.feature
-        kind = torch.float32 if feature is not None and _needs_range(feature, query.dtype) else query.dtype
         queries, keys = self._mapped(call, query, key, scale, None)
+        kind = queries.values.dtype if feature is not None and _needs_range(feature, query.dtype) else query.dtype
         scale = None if feature is not None and feature.form == "favor" else scale
         own, other = queries.exponent, keys.exponent
         rows, columns = queries.values, keys.values
+        if own is None or other is None:
+            return rows.to(kind), columns.to(kind), scale, None
+        if self.program.normalize not in ("rows", "none"):
+            parts = ((rows, own), (columns, other))
+            rows, columns = (part * log.exp().unsqueeze(-1).to(part.dtype) for part, log in parts)
+            return rows.to(kind), columns.to(kind), scale, None
+        peak = other.amax(-1, keepdim=True)
+        if exact or self._needs_double(other, peak):
+            kind = torch.float64
+        columns = columns.to(kind) * (other - peak).exp().unsqueeze(-1).to(kind)
         restore = None
-        if own is not None and other is not None:
-            # one factor for all keys of a head, so that it can be taken out of a sum
-            linear = self.program.normalize in ("rows", "none")
-            peak = other.amax(-1, keepdim=True) if linear else torch.zeros_like(other[..., :1])
-            columns = columns * (other - peak).exp().unsqueeze(-1).to(columns.dtype)
-            if not linear:
-                rows = rows * own.exp().unsqueeze(-1).to(rows.dtype)
-            elif self.program.normalize == "none":
-                heads = query.shape[1] // key.shape[1]
-                restore = (own + peak.repeat_interleave(heads, 1)).exp().unsqueeze(-1)
+        if self.program.normalize == "none":
+            heads = query.shape[1] // key.shape[1]
+            restore = (own + peak.repeat_interleave(heads, 1)).exp().unsqueeze(-1)
         return rows.to(kind), columns.to(kind), scale, restore
+
+    def _needs_double(self, exponents: Tensor, peak: Tensor) -> bool:
+        """Tell whether keys are so far apart that float32 would lose the least of them beside the greatest."""
+        if self.program.mask is None or exponents.device.type != "cpu" or not is_plain((exponents,)):
+            return False
+        return bool((peak - exponents.detach()).amax() > MOST_SPREAD)
 
     def _without_pairs(
         self,
@@ -395,38 +433,9 @@ class Decomposed(Operation):
         return Side(own.rows * found.unsqueeze(-1).to(own.rows.dtype), own.exponent)
 
 
-def _nothing(query: Tensor, value: Tensor, return_lse: bool) -> Any:
-    """Return what queries without keys get."""
-    out = query[..., :0].sum(-1, keepdim=True).expand(*query.shape[:3], value.shape[3])
-    wide = torch.float64 if query.dtype is torch.float64 else torch.float32
-    return (out, query.new_full(query.shape[:3], -torch.inf, dtype=wide)) if return_lse else out
-
-
-def _check_original(given: object, keys: int, shorten: Shortening) -> int:
-    """Return the number of original keys, which must give so many shortened ones."""
-    least = shorten.least(keys) if given is None else given
-    if least is None:
-        raise ValueError(f"M is {keys}, which `keys {shorten.form}` never gives")
-    if isinstance(least, bool) or not isinstance(least, int):
-        raise TypeError(f"K is {kind_of(given)}, expected an int or None")
-    if shorten.count(least) != keys:
-        raise ValueError(f"K is {least}, which gives {shorten.count(least)} keys, and M is {keys}")
-    return least
-
-
 def _needs_range(feature: FeatureMap, dtype: torch.dtype) -> bool:
     """Tell whether features are too small or too large for a dtype."""
-    return dtype is torch.float16 and feature.form in EXPONENTIAL_MAPS
-
-
-def _check_seed(seed: object) -> int | None:
-    if seed is None:
-        return None
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"feature_seed is {kind_of(seed)}, expected an int or None")
-    if not -(2**63) <= seed < 2**63:
-        raise ValueError(f"feature_seed is {seed}, expected an int of 64 bits")
-    return seed
+    return dtype is torch.float16 and feature.form in (*EXPONENTIAL_MAPS, "square")
 
 
 def _restored(found: Any, restore: Tensor | None, dtype: torch.dtype) -> Any:

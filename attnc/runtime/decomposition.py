@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from attnc.runtime.blocks import bind_tables, block_pairs, head_pairs
-from attnc.runtime.features import FeatureMap, Preparation
+from attnc.runtime.features import FeatureMap
 from attnc.runtime.linear import Linear
 from attnc.runtime.pairs import Pairs, Sizes
+from attnc.runtime.preparation import Preparation
 from attnc.runtime.program import Formula, Program, TensorArgument
 from attnc.runtime.shorten import Shortening
 

@@ -145,7 +145,7 @@ class Operation:
         sizes = check_query_key(query, key)
         factor = check_scale(scale)
         tensors = check_inputs(self.program, inputs, sizes, query.device, query.dtype)
-        chosen = _check_rows(rows, sizes.N, query.device)
+        chosen = check_rows(rows, sizes.N, query.device)
         weights, _, _ = dense_weights(self.program, query[:, :, chosen], key, tensors, sizes, factor, chosen)
         return weights.reshape(sizes.B, sizes.H, chosen.numel(), sizes.M)
 
@@ -200,7 +200,8 @@ def _needs_gradient(query: Tensor, key: Tensor, value: Tensor, tensors: Sequence
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value, *tensors))
 
 
-def _check_rows(rows: Sequence[int] | Tensor | int, queries: int, device: torch.device) -> Tensor:
+def check_rows(rows: Sequence[int] | Tensor | int, queries: int, device: torch.device) -> Tensor:
+    """Return the numbers of query rows as int64, those from the end counted from the front."""
     wanted = "expected row numbers: a sequence of ints or an int tensor of one dimension"
     if not isinstance(rows, Tensor):
         listed = [rows] if isinstance(rows, int) else rows

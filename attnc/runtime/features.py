@@ -1,4 +1,4 @@
-"""What happens to queries and keys before their products: preparation, and maps to features (LANGUAGE.md section 7)."""
+"""Maps of queries and keys to features (LANGUAGE.md section 7)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,6 @@ from attnc.runtime.pairs import splitmix_state
 
 EXPONENTIAL_MAPS = ("exp", "favor")
 """Maps whose features are exponentials: they are kept as `features * exp(exponent)`, so that none overflows."""
-
-
-@dataclass(frozen=True, slots=True)
-class Preparation:
-    """One `prepare` line: `unit`, `rms` or `rotary`, the latter with its base."""
-
-    form: str
-    theta: float = 10000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,57 +49,13 @@ class Features:
     exponent: Tensor | None = None
 
 
-def prepare(steps: tuple[Preparation, ...], rows: Tensor, positions: Tensor) -> Tensor:
-    """Prepare queries or keys, in float32 at least; the result has their dtype.
-
-    Args:
-        steps: in order.
-        rows: `(B, heads, length, D)`.
-        positions: int64, broadcasting against `(B, heads, length)`.
-
-    Raises:
-        ValueError: an odd head size where pairs of elements are rotated.
-    """
-    found = rows
-    for step in steps:
-        wide = found.to(compute_dtype(rows.dtype))
-        match step.form:
-            case "unit":
-                found = wide * _inverse_norm(wide.square().sum(-1, keepdim=True))
-            case "rms":
-                found = wide * _inverse_norm(wide.square().mean(-1, keepdim=True))
-            case _:
-                found = rotate(wide, positions, step.theta)
-    return found.to(rows.dtype)
-
-
-def rotate(rows: Tensor, positions: Tensor, theta: float) -> Tensor:
-    """Rotate elements `t` and `t + D/2` by `position * theta ** (-2 t / D)` (Su et al., "RoFormer", 2021)."""
-    half = rows.shape[-1] // 2
-    angles = _angles(positions, 2 * half, theta, rows.device)
-    cosine, sine = (turn.to(rows.dtype) for turn in (angles.cos(), angles.sin()))
-    first, second = rows[..., :half], rows[..., half:]
-    return torch.cat((first * cosine - second * sine, second * cosine + first * sine), -1)
-
-
-def _angles(positions: Tensor, size: int, theta: float, device: torch.device) -> Tensor:
-    """Return angles in float64: positions in the thousands leave float32 few digits of a turn."""
-    steps = torch.arange(size // 2, dtype=torch.float64, device=device)
-    return positions.to(torch.float64).unsqueeze(-1) * torch.exp(steps * (-2.0 * math.log(theta) / size))
-
-
-def _inverse_norm(square: Tensor) -> Tensor:
-    """Return one over the root; 0 where the square is 0, whose gradient is 0 as well."""
-    return torch.where(square > 0, torch.where(square > 0, square, 1.0).rsqrt(), 0.0)
-
-
 def map_features(feature: FeatureMap, rows: Tensor, positions: Tensor, keys: int, seed: int | None = None) -> Features:
     """Map queries or keys to features, in float32 at least.
 
     Args:
         feature: the map; `favor` expects rows that are scaled already.
         rows: `(B, heads, length, D)`.
-        positions: as those of `prepare`.
+        positions: int64, broadcasting against `(B, heads, length)`.
         keys: how many there are, `M`.
         seed: takes the place of the map's own.
     """

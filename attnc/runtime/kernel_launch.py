@@ -18,6 +18,10 @@ MOST_REGISTERS = 255
 """Registers that one thread can have on NVIDIA's devices."""
 
 
+LEAST_BLOCK = 16
+"""Rows, features or values of a block: the least that matrix instructions take."""
+
+
 class Launchable(Protocol):
     """What `launchable` needs to know of a launch."""
 
@@ -27,6 +31,29 @@ class Launchable(Protocol):
     @property
     def all_registers(self) -> bool:
         """Whether the kernel may use all registers, see `compile_options`."""
+
+
+@dataclass(slots=True)
+class KernelCall:
+    """One launch of a kernel that knows no pattern, as `launchable` wants to know it."""
+
+    query: Tensor
+    tiles: Tiles
+    all_registers: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class KernelLaunch:
+    """A kernel and what it is launched with."""
+
+    kernel: Any
+    programs: int
+    arguments: dict[str, Any]
+
+    @property
+    def block(self) -> int:
+        """Rows of a block, or what stands for them."""
+        return self.arguments.get("BLOCK_N", LEAST_BLOCK)  # type: ignore[no-any-return]
 
 
 def launchable(kernel: Any, call: Launchable) -> Any:

@@ -44,6 +44,8 @@ class Linear:
         chunk: positions that a scan takes together; 0 where every pair is allowed, and one product does.
         asked: whether it is taken whatever the length.
         at_end: whether the last query stands at the last key, and not the first at the first.
+        lengths: what its factors depend on of all the lengths of a call, `M` or `N`, which no state can know; empty
+            where they depend on none.
         query_factor, key_factor: None for 1.
         query_exponent, key_exponent: None for 0.
     """
@@ -51,6 +53,7 @@ class Linear:
     chunk: int = 0
     asked: bool = False
     at_end: bool = True
+    lengths: str = ""
     query_factor: Formula | None = None
     key_factor: Formula | None = None
     query_exponent: Formula | None = None
@@ -216,8 +219,10 @@ def _scale(log: Tensor | None, peak: Tensor) -> Tensor:
 
 
 def _spread_heads(tensor: Tensor, heads: int) -> Tensor:
-    """Repeat heads that several share."""
-    return tensor if tensor.shape[1] in (1, heads) else tensor.repeat_interleave(heads // tensor.shape[1], 1)
+    """Repeat heads that several share; nothing where one number serves all heads."""
+    if heads == 1 or tensor.shape[1] in (1, heads):
+        return tensor
+    return tensor.repeat_interleave(heads // tensor.shape[1], 1)
 
 
 def _stretch(side: Side, first: int, end: int) -> Side:

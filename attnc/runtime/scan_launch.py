@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnc.runtime.kernel_launch import launchable
+from attnc.runtime.kernel_launch import LEAST_BLOCK, KernelCall, KernelLaunch, launchable
 from attnc.runtime.kernel_math import tl  # type: ignore[attr-defined]
 from attnc.runtime.scan_kernels import scan_rows_kernel, scan_sums_kernel, scan_walk_kernel
 from attnc.runtime.scan_logs import ScanLogs, running_references
@@ -18,9 +18,6 @@ from attnc.runtime.tiles import Tiles, padded, target_of
 
 SUMS_BYTES = 1 << 30
 """Memory for the sums of chunks that are computed together, unless one chunk of each head has more."""
-
-LEAST_BLOCK = 16
-"""Rows, features or values of a block: the least that matrix instructions take."""
 
 WALK_BLOCK = 512
 """Elements of a state that one program carries along the chunks."""
@@ -53,29 +50,6 @@ SCAN_TILES = {
 }
 """Blocks by target and bytes of an element, of what is compiled without spills; smaller sizes have smaller blocks, and
 up to 64 values four warps."""
-
-
-@dataclass(slots=True)
-class ScanCall:
-    """One launch, as `launchable` wants to know it."""
-
-    query: Tensor
-    tiles: Tiles
-    all_registers: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class ScanLaunch:
-    """A kernel and what it is launched with."""
-
-    kernel: Any
-    programs: int
-    arguments: dict[str, Any]
-
-    @property
-    def block(self) -> int:
-        """Rows of a block, or what stands for them."""
-        return self.arguments.get("BLOCK_N", LEAST_BLOCK)  # type: ignore[no-any-return]
 
 
 def launch_scan(
@@ -114,7 +88,7 @@ def launch_scan(
     with torch.cuda.device(x.device) if x.is_cuda else nullcontext():  # Triton launches on the current one
         for launch in scan_launches(x, y, z, logs, state, out, end, heads, reverse, chunk):
             options = launch.arguments["num_warps"], launch.arguments["num_stages"]
-            call = ScanCall(x, Tiles(launch.block, launch.block, *options))
+            call = KernelCall(x, Tiles(launch.block, launch.block, *options))
             launchable(launch.kernel, call)[(launch.programs,)](**launch.arguments)
     return out, end, log
 
@@ -130,7 +104,7 @@ def scan_launches(
     heads: int,
     reverse: bool,
     chunk: int,
-) -> Iterator[ScanLaunch]:
+) -> Iterator[KernelLaunch]:
     """Yield the launches of a scan in their order, where there is anything to compute.
 
     Args:
@@ -242,13 +216,13 @@ def _sums_of_chunks(
     first: int,
     walked: int,
     of_state: tuple[int, ...],
-) -> Iterator[ScanLaunch]:
+) -> Iterator[KernelLaunch]:
     """Yield the launches that leave in `sums` what each chunk starts from, and in `leaves` what is behind them."""
     batch, heads, chunks, features, values = sums.shape
     blocks = -(-features // tiles.features) * -(-values // tiles.values)
     arguments = {"sums_ptr": sums, "first_chunk": first, "chunks": chunks}
     names = scan_sums_kernel.arg_names if hasattr(scan_sums_kernel, "arg_names") else ()
-    yield ScanLaunch(scan_sums_kernel, batch * heads * chunks * blocks, _arguments_of(names, common | arguments))
+    yield KernelLaunch(scan_sums_kernel, batch * heads * chunks * blocks, _arguments_of(names, common | arguments))
     strides = (0, 0, 0, 0) if carry is None else carry.stride()
     size = features * values
     block = min(WALK_BLOCK, padded(size))
@@ -262,17 +236,17 @@ def _sums_of_chunks(
         "LOGS": references is not None, "STATE": carry is not None, "END": leaves.numel() > 0,
         "BLOCK": block, "STAGES": 4, "num_warps": 4, "num_stages": 4,
     }  # fmt: skip
-    yield ScanLaunch(scan_walk_kernel, batch * heads * -(-size // block), arguments)
+    yield KernelLaunch(scan_walk_kernel, batch * heads * -(-size // block), arguments)
 
 
 def _rows_of_chunks(
     common: dict[str, Any], sums: Tensor | None, out: Tensor, tiles: ScanTiles, first: int, chunks: int
-) -> ScanLaunch:
+) -> KernelLaunch:
     batch, heads, _, values = out.shape
     blocks = common["CHUNK"] // tiles.rows * -(-values // tiles.values)
     arguments = {"sums_ptr": sums, "out_ptr": out, "first_chunk": first, "chunks": chunks, "SUMS": sums is not None}
     names = scan_rows_kernel.arg_names if hasattr(scan_rows_kernel, "arg_names") else ()
-    return ScanLaunch(scan_rows_kernel, batch * heads * chunks * blocks, _arguments_of(names, common | arguments))
+    return KernelLaunch(scan_rows_kernel, batch * heads * chunks * blocks, _arguments_of(names, common | arguments))
 
 
 def _arguments_of(names: tuple[str, ...], arguments: dict[str, Any]) -> dict[str, Any]:

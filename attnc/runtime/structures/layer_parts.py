@@ -12,6 +12,7 @@ from attnc.runtime.blocks import bind_tables, head_pairs
 from attnc.runtime.calls import call_sizes
 from attnc.runtime.checks import check_inputs
 from attnc.runtime.dispatch import Operation
+from attnc.runtime.preparation import Preparation, prepare
 from attnc.runtime.structures.projection import Projection
 
 
@@ -48,13 +49,7 @@ def rotate_pairs(x: Tensor, positions: Tensor, theta: float) -> Tensor:
         positions: (N,), or (B or 1, H, N).
         theta: the base.
     """
-    half = x.shape[-1] // 2
-    pairs = torch.arange(half, dtype=torch.float64, device=x.device)
-    angles = positions[..., None] * theta ** (-pairs / half)
-    wide = torch.float64 if x.dtype is torch.float64 else torch.float32
-    cos, sin = angles.cos().to(wide), angles.sin().to(wide)
-    first, second = x[..., :half].to(wide), x[..., half:].to(wide)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)
+    return prepare((Preparation("rotary", theta),), x, positions)
 
 
 def positions_from(start: int, count: int, like: Tensor, step: int = 1) -> Tensor:

@@ -18,7 +18,7 @@ from attnc.bench.names import PEERS, Mode
 from attnc.bench.requests import LENGTHS, BenchOptions, single_request, standard_request, suite_files
 from attnc.compiler import (
     Compiled,
-    check_source,
+    check_whole,
     compare_sources,
     declared_parameters,
     default_output,
@@ -39,7 +39,7 @@ def check(files: Sequence[Path], parameters: Parameters) -> bool:
     for file in files:
         try:
             with _located(file):
-                found += check_source(read_pattern(file), parameters).warnings
+                found += check_whole(read_pattern(file), parameters)
         except CompileError as error:
             found += error.diagnostics
     terminal.report(dict.fromkeys(found))

@@ -10,19 +10,27 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from attnc.checking import (
+    Checked,
+    Parameters,
+    check_forms,
+    check_source,
+    collecting,
+    has_open_parameters,
+    in_order,
+    prove,
+)
 from attnc.diagnostics import CompileError, Diagnostic, Label, Severity
 from attnc.files import read_pattern, require_writable, write_text
-from attnc.ir.nodes import Parameter
-from attnc.ir.program import Attention, Program, expressions
-from attnc.ir.sharing import in_layer, share_attentions
-from attnc.ir.walk import walk
+from attnc.ir.program import Program
+from attnc.ir.sharing import share_attentions
 from attnc.sema.check import check_program
 from attnc.source import SourceFile
 from attnc.syntax.parse import parse_source
@@ -35,25 +43,9 @@ if TYPE_CHECKING:
     from attnc.plan.kernel_plan import Plan
     from attnc.plan.layer_plan import LayerPlan
 
-Parameters = Mapping[str, Any]
-"""Values of parameters by name."""
-
 
 class PatternWarning(UserWarning):
     """What the compiler warns of when it is called from Python."""
-
-
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """A pattern without mistakes.
-
-    Attributes:
-        program: reads that are proven to stay inside their tables are marked.
-        warnings: in the order of the source.
-    """
-
-    program: Program
-    warnings: tuple[Diagnostic, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,42 +61,6 @@ class Compiled:
     plans: tuple[Plan, ...]
     warnings: tuple[Diagnostic, ...]
     layers: tuple[LayerPlan, ...] = ()
-
-
-def check_source(source: SourceFile, params: Parameters | None = None, *, complete: bool = False) -> Checked:
-    """Parse, check and prove one file.
-
-    Args:
-        source: the file.
-        params: values of parameters.
-        complete: whether every parameter must have a value; what depends on one without is not proven otherwise.
-
-    Raises:
-        CompileError: every mistake that could be found.
-    """
-    tree = parse_source(source)
-    program = check_program(tree, params=params or {}, require_params=complete)
-    return _prove(share_attentions(program))
-
-
-def _prove(program: Program) -> Checked:
-    """Hold every attention against its assertions, and mark the reads that need no test."""
-    from attnc.algebra.assertions import check_assertions
-    from attnc.algebra.table_proofs import mark_reads
-
-    mistakes: list[Diagnostic] = []
-    found = list(program.warnings)
-    attentions = []
-    for attention in program.attentions:
-        if not _has_open_parameters(attention):
-            wrong = _mistakes(lambda attention=attention: check_assertions(attention))
-            mistakes.extend(in_layer(one, attention, program) for one in wrong)
-            attention, unsure = mark_reads(attention)
-            found.extend(unsure)
-        attentions.append(attention)
-    if mistakes:
-        raise CompileError(*_sorted([*mistakes, *found]))
-    return Checked(replace(program, attentions=tuple(attentions)), tuple(_sorted(found)))
 
 
 def plan_source(source: SourceFile, params: Parameters | None = None) -> Compiled:
@@ -125,7 +81,8 @@ def _plan(source: SourceFile, checked: Checked) -> Compiled:
     mistakes: list[Diagnostic] = []
     plans: list[Plan] = []
     for attention in program.attentions:
-        mistakes.extend(_mistakes(lambda attention=attention: plans.append(plan_attention(attention))))
+        with collecting(mistakes):
+            plans.append(plan_attention(attention))
     by_name = {plan.attention.name: plan for plan in plans}
     layers: list[LayerPlan] = []
     warned = list(checked.warnings)
@@ -133,14 +90,12 @@ def _plan(source: SourceFile, checked: Checked) -> Compiled:
         schemes, told = schemes_of_layer(layer)
         warned += (one for one in told if one.severity is Severity.WARNING)
         wrong = [one for one in told if one.severity is Severity.ERROR]
-        mistakes.extend(
-            wrong
-            or _mistakes(
-                lambda layer=layer, schemes=schemes: layers.append(plan_layer(layer, by_name[layer.attention], schemes))
-            )
-        )
+        mistakes += wrong
+        if not wrong:
+            with collecting(mistakes):
+                layers.append(plan_layer(layer, by_name[layer.attention], schemes))
     if mistakes:
-        raise CompileError(*_sorted(mistakes))
+        raise CompileError(*in_order(mistakes))
     if not plans:
         raise CompileError(
             Diagnostic(
@@ -149,7 +104,7 @@ def _plan(source: SourceFile, checked: Checked) -> Compiled:
                 help="a file of definitions is for `use`; compile the file that uses it",
             )
         )
-    return Compiled(source, tuple(plans), tuple(_sorted(warned)), tuple(layers))
+    return Compiled(source, tuple(plans), tuple(in_order(warned)), tuple(layers))
 
 
 def declared_parameters(source: SourceFile) -> tuple[str, ...]:
@@ -218,7 +173,7 @@ def _require_no_layers(compiled: Compiled) -> None:
         for plan in compiled.layers
     ]
     if mistakes:
-        raise CompileError(*_sorted(mistakes))
+        raise CompileError(*in_order(mistakes))
 
 
 def _require_gluon(compiled: Compiled, target: str) -> None:
@@ -240,7 +195,7 @@ def _require_gluon(compiled: Compiled, target: str) -> None:
         if reason
     ]
     if mistakes:
-        raise CompileError(*_sorted(mistakes))
+        raise CompileError(*in_order(mistakes))
 
 
 def check(file: str | Path, params: Parameters | None = None) -> tuple[Diagnostic, ...]:
@@ -249,7 +204,22 @@ def check(file: str | Path, params: Parameters | None = None) -> tuple[Diagnosti
     Raises:
         CompileError: it has mistakes; its text is what `attnc check` prints.
     """
-    return check_source(read_pattern(file), params).warnings
+    return check_whole(read_pattern(file), params)
+
+
+def check_whole(source: SourceFile, params: Parameters | None = None) -> tuple[Diagnostic, ...]:
+    """Look for everything that is wrong with a file short of choosing how to compute it; return the warnings.
+
+    What depends on a parameter without a value is looked at as far as that goes.
+
+    Raises:
+        CompileError: it has mistakes.
+    """
+    checked = check_source(source, params)
+    found = in_order([*checked.warnings, *check_forms(checked.program)])
+    if any(one.severity is Severity.ERROR for one in found):
+        raise CompileError(*found)
+    return tuple(found)
 
 
 def compile(
@@ -371,7 +341,7 @@ def compare_sources(
         values = distributed(sides, names, params or {}, (left_params or {}, right_params or {}))
         chosen = []
         for side, name, given in zip(sides, names, values, strict=True):
-            checked = _prove(check_program(side.file, params=given, attention=name))
+            checked = prove(check_program(side.file, params=given, attention=name))
             found.extend(checked.warnings)
             chosen.append(checked.program.attentions[0])
         require_same_keys(sides[0], chosen)
@@ -433,9 +403,9 @@ def _import(source: SourceFile, params: Parameters) -> ModuleType:
     program = share_attentions(check_program(parse_source(source), params=params))
     schemes, told = _schemes(program)
     losing = (one for one in told if one.severity is Severity.WARNING)
-    _warn(_sorted([*program.warnings, *_unsure_reads(program), *losing]))
+    _warn(in_order([*program.warnings, *_unsure_reads(program), *losing]))
     key = cache_key(_fingerprint(), source.name, source.text, program.attentions, program.layers, schemes)
-    return cached_module(key, lambda: render(_plan(source, _prove(program))), stem=Path(source.name).stem)
+    return cached_module(key, lambda: render(_plan(source, prove(program))), stem=Path(source.name).stem)
 
 
 def _schemes(program: Program) -> tuple[list[Any], list[Diagnostic]]:
@@ -451,7 +421,7 @@ def _schemes(program: Program) -> tuple[list[Any], list[Diagnostic]]:
 def _unsure_reads(program: Program) -> Iterable[Diagnostic]:
     """Warn of reads that may leave their table, whether or not the cache has the module."""
     for attention in program.attentions:
-        if any(tensor.dims for tensor in attention.tensors) and not _has_open_parameters(attention):
+        if any(tensor.dims for tensor in attention.tensors) and not has_open_parameters(attention):
             from attnc.algebra.table_proofs import mark_reads
 
             yield from mark_reads(attention)[1]
@@ -467,29 +437,6 @@ def _fingerprint() -> str:
     files = sorted((*package.rglob("*.py"), *package.rglob("*.attn"), *templates_directory().glob("*")))
     states = [(file.name, (state := file.stat()).st_size, state.st_mtime_ns) for file in files]
     return f"{__version__} {hashlib.sha256(repr(states).encode()).hexdigest()}"
-
-
-def _has_open_parameters(attention: Attention) -> bool:
-    return any(isinstance(node, Parameter) for expr in expressions(attention) for node in walk(expr))
-
-
-def _mistakes(stage: Any) -> Iterable[Diagnostic]:
-    """Run a stage and return what it complains of, so that the mistakes of all attentions are told at once."""
-    try:
-        stage()
-    except CompileError as error:
-        return error.diagnostics
-    return ()
-
-
-def _sorted(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
-    def place(diagnostic: Diagnostic) -> tuple[str, int]:
-        if not diagnostic.labels:
-            return ("", 0)
-        span = diagnostic.labels[0].span
-        return (span.source.name, span.start)
-
-    return sorted(dict.fromkeys(diagnostics), key=place)
 
 
 def _warn(diagnostics: Iterable[Diagnostic]) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from enum import Enum
 
-from attnc.compiler import Parameters, check_source, plan_source
+from attnc.checking import Parameters, check_source
+from attnc.compiler import plan_source
 from attnc.diagnostics import Diagnostic
 from attnc.ir.nodes import Expr
 from attnc.ir.show import show, show_attention

@@ -23,7 +23,10 @@ ALLOWED = {
     "plan": {*BASE, "ir", "algebra"},
     "codegen": {*BASE, "ir", "algebra", "plan", "resources"},
     "runtime": set(),
-    "compiler": {*BASE, *STAGES, "files", "resources", "comparison", "explanation", "explanation_layers", "schemes"},
+    "checking": {*BASE, "syntax", "ir", "sema", "algebra", "plan", "schemes"},
+    "compiler": {
+        *BASE, *STAGES, "checking", "files", "resources", "comparison", "explanation", "explanation_layers", "schemes",
+    },
     # beside it
     "flex": {*BASE, "ir"},
     "reference": {*BASE, "ir"},
@@ -44,7 +47,7 @@ ALLOWED = {
     "explanation_layers": {"ir", "algebra", "plan", "blockwise", "explanation", "explanation_counts", "schemes"},
     "explanation_layers_text": {"ir", "explanation_layers", "explanation_plan_text", "schemes"},
     "comparison": {*BASE, "syntax", "ir", "sema", "algebra"},
-    "stage_text": {*BASE, "syntax", "ir", "plan", "codegen", "compiler"},
+    "stage_text": {*BASE, "syntax", "ir", "plan", "codegen", "checking", "compiler"},
     "machine_code": {"diagnostics", "runtime", "compiler"},
     "pictures": {"diagnostics"},
     "files": {*BASE, "syntax"},
@@ -52,12 +55,12 @@ ALLOWED = {
     "parameters": set(),
     "terminal": {"diagnostics"},
     "bench": {
-        *BASE, "ir", "algebra", "plan", "reference", "blockwise", "tile_map", "compiler", "files", "parameters",
-        "pictures", "terminal",
+        *BASE, "ir", "algebra", "plan", "reference", "blockwise", "tile_map", "checking", "compiler", "files",
+        "parameters", "pictures", "terminal",
     },
     "study": {
-        "diagnostics", "ir", "algebra", "plan", "blockwise", "compiler", "explanation_layers", "files", "pictures",
-        "terminal", "bench",
+        "diagnostics", "ir", "algebra", "plan", "blockwise", "checking", "compiler", "explanation_layers", "files",
+        "pictures", "terminal", "bench",
     },
     "show": {"ir", "algebra", "plan", "blockwise", "tile_map", "bench", "pictures", "layout_pictures"},
     "layout_pictures": {"ir", "algebra", "plan", "reference", "blockwise", "tile_map", "bench"},

@@ -15,7 +15,7 @@ from attnc.algebra.comparison import compare_masks
 from attnc.bench.additive import ONE, affine_score
 from attnc.bench.cases import surroundings
 from attnc.bench.contender import Unavailable
-from attnc.compiler import check_source
+from attnc.checking import check_source
 from attnc.ir.evaluate import Environment, evaluate
 from attnc.ir.nodes import TRUE, And, Binary, BinaryOp, Const, Expr, Index, IndexName, Read, Score, Size, SizeName
 from attnc.ir.program import AlignKind, Attention, NormalizeKind

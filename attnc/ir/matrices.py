@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attnc.ir.nodes import Const, Expr
+from attnc.ir.nodes import Const, Expr, Parameter
 from attnc.ir.program import Layer, Projection
+from attnc.ir.walk import walk
 
 SHORTENING = ("key", "value")
 """Projections that may give fewer positions than they read."""
@@ -53,6 +54,13 @@ class Matrix:
     def stride(self) -> int:
         """Positions from one output to the next."""
         return self.number("stride") if self.projection.structure in ("conv", "conv2d") else 1
+
+
+def has_open_arguments(projection: Projection) -> bool:
+    """Tell whether the structure of a projection, or its scheme, depends on a parameter without a value."""
+    arguments = (*projection.arguments, *(() if projection.via is None else projection.via.arguments))
+    given = (value for _, value in arguments if not isinstance(value, str))
+    return any(isinstance(node, Parameter) for expr in given for node in walk(expr))
 
 
 def layer_sizes(layer: Layer) -> LayerSizes | None:

@@ -45,27 +45,9 @@ def plan_attention(attention: Attention, *, length: int = LENGTH) -> Plan:
     Raises:
         CompileError: an assertion is false or cannot be decided, or a statement is not compiled yet.
     """
-    check_assertions(attention)
-    declared, steps = simplify_attention(attention)
-    declared, _ = mark_reads(declared)
-    simplified = pairwise_attention(declared)
-    score, score_log2, dropped, scored = derive_scoring(simplified)
-    scoring = Scoring(score, score_log2, dropped)
-    facts = prove_facts(declared)
-    simplified, joins = _with_joined_weight(simplified, causal=facts.causal is True)
-    check_surroundings(declared, everything=facts.always is True)
-    linear = find_linear_form(declared, facts)
-    plan = Plan(
-        simplified,
-        scoring,
-        (),
-        facts,
-        (*steps, *joins, *scored),
-        declared=declared if is_surrounded(declared) or not isinstance(linear, str) else None,
-        linear=None if isinstance(linear, str) else linear,
-        quadratic_because=linear if isinstance(linear, str) and declared.feature is not None else "",
-    )
-    library = library_call(simplified, scoring, facts)
+    plan = begin_plan(attention)
+    simplified, scoring = plan.attention, plan.scoring
+    library = library_call(simplified, scoring, plan.facts)
     asked = None if simplified.decompose is None else simplified.decompose.form
     asked = None if asked == "chunk" else asked  # passes compute what is too short for chunks
     if asked in (None, "none") and is_plain_softmax(simplified, scoring):
@@ -80,6 +62,37 @@ def plan_attention(attention: Attention, *, length: int = LENGTH) -> Plan:
     if asked is not None:
         return plan
     return replace(plan, short=_short(plan))
+
+
+def begin_plan(attention: Attention) -> Plan:
+    """Simplify an attention and find its forms; no pass is derived.
+
+    Args:
+        attention: checked.
+
+    Raises:
+        CompileError: an assertion is false or cannot be decided, or what is stated does not fit the mask.
+    """
+    check_assertions(attention)
+    declared, steps = simplify_attention(attention)
+    declared, _ = mark_reads(declared)
+    simplified = pairwise_attention(declared)
+    score, score_log2, dropped, scored = derive_scoring(simplified)
+    scoring = Scoring(score, score_log2, dropped)
+    facts = prove_facts(declared)
+    simplified, joins = _with_joined_weight(simplified, causal=facts.causal is True)
+    check_surroundings(declared, everything=facts.always is True)
+    linear = find_linear_form(declared, facts)
+    return Plan(
+        simplified,
+        scoring,
+        (),
+        facts,
+        (*steps, *joins, *scored),
+        declared=declared if is_surrounded(declared) or not isinstance(linear, str) else None,
+        linear=None if isinstance(linear, str) else linear,
+        quadratic_because=linear if isinstance(linear, str) and declared.feature is not None else "",
+    )
 
 
 def _with_joined_weight(attention: Attention, *, causal: bool) -> tuple[Attention, tuple[Step, ...]]:

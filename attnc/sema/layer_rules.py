@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from attnc.ir.matrices import SHORTENING, LayerSizes, Matrix, count_parameters, layer_matrices, layer_sizes
+from attnc.ir.matrices import (
+    SHORTENING,
+    LayerSizes,
+    Matrix,
+    count_parameters,
+    has_open_arguments,
+    layer_matrices,
+    layer_sizes,
+)
 from attnc.ir.program import Layer
 from attnc.sema import layer_errors
 from attnc.sema.context import Context
@@ -35,13 +43,16 @@ def check_layer_rules(layer: Layer, width_divides: Span | None, context: Context
     told: set[Span | None] = set()
     for matrix in matrices:
         span = matrix.projection.span or layer.span
-        if span in told:  # the matrices of a feed-forward network are written once
+        if (
+            has_open_arguments(matrix.projection) or span in told
+        ):  # the matrices of a feed-forward network are written once
             continue
         before = len(context.report.found)
         _check_matrix(matrix, span, context)
         if len(context.report.found) > before:
             told.add(span)
-    _check_lengths({matrix.name: matrix for matrix in matrices}, layer, context)
+    if not any(has_open_arguments(matrix.projection) for matrix in matrices):
+        _check_lengths({matrix.name: matrix for matrix in matrices}, layer, context)
 
 
 def _has_sensible_sizes(layer: Layer, sizes: LayerSizes, width_divides: Span | None, context: Context) -> bool:

@@ -14,7 +14,8 @@ from torch import nn
 
 from attnc.algebra.counting import count_pairs as count_pairs_by_sets
 from attnc.blockwise import count_pairs, mask_blocks, reads_data
-from attnc.compiler import Compiled, check_source, import_compiled, load
+from attnc.checking import check_source
+from attnc.compiler import Compiled, import_compiled, load
 from attnc.diagnostics import CompileError, Diagnostic, Label
 from attnc.explanation_layers import count_free
 from attnc.files import read_pattern

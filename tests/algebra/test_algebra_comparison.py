@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tile_checks import environment, holds
 
 from attnc.algebra.comparison import compare_masks
-from attnc.compiler import check_source
+from attnc.checking import check_source
 from attnc.ir.evaluate import Environment, evaluate
 from attnc.ir.nodes import (
     And,

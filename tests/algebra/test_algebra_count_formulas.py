@@ -13,7 +13,7 @@ from tile_checks import dense, environment
 
 from attnc.algebra.count_formulas import NoFormula, PairsFormula, pairs_formula
 from attnc.algebra.counting import count_pairs
-from attnc.compiler import check_source
+from attnc.checking import check_source
 from attnc.files import read_pattern
 from attnc.source import SourceFile
 

@@ -6,7 +6,7 @@ import pytest
 
 from attnc.algebra.separable import float_range, grows, joined, separate, split_score
 from attnc.algebra.simplify import simplify_attention
-from attnc.compiler import check_source
+from attnc.checking import check_source
 from attnc.ir.evaluate import Environment, evaluate
 from attnc.ir.nodes import IndexName, SizeName
 from attnc.ir.show import show

@@ -16,7 +16,8 @@ from attnc.bench.names import Mode
 from attnc.bench.report import table
 from attnc.bench.run import Comparison, Result
 from attnc.bench.work import least_bytes, useful_flops
-from attnc.compiler import check_source, plan_source
+from attnc.checking import check_source
+from attnc.compiler import plan_source
 from attnc.explanation import explain_plan
 from attnc.files import read_pattern
 from attnc.source import SourceFile

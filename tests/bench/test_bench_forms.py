@@ -8,7 +8,8 @@ from attnc.bench import cases
 from attnc.bench.contender import Unavailable
 from attnc.bench.forms import Form, find_form
 from attnc.bench.libraries.natten import _square
-from attnc.compiler import check_source, plan_source
+from attnc.checking import check_source
+from attnc.compiler import plan_source
 from attnc.files import read_pattern
 from attnc.source import SourceFile
 

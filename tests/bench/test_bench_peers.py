@@ -24,7 +24,8 @@ from attnc.bench.run import Comparison, Settings, _work, compare
 from attnc.bench.sdpa import sdpa_contender
 from attnc.bench.sdpa_backends import _reason, forced
 from attnc.bench.standard_row import provider
-from attnc.compiler import check_source, import_compiled, plan_source
+from attnc.checking import check_source
+from attnc.compiler import import_compiled, plan_source
 from attnc.files import read_pattern
 from attnc.ir.evaluate import Environment, evaluate
 from attnc.reference import dense_mask, evaluate_tensor, pair_environment, reference

@@ -16,7 +16,7 @@ from attnc.bench.report import duration
 from attnc.bench.suite_report import as_markdown, one_line, summary
 from attnc.bench.suite_row import SuiteRow
 from attnc.bench.waste import pairs_in_tiles, pairs_multiplied
-from attnc.compiler import check_source
+from attnc.checking import check_source
 from attnc.files import read_pattern
 from attnc.plan.choose import plan_attention
 from attnc.reference import dense_mask

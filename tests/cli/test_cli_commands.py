@@ -170,7 +170,7 @@ def test_a_bug_exits_70_and_hides_its_traceback(place, monkeypatch):
     def broken(source):
         raise RuntimeError("the sky fell")
 
-    monkeypatch.setattr("attnc.compiler.parse_source", broken)
+    monkeypatch.setattr("attnc.checking.parse_source", broken)
     quiet = run("check", "window.attn", code=70)
     assert "internal error: RuntimeError: the sky fell" in quiet.stderr
     assert "report" in quiet.stderr
@@ -183,7 +183,7 @@ def test_an_interruption_is_quiet(place, monkeypatch):
     def interrupted(source):
         raise KeyboardInterrupt  # as from the keyboard
 
-    monkeypatch.setattr("attnc.compiler.parse_source", interrupted)
+    monkeypatch.setattr("attnc.checking.parse_source", interrupted)
     result = run("compile", "window.attn", code=130)
     assert result.output == ""
     assert sorted(path.name for path in place.iterdir()) == ["window.attn"]

@@ -27,6 +27,33 @@ def test_text(path, tmp_path, monkeypatch):
     assert result.exit_code == (1 if expected.startswith("error") else 0)
 
 
+OF_MODULES = {"name-clash", "nothing-to-compile", "unusable-name"}
+"""What only a module that is written can be wrong about."""
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.stem not in OF_MODULES], ids=lambda path: path.stem)
+def test_check_finds_what_compile_does(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path(path.name).write_text(path.read_text())
+    result = CliRunner().invoke(app, ["check", path.name])
+    expected = path.with_suffix(".txt").read_text()
+    assert result.stderr == expected
+    assert result.exit_code == (1 if expected.startswith("error") else 0)
+
+
+def test_check_leaves_what_depends_on_open_parameters(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("open.attn").write_text(
+        "attention a { mask causal }\n"
+        "layer l(width: int, blocks: int) { heads 4\n query block_diagonal(blocks)\n attend a }\n"
+    )
+    assert CliRunner().invoke(app, ["check", "open.attn"]).exit_code == 0
+    assert CliRunner().invoke(app, ["check", "open.attn", "-D", "width=64"]).exit_code == 0
+    wrong = CliRunner().invoke(app, ["check", "open.attn", "-D", "width=64", "-D", "blocks=7"])
+    assert wrong.exit_code == 1
+    assert "error[blocks-leave-a-rest]" in wrong.stderr
+
+
 LARGE = {
     "nesting-too-deep": "attention a { mask " + "(" * 10_000 + "true" + ")" * 10_000 + " }",
     "file-too-large": "attention a { mask causal }\n" + "# padding\n" * 1_000_000,

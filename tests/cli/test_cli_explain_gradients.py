@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from attnc.compiler import check_source
+from attnc.checking import check_source
 from attnc.explanation import explain_plan
 from attnc.explanation_text import lay_out
 from attnc.plan.choose import plan_attention

@@ -11,7 +11,7 @@ from rich.console import Console
 from attnc.algebra.tiles import derive_tiles
 from attnc.bench.cases import square
 from attnc.blockwise import mask_blocks
-from attnc.compiler import check_source
+from attnc.checking import check_source
 from attnc.explanation import explain_plan
 from attnc.explanation_plan import layout_reason, numbering
 from attnc.explanation_text import lay_out

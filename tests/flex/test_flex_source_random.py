@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import create_mask
 
 import attnc
-from attnc.compiler import check_source
+from attnc.checking import check_source
 from attnc.reference import dense_mask
 from attnc.source import SourceFile
 

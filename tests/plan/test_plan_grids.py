@@ -11,7 +11,7 @@ from expressions import TENSORS
 
 from attnc.algebra.congruences import PairSet
 from attnc.algebra.counting import count_pairs
-from attnc.compiler import check_source
+from attnc.checking import check_source
 from attnc.diagnostics import CompileError
 from attnc.plan.choose import choose_passes, plan_attention
 from attnc.plan.cost import estimate_pass

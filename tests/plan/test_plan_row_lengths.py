@@ -2,7 +2,7 @@
 
 import pytest
 
-from attnc.compiler import check_source
+from attnc.checking import check_source
 from attnc.explanation import explain_plan
 from attnc.plan.choose import plan_attention
 from attnc.plan.kernel_plan import Trend

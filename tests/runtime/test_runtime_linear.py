@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import attnc
-from attnc.compiler import check_source
+from attnc.checking import check_source
 from attnc.diagnostics import CompileError
 from attnc.reference import reference
 from attnc.source import SourceFile

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import attnc
-from attnc.compiler import check_source
+from attnc.checking import check_source
 from attnc.reference import reference
 from attnc.runtime.linear import State
 from attnc.source import SourceFile

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from attnc.algebra.separable import split_score
 from attnc.codegen.expr_torch import quoted
 from attnc.codegen.formulas import Field, Formulas
 from attnc.codegen.layout import Bracket, call, sequence
@@ -41,6 +42,8 @@ def decomposition(plan: Plan, formulas: Formulas, describe: Callable[[Tensor], B
         fields.append(("linear", _linear(plan.linear, declared, formulas)))
     if declared.decompose is not None and has_landmarks(declared):
         fields.append(("landmarks", str(int(declared.decompose.number("landmarks")))))
+    if split_score(declared.score) is None:
+        fields.append(("scores_multiply", "False"))
     return call("Decomposition", *fields)
 
 

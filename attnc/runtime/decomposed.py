@@ -316,9 +316,9 @@ class Decomposed(Operation):
     ) -> tuple[Tensor, Tensor, float | None, Tensor | None]:
         """Return queries and keys whose products are weighed, the scale to weigh them with, and what restores results.
 
-        All keys share one factor, which is taken out of the sums. Where masks leave a row keys that are far below it
-        alone, float32 has no numbers for them: such calls are computed in float64, if that shows without waiting
-        for a device, and so is what is `exact`.
+        All keys share one factor, which is taken out of sums of scores that are multiples of products. Where masks
+        leave a row keys alone that are far below it, float32 has no numbers for them: such calls are computed in
+        float64, if that shows without waiting for a device, and so is what is `exact`.
         """
         feature = self.decomposition.feature
         queries, keys = self._mapped(call, query, key, scale, None)
@@ -328,7 +328,7 @@ class Decomposed(Operation):
         rows, columns = queries.values, keys.values
         if own is None or other is None:
             return rows.to(kind), columns.to(kind), scale, None
-        if self.program.normalize not in ("rows", "none"):
+        if self.program.normalize not in ("rows", "none") or not self.decomposition.scores_multiply:
             parts = ((rows, own), (columns, other))
             rows, columns = (part * log.exp().unsqueeze(-1).to(part.dtype) for part, log in parts)
             return rows.to(kind), columns.to(kind), scale, None

@@ -28,6 +28,7 @@ class Decomposition:
         scale: of `favor`, the factor on the dot product; None for `1 / sqrt(D)`.
         linear: the form without pairs; None if there is none.
         landmarks: of Nystrom's approximation; 0 where there is none.
+        scores_multiply: whether the score is a multiple of the product, so that a factor of it is one of the weight.
     """
 
     shorten: Shortening | None = None
@@ -37,6 +38,7 @@ class Decomposition:
     scale: Formula | None = None
     linear: Linear | None = None
     landmarks: int = 0
+    scores_multiply: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from attnc.codegen.expr_torch import printable, quoted
 from attnc.codegen.kernel_pieces import tiles_text
-from attnc.plan.configs import LibraryConfig, SlabConfig, TunedConfig
+from attnc.plan.configs import FormConfig, LibraryConfig, SlabConfig, TunedConfig
 
 
 def tuned_lines(configs: Sequence[TunedConfig]) -> tuple[str, ...]:
@@ -31,4 +31,6 @@ def _config_text(one: TunedConfig) -> str:
         return f"Slabs(rows={one.config.rows}{alone})"
     if isinstance(one.config, LibraryConfig):
         return f"LibraryCall({quoted(one.config.name)})"
+    if isinstance(one.config, FormConfig):
+        return f"ProjectionForm({quoted(one.config.name)})"
     return tiles_text(one.config)

@@ -70,6 +70,17 @@ class LibraryConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class FormConfig:
+    """In which form a projection of a layer is computed.
+
+    Attributes:
+        name: as the runtime calls it.
+    """
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class TunedConfig:
     """A configuration that a generated module is written with: for one kernel, on one device, for calls of one size.
 
@@ -92,7 +103,7 @@ class TunedConfig:
     value_size: int
     queries: int
     keys: int
-    config: TileConfig | SlabConfig | LibraryConfig
+    config: TileConfig | SlabConfig | LibraryConfig | FormConfig
     note: str
 
 

@@ -59,7 +59,18 @@ class LibraryCall:
     name: str = "flash"
 
 
-Tuned = Tiles | Slabs | LibraryCall
+@dataclass(frozen=True, slots=True)
+class ProjectionForm:
+    """In which form a projection is computed.
+
+    Attributes:
+        name: one of the structure's own (`runtime.structures.forms`); any other is the same as no entry.
+    """
+
+    name: str
+
+
+Tuned = Tiles | Slabs | LibraryCall | ProjectionForm
 """What can be found best."""
 
 

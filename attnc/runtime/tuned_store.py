@@ -11,7 +11,7 @@ from typing import Any
 
 from attnc.runtime.load import cache_folder, replace_file, warn_of_cache
 from attnc.runtime.tiles import ORDERS, Tiles
-from attnc.runtime.tuned import LibraryCall, Slabs, Tuned, TunedTiles, forget_tuned, use_source
+from attnc.runtime.tuned import LibraryCall, ProjectionForm, Slabs, Tuned, TunedTiles, forget_tuned, use_source
 
 FORMAT = "attnc tuned tiles, 1"
 
@@ -114,6 +114,8 @@ def _as_json(one: Measured) -> dict[str, Any]:
     named: dict[str, Any] = {name: getattr(one.entry, name) for name in _NAMES}
     if isinstance(tiles, LibraryCall):
         return named | {"library": tiles.name} | more
+    if isinstance(tiles, ProjectionForm):
+        return named | {"form": tiles.name} | more
     shape = {part.name: getattr(tiles, part.name) for part in fields(tiles)}
     told = {part.name: shape[part.name] for part in fields(tiles) if shape[part.name] != part.default}
     kind = "slabs" if isinstance(tiles, Slabs) else "tiles"
@@ -145,6 +147,8 @@ def _parse(number: int, given: Any) -> Measured:
     values = {name: _value(number, given, name, {"str": str, "int": int}[str(kinds[name])]) for name in _NAMES}
     if "library" in given:
         tiles: Tuned = LibraryCall(_library(number, given["library"]))
+    elif "form" in given:
+        tiles = ProjectionForm(_form(number, given["form"]))
     elif "slabs" in given:
         tiles = Slabs(**_shape(number, given["slabs"], Slabs, powers=("rows",)))
     else:
@@ -157,6 +161,12 @@ def _library(number: int, given: object) -> str:
     if given != LibraryCall().name:
         raise MalformedTilesError(f'entry {number}: "library" is {given!r}')
     return LibraryCall().name
+
+
+def _form(number: int, given: object) -> str:
+    if not isinstance(given, str) or not re.fullmatch(r"[a-z0-9][a-z0-9, ]{0,39}", given):
+        raise MalformedTilesError(f'entry {number}: "form" is {given!r}')
+    return given
 
 
 def _seconds(number: int, given: object) -> float | None:

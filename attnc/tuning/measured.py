@@ -28,6 +28,7 @@ from attnc.runtime.gpu_library import is_library_name, library_label
 from attnc.runtime.tiles import BY_HEADS, IN_TURNS, Tiles, padded
 from attnc.runtime.tuned import (
     LibraryCall,
+    ProjectionForm,
     Slabs,
     Tuned,
     TunedTiles,
@@ -287,6 +288,8 @@ def describe(tiles: Shown) -> str:
             return ", ".join((sizes, *(word for word, holds in _more(tiles).items() if holds)))
         case LibraryCall():
             return f"the library ({tiles.name})"
+        case ProjectionForm():
+            return tiles.name
         case Slabs():
             rows = f"{tiles.rows} rows" if tiles.rows else "rows by estimate"
             return rows + {None: "", True: ", full ranges alone", False: ", one call for all keys"}[tiles.alone]

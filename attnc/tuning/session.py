@@ -22,11 +22,11 @@ from attnc.bench.session import pick
 from attnc.compiler import Compiled, import_compiled, render
 from attnc.diagnostics import CompileError, Diagnostic
 from attnc.files import STANDARD, cannot_write, write_text
-from attnc.plan.configs import LibraryConfig, SlabConfig, TileConfig, TunedConfig
+from attnc.plan.configs import FormConfig, LibraryConfig, SlabConfig, TileConfig, TunedConfig
 from attnc.plan.kernel_plan import Plan
 from attnc.runtime.aot import ARCHITECTURES
 from attnc.runtime.tiles import Tiles, target_of
-from attnc.runtime.tuned import LibraryCall, Slabs, Tuned
+from attnc.runtime.tuned import LibraryCall, ProjectionForm, Slabs, Tuned
 from attnc.runtime.tuned_store import MalformedTilesError, Measured, parse_tuned, remember_tuned, tuned_text
 from attnc.tuning.measured import (
     Candidates,
@@ -291,13 +291,15 @@ def _configs(found: Sequence[Measured]) -> list[TunedConfig]:
     return configs
 
 
-def _config(tiles: Tuned) -> TileConfig | SlabConfig | LibraryConfig:
+def _config(tiles: Tuned) -> TileConfig | SlabConfig | LibraryConfig | FormConfig:
     """Return what was found best as the compiler has it."""
     match tiles:
         case Slabs():
             return SlabConfig(tiles.rows, tiles.alone)
         case LibraryCall():
             return LibraryConfig(tiles.name)
+        case ProjectionForm():
+            return FormConfig(tiles.name)
         case Tiles():
             return TileConfig(**asdict(tiles))
         case _:

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from attnc.runtime.structures.forms import FormTable
 from attnc.runtime.structures.projection import OUTPUT_VARIANCE, Product, Projection, spread
+from attnc.runtime.structures.tap_forms import tap_forms
 
 
 class Convolution(Projection):
@@ -49,6 +51,9 @@ class ConvProjection(Convolution):
         weight: (out_features, in_features).
     """
 
+    structure = "conv"
+    keeps_positions = True
+
     def __init__(
         self,
         in_features: int,
@@ -79,9 +84,22 @@ class ConvProjection(Convolution):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, N, in_features) to (B, ceil(N / stride), out_features)."""
+        return self.multiply_measured(x, self.kernel, self.weight)
+
+    def chain(self, x: Tensor, *factors: Tensor) -> Tensor:
+        """Return the same by PyTorch's convolution and product."""
+        kernel, weight = factors
         padded = functional.pad(x.transpose(1, 2), (self.size - 1 - self.later, self.later))
-        mixed = functional.conv1d(padded, self.kernel[:, None], stride=self.stride, groups=self.in_features)
-        return self.multiply(mixed.transpose(1, 2), self.weight)
+        mixed = functional.conv1d(padded, kernel[:, None], stride=self.stride, groups=self.in_features)
+        return self.multiply(mixed.transpose(1, 2), weight)
+
+    def table(self, device: torch.device) -> FormTable:
+        """Return the forms in which the product is computed."""
+        return tap_forms(self.later, self.stride)
+
+    def numbers(self) -> dict[str, int]:
+        """Return how large the kernel is, and how far one output is from the next."""
+        return {"kernel": self.size, "stride": self.stride}
 
     def approximate(self, weight: Tensor) -> None:
         """Take the matrix as it is, and a kernel that reads an output's own position alone."""
@@ -105,6 +123,8 @@ class GridConvProjection(Convolution):
         kernel: (in_features, kernel size, kernel size).
         weight: (out_features, in_features).
     """
+
+    structure = "conv2d"
 
     def __init__(
         self,

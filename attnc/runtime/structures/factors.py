@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from attnc.runtime.structures.block_forms import BLOCK_FORMS, MONARCH_FORMS
+from attnc.runtime.structures.forms import FormTable
 from attnc.runtime.structures.projection import OUTPUT_VARIANCE, Product, Projection, nearest_of_rank, spread
 
 
@@ -49,6 +51,8 @@ class LowRankProjection(Projection):
         up: (out_features, rank).
     """
 
+    structure = "low_rank"
+
     def __init__(
         self,
         in_features: int,
@@ -92,6 +96,8 @@ class BlockDiagonalProjection(Projection):
         blocks: (count, out_features // count, in_features // count).
     """
 
+    structure = "block_diagonal"
+
     def __init__(
         self,
         in_features: int,
@@ -114,9 +120,21 @@ class BlockDiagonalProjection(Projection):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in_features) to (..., out_features)."""
-        groups = x.reshape(-1, self.count, self.blocks.shape[2]).transpose(0, 1)
-        out = self.multiply_blocks(groups, self.blocks)
-        return out.transpose(0, 1).reshape(*x.shape[:-1], self.out_features)
+        return self.multiply_measured(x, self.blocks)
+
+    def chain(self, x: Tensor, *factors: Tensor) -> Tensor:
+        """Return the product of (tokens, in_features) with such blocks, by a batched product."""
+        (blocks,) = factors
+        groups = torch.unflatten(x, 1, (self.count, -1)).transpose(0, 1)
+        return self.multiply_blocks(groups, blocks).transpose(0, 1).flatten(1)
+
+    def table(self, device: torch.device) -> FormTable:
+        """Return the forms in which the product is computed."""
+        return BLOCK_FORMS
+
+    def numbers(self) -> dict[str, int]:
+        """Return the number of blocks."""
+        return {"blocks": self.count}
 
     def approximate(self, weight: Tensor) -> None:
         """Keep the blocks on the diagonal."""
@@ -143,6 +161,8 @@ class MonarchProjection(Projection):
         second: (count, out_features // count, middle // count).
     """
 
+    structure = "monarch"
+
     def __init__(
         self,
         in_features: int,
@@ -167,11 +187,23 @@ class MonarchProjection(Projection):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in_features) to (..., out_features)."""
-        groups = x.reshape(-1, self.count, self.first.shape[2]).transpose(0, 1)
-        middle = self.multiply_blocks(groups, self.first).transpose(0, 1)
-        crossed = middle.reshape(-1, self.second.shape[2], self.count).permute(2, 0, 1)
-        out = self.multiply_blocks(crossed, self.second)
-        return out.permute(1, 2, 0).reshape(*x.shape[:-1], self.out_features)
+        return self.multiply_measured(x, self.first, self.second)
+
+    def chain(self, x: Tensor, *factors: Tensor) -> Tensor:
+        """Return the product of (tokens, in_features) with such factors, by two batched products."""
+        first, second = factors
+        groups = torch.unflatten(x, 1, (self.count, -1)).transpose(0, 1)
+        middle = self.multiply_blocks(groups, first).transpose(0, 1)
+        crossed = middle.reshape(-1, second.shape[2], self.count).permute(2, 0, 1)
+        return self.multiply_blocks(crossed, second).permute(1, 2, 0).flatten(1)
+
+    def table(self, device: torch.device) -> FormTable:
+        """Return the forms in which the product is computed."""
+        return MONARCH_FORMS
+
+    def numbers(self) -> dict[str, int]:
+        """Return the number of blocks."""
+        return {"blocks": self.count}
 
     def approximate(self, weight: Tensor) -> None:
         """Take the nearest matrix of the allowed rank between each group of inputs and each block of outputs."""

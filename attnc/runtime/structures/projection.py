@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from attnc.runtime.autocast import lower_precision, without_autocast
+from attnc.runtime.structures.forms import FormTable, forms_apply, multiply_by_form, projection_name
+
 Product = Callable[[Tensor, Tensor], Tensor]
 """Computes `x @ weight.T` for `x` of shape (..., inputs) and `weight` of shape (outputs, inputs)."""
 
@@ -22,13 +25,58 @@ class Projection(nn.Module):
         in_features: columns of the matrix.
         out_features: rows of the matrix.
         product: takes the products with the structure's dense blocks; None for PyTorch's own.
+
+    Attributes:
+        structure: what the language calls it.
+        keeps_positions: whether forms take (batch, positions, inputs), and not tokens of any order.
     """
+
+    structure = "dense"
+    keeps_positions = False
 
     def __init__(self, in_features: int, out_features: int, product: Product | None = None) -> None:
         super().__init__()
         self.in_features = in_features
         self.out_features = out_features
         self.product = product
+
+    @property
+    def measured_as(self) -> str:
+        """What measurements of forms know this structure by."""
+        return projection_name(self.structure, **self.numbers())
+
+    def numbers(self) -> dict[str, int]:
+        """Return the structure's own numbers, by which measurements tell it from others."""
+        return {}
+
+    def table(self, device: torch.device) -> FormTable:
+        """Return the forms in which the product is computed on a device."""
+        return FormTable("matmul")
+
+    def chain(self, x: Tensor, *factors: Tensor) -> Tensor:
+        """Return the product of (tokens, in_features) with a matrix of such factors, by torch operations."""
+        raise NotImplementedError
+
+    def multiply_measured(self, x: Tensor, *factors: Tensor) -> Tensor:
+        """Map (..., in_features) to (..., out_features) by the form that was measured, or the default one."""
+        if self.product is not None or not forms_apply(self.structure, x):
+            out = self.chain(self._as_forms_take(x), *factors)
+        else:
+            x, *lowered = lower_precision(x, *factors)
+            sizes, tokens = (self.in_features, self.out_features), x.numel() // self.in_features
+            with without_autocast(x.device.type):
+                out = multiply_by_form(
+                    self.measured_as,
+                    self.table(x.device),
+                    self.chain,
+                    (*sizes, tokens),
+                    self._as_forms_take(x),
+                    *lowered,
+                )
+        return out if self.keeps_positions else out.reshape(*x.shape[:-1], self.out_features)
+
+    def _as_forms_take(self, x: Tensor) -> Tensor:
+        return x if self.keeps_positions else x.reshape(-1, self.in_features)
 
     def multiply(self, x: Tensor, weight: Tensor) -> Tensor:
         """Return `x @ weight.T`, by the product that was chosen."""

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from attnc.runtime.autocast import lower_precision, without_autocast
 from attnc.runtime.pairs import Pairs, Sizes
+from attnc.runtime.structures.forms import FormTable
+from attnc.runtime.structures.placed_tiles import read_tiles, tile_forms
 from attnc.runtime.structures.projection import OUTPUT_VARIANCE, Product, Projection
-from attnc.runtime.structures.tiling import TileBatch, Tiling, band_entries, entries_of, tile_matrix
+from attnc.runtime.structures.tiling import Tiling, band_entries, entries_of, tile_matrix
 from attnc.runtime.transforms import are_transforms_active, have_tangents
 
 
@@ -56,15 +58,24 @@ class SparseProjection(Projection):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in_features) to (..., out_features)."""
-        x, values = lower_precision(x, self.values)
+        return self.multiply_measured(x, self.values)
+
+    def chain(self, x: Tensor, *factors: Tensor) -> Tensor:
+        """Return the product of (tokens, in_features) with a matrix of such entries."""
+        x, values = lower_precision(x, *factors)
         plain, swapped = self.tilings.on(x.device)
-        flat = x.reshape(-1, self.in_features)
         with without_autocast(x.device.type):
             if self.product is not None:
-                out = multiply_tiles(flat, values, plain, self.multiply_blocks)
-            else:
-                out = multiply_sparse(flat, values, plain, swapped)
-        return out.reshape(*x.shape[:-1], self.out_features)
+                return multiply_tiles(x, values, plain, self.multiply_blocks)
+            return multiply_sparse(x, values, plain, swapped)
+
+    def table(self, device: torch.device) -> FormTable:
+        """Return the forms in which the product is computed on a device."""
+        return self.tilings.forms(device)
+
+    def numbers(self) -> dict[str, int]:
+        """Return the number of entries."""
+        return {"entries": self.values.numel()}
 
     def approximate(self, weight: Tensor) -> None:
         """Keep the entries."""
@@ -76,6 +87,8 @@ class BandedProjection(SparseProjection):
 
     In a square matrix that is `abs(i - j) < width`.
     """
+
+    structure = "banded"
 
     def __init__(
         self,
@@ -98,6 +111,8 @@ class BandedProjection(SparseProjection):
 
 class MaskedProjection(SparseProjection):
     """The entries that a pattern's condition over `i` and `j`, row and column, allows."""
+
+    structure = "masked"
 
     def __init__(
         self,
@@ -131,6 +146,7 @@ class Tilings:
         self._size = height, width
         plain, swapped = tile_matrix(height, width, rows, columns), tile_matrix(width, height, columns, rows)
         self._devices = {torch.device("cpu"): (plain, swapped)}
+        self._forms: dict[torch.device, FormTable] = {}
 
     def on(self, device: torch.device) -> tuple[Tiling, Tiling]:
         """Return both with their index tensors on a device: made from the entries, and so no part of a state."""
@@ -139,6 +155,13 @@ class Tilings:
             plain, swapped = self._devices[torch.device("cpu")]
             with torch.inference_mode(False):  # what is remembered may be trained with later
                 self._devices[device] = found = plain.to(device), swapped.to(device)
+        return found
+
+    def forms(self, device: torch.device) -> FormTable:
+        """Return the forms of products on a device."""
+        found = self._forms.get(device)
+        if found is None:
+            self._forms[device] = found = tile_forms(*self.on(device))
         return found
 
     def __deepcopy__(self, memo: object) -> Tilings:
@@ -233,7 +256,7 @@ def multiply_tiles(x: Tensor, values: Tensor, tiling: Tiling, multiply: Product 
     for batch in tiling.batches:
         empty = values.new_zeros(batch.count * batch.rows * batch.width)
         tiles = empty.index_put((batch.places,), values[batch.entries]).view(batch.count, batch.rows, batch.width)
-        read = _inputs(x, batch)
+        read = read_tiles(x, batch)
         turned = torch.bmm(tiles, read.transpose(1, 2)) if multiply is None else multiply(read, tiles).transpose(1, 2)
         found.append(turned.flatten(0, 1))
     found.append(found[0].new_zeros(1, x.shape[0]))  # for rows without entries
@@ -245,15 +268,5 @@ def sample_tiles(left: Tensor, right: Tensor, tiling: Tiling) -> Tensor:
     found = []
     for batch in tiling.batches:
         rows = left[:, batch.outputs.clamp(max=tiling.rows - 1)].view(-1, batch.count, batch.rows)
-        found.append(torch.bmm(rows.permute(1, 2, 0), _inputs(right, batch)).flatten()[batch.places])
+        found.append(torch.bmm(rows.permute(1, 2, 0), read_tiles(right, batch)).flatten()[batch.places])
     return torch.cat(found)[tiling.entry_places]
-
-
-def _inputs(x: Tensor, batch: TileBatch) -> Tensor:
-    """Return what the tiles of a batch read, (tiles, tokens, width): a view where their columns are in step."""
-    if batch.columns is not None:
-        return x[:, batch.columns.flatten()].view(-1, batch.count, batch.width).transpose(0, 1)
-    read = x[:, batch.first : batch.first + (batch.count - 1) * batch.step + batch.width]
-    if batch.count == 1:
-        return read[None]
-    return read.unfold(1, batch.width, batch.step).transpose(0, 1) if batch.step else read.expand(batch.count, -1, -1)

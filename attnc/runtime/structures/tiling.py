@@ -38,6 +38,9 @@ class TileBatch:
         columns: (count, width); None where they are `first + number * step + 0 .. width - 1`.
         entries: numbers of the matrix's entries that lie in these tiles.
         places: where those lie among the count * rows * width elements.
+        sources: the other way round: which entry each of the elements is, one behind the last where it is none; int32.
+        held: the first entry where tiles are full, and their entries follow each other in order; None elsewhere.
+        written: first, and how far from one tile and from one row to the next, where `outputs` are so and all exist.
     """
 
     count: int
@@ -49,6 +52,9 @@ class TileBatch:
     step: int
     entries: Tensor
     places: Tensor
+    sources: Tensor
+    held: int | None
+    written: tuple[int, int, int] | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,6 +87,7 @@ class Tiling:
                 columns=None if one.columns is None else one.columns.to(device),
                 entries=one.entries.to(device),
                 places=one.places.to(device),
+                sources=one.sources.to(device),
             )
             for one in self.batches
         ]
@@ -132,7 +139,7 @@ def tile_matrix(rows: int, columns: int, row_of: Tensor, column_of: Tensor) -> T
     counts = torch.bincount(row_of, minlength=rows).tolist()
     read = list(zip(torch.split(column_of[numbers], counts), torch.split(numbers, counts), strict=True))
     tiles = list(_tiles_of_rows(read, columns))
-    batches = [_batch(group, read, rows) for group in _batches_of(tiles, columns)]
+    batches = [_batch(group, read, rows, numbers.numel()) for group in _batches_of(tiles, columns)]
     outputs = torch.cat([batch.outputs for batch in batches])
     row_places = torch.full((rows + 1,), outputs.numel(), dtype=torch.int64, device="cpu")
     row_places[outputs] = torch.arange(outputs.numel(), device="cpu")
@@ -227,8 +234,8 @@ def _in_step(group: list[_RowTile], tile: _RowTile, columns: int) -> bool:
     )
 
 
-def _batch(tiles: list[_RowTile], read: list[tuple[Tensor, Tensor]], rows: int) -> TileBatch:
-    """Lay out tiles of one batched product, those that are smaller than others padded."""
+def _batch(tiles: list[_RowTile], read: list[tuple[Tensor, Tensor]], rows: int, total: int) -> TileBatch:
+    """Lay out tiles of one batched product, those that are smaller than others padded; `total` entries are in all."""
     height, width = max(len(tile.rows) for tile in tiles), max(tile.width for tile in tiles)
     outputs = torch.full((len(tiles), height), rows, dtype=torch.int64, device="cpu")
     gathered = torch.zeros((len(tiles), width), dtype=torch.int64, device="cpu")
@@ -241,6 +248,11 @@ def _batch(tiles: list[_RowTile], read: list[tuple[Tensor, Tensor]], rows: int) 
             places.append(torch.searchsorted(tile.columns, of_row) + (number * height + place) * width)
             entries.append(numbers)
     stretch = all(tile.is_stretch for tile in tiles)
+    held, at = torch.cat(entries), torch.cat(places)
+    size, first = len(tiles) * height * width, int(held[0])
+    sources = torch.full((size,), total, dtype=torch.int32, device="cpu")
+    sources[at] = held.to(torch.int32)
+    in_order = torch.equal(sources, torch.arange(first, first + size, dtype=torch.int32, device="cpu"))
     return TileBatch(
         count=len(tiles),
         rows=height,
@@ -249,6 +261,22 @@ def _batch(tiles: list[_RowTile], read: list[tuple[Tensor, Tensor]], rows: int) 
         columns=None if stretch else gathered,
         first=tiles[0].first if stretch else 0,
         step=tiles[1].first - tiles[0].first if stretch and len(tiles) > 1 else 0,
-        entries=torch.cat(entries),
-        places=torch.cat(places),
+        entries=held,
+        places=at,
+        sources=sources,
+        held=first if in_order else None,
+        written=_steps(outputs, rows),
     )
+
+
+def _steps(outputs: Tensor, rows: int) -> tuple[int, int, int] | None:
+    """Return what the first row is and how far the next tile and the next row are; None where that is not even."""
+    count, height = outputs.shape
+    if int(outputs.max()) >= rows:
+        return None
+    first = int(outputs[0, 0])
+    tile = int(outputs[1, 0]) - first if count > 1 else height
+    row = int(outputs[0, 1]) - first if height > 1 else 1
+    across, down = torch.arange(height, device="cpu"), torch.arange(count, device="cpu")[:, None]
+    even = tile >= 0 and torch.equal(outputs, first + down * tile + across * row)
+    return (first, tile, row) if even else None

@@ -66,6 +66,8 @@ def tune(
 ) -> None:
     """Find fast tiles: measured on this machine and remembered, or, with --gpu, ranked without the device.
 
+    Layers have the forms of their projections measured, at --batch times --length tokens.
+
     Every configuration is checked first, outputs and gradients. Calls of other lengths take what was tuned for the
     closest one; nothing is ever tuned during a call. ATTNC_PINNED=1 makes modules leave the cache alone.
     """

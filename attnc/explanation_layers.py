@@ -8,6 +8,7 @@ from typing import Any
 
 from attnc.explanation import explain_plan
 from attnc.explanation_counts import call_sizes
+from attnc.explanation_products import TakenForm, taken_form
 from attnc.ir.evaluate import Environment, evaluate
 from attnc.ir.nodes import SizeName
 from attnc.ir.show import show
@@ -23,12 +24,14 @@ class ProjectionCost:
         parameters: free ones.
         flops: useful operations of the forward pass, a multiply-add being two.
         bytes: least traffic: parameters, and activations that are read and written.
+        taken: the form in which it is computed here.
     """
 
     plan: ProjectionPlan
     parameters: int
     flops: int
     bytes: int
+    taken: TakenForm
 
     @property
     def dense(self) -> int:
@@ -47,6 +50,7 @@ class ProjectionCost:
             "rows": matrix.rows,
             "columns": matrix.columns,
             "form": self.plan.product.value,
+            "taken": {"form": self.taken.name, "reason": self.taken.reason},
             "via": None if self.plan.scheme is None else scheme_json(self.plan.scheme),
             "kernels": None if self.plan.direction is None else self.plan.direction.value,
             "parameters": self.parameters,
@@ -133,7 +137,11 @@ def _cost(one: ProjectionPlan, length: int) -> ProjectionCost:
     parameters = count_free(one)
     outputs = Fraction(length, one.outputs)
     return ProjectionCost(
-        one, parameters, round(2 * parameters * outputs), round(one.bytes * length) + parameters * ELEMENT_SIZE
+        one,
+        parameters,
+        round(2 * parameters * outputs),
+        round(one.bytes * length) + parameters * ELEMENT_SIZE,
+        taken_form(one, parameters, length),
     )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from attnc.explanation_layers import LayerExplanation, ProjectionCost
 from attnc.explanation_plan_text import plain_table
+from attnc.explanation_products import ONLY_FORM, TakenForm
 from attnc.ir.show_layer import show_layer, show_projection, show_sizes
 from attnc.schemes import describe_scheme
 
@@ -34,11 +35,21 @@ def lay_out_layer(explanation: LayerExplanation) -> Iterator[RenderableType]:
     yield Text(f"Projections at {explanation.length:,} positions", style="bold")
     yield _projections(explanation)
     yield from COUNTED
+    yield from _forms(explanation)
     for scheme in dict.fromkeys(one.scheme for one in plan.projections if one.scheme is not None):
         yield ""
         title, *rest = describe_scheme(scheme, brief=True)
         yield Text(f"Scheme {title}", style="bold")
         yield from (f"  {line}" for line in rest)
+
+
+def _forms(explanation: LayerExplanation) -> Iterator[str]:
+    """Say why each projection that has several forms is computed as it is."""
+    by_form: dict[TakenForm, list[str]] = {}
+    for one in explanation.projections:
+        if one.taken.reason != ONLY_FORM:
+            by_form.setdefault(one.taken, []).append(one.plan.matrix.name)
+    yield from (f"  {', '.join(names)}: {form.name} ({form.reason})." for form, names in by_form.items())
 
 
 def _projections(explanation: LayerExplanation) -> Table:
@@ -63,7 +74,7 @@ def _row(one: ProjectionCost) -> tuple[str, ...]:
         f"{one.parameters / one.dense:.1%}",
         _millions(one.flops),
         _millions(one.bytes),
-        one.plan.product.value + direction,
+        one.taken.name + direction,
     )
 
 

@@ -44,8 +44,13 @@ ALLOWED = {
         "ir", "algebra", "plan", "explanation", "explanation_gradients", "explanation_plan", "explanation_plan_text",
     },
     "explanation_plan_text": {"ir", "algebra", "plan", "explanation", "explanation_plan"},
-    "explanation_layers": {"ir", "algebra", "plan", "blockwise", "explanation", "explanation_counts", "schemes"},
-    "explanation_layers_text": {"ir", "explanation_layers", "explanation_plan_text", "schemes"},
+    "explanation_layers": {
+        "ir", "algebra", "plan", "blockwise", "explanation", "explanation_counts", "explanation_products", "schemes",
+    },
+    "explanation_products": {"plan", "runtime"},
+    "explanation_layers_text": {
+        "ir", "explanation_layers", "explanation_plan_text", "explanation_products", "schemes",
+    },
     "comparison": {*BASE, "syntax", "ir", "sema", "algebra"},
     "stage_text": {*BASE, "syntax", "ir", "plan", "codegen", "checking", "compiler"},
     "machine_code": {"diagnostics", "runtime", "compiler"},
@@ -65,7 +70,7 @@ ALLOWED = {
     "show": {"ir", "algebra", "plan", "blockwise", "tile_map", "bench", "pictures", "layout_pictures"},
     "layout_pictures": {"ir", "algebra", "plan", "reference", "blockwise", "tile_map", "bench"},
     "verify": {*BASE, "ir", "algebra", "plan", "reference", "runtime", "compiler", "bench"},
-    "tuning": {"diagnostics", "plan", "runtime", "compiler", "bench", "files", "terminal"},
+    "tuning": {"diagnostics", "plan", "codegen", "runtime", "compiler", "bench", "files", "terminal"},
     # the commands
     "commands": {
         *BASE, "compiler", "bench", "comparison", "explanation", "explanation_layers", "explanation_layers_text",
@@ -105,6 +110,7 @@ OWNERS = {
         "reference",
         "flex",
         "blockwise",
+        "explanation_products",
         "tile_map",
         "machine_code",
         "bench",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from attnc.bench.cases import Shape
 from attnc.runtime.gpu_library import is_library_name, library_label
 from attnc.tuning.measured import TunedKernel, describe
+from attnc.tuning.projections import TunedProjection
 from attnc.tuning.static import DOUBT, Candidate, Ranking
 
 if TYPE_CHECKING:
@@ -101,4 +102,34 @@ def tuned_table(
         more += [f"{kernel.left_out} left out by the budget"] if kernel.left_out else []
         if more:
             table.add_row("", f"({'; '.join(more)})", "", "", "")
+    return table
+
+
+def projection_table(
+    layer: str, tuned: Sequence[TunedProjection], machine: Mapping[str, object], dtype: str, shape: tuple[int, int]
+) -> Table:
+    """Lay out the forms of a layer's projections: the default, the fastest, and what failed."""
+    from rich.table import Table
+
+    batch, length = shape
+    title = f"projections of {layer} on {machine['device']}: {batch} x {length} positions, {dtype}"
+    table = Table(title=title, title_justify="left")
+    for heading in ("projection", "form"):
+        table.add_column(heading)
+    for heading in ("time", "default / time"):
+        table.add_column(heading, justify="right")
+    table.add_column("")
+    for one in tuned:
+        sizes = f"{one.module.in_features} -> {one.module.out_features}"
+        name = f"{', '.join(one.names)}: {one.module.measured_as.removeprefix('projection ')}, {sizes}"
+        default = next(trial.timing for trial in one.trials if trial.name == one.default)
+        for trial in one.trials:
+            if trial.timing is None:
+                table.add_row(name, trial.name, "", "", trial.problem)
+            else:
+                ratio = "" if default is None else f"{default.median / trial.timing.median:.2f}"
+                marks = (("default", trial.name == one.default), ("chosen", trial is one.best))
+                words = ", ".join(mark for mark, holds in marks if holds)
+                table.add_row(name, trial.name, f"{trial.timing.median * 1e3:.3g} ms", ratio, words)
+            name = ""
     return table

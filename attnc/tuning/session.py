@@ -19,11 +19,13 @@ from attnc.bench.machine import describe as describe_machine
 from attnc.bench.names import Mode
 from attnc.bench.run import Settings
 from attnc.bench.session import pick
+from attnc.codegen.names import class_name
 from attnc.compiler import Compiled, import_compiled, render
 from attnc.diagnostics import CompileError, Diagnostic
 from attnc.files import STANDARD, cannot_write, write_text
 from attnc.plan.configs import FormConfig, LibraryConfig, SlabConfig, TileConfig, TunedConfig
 from attnc.plan.kernel_plan import Plan
+from attnc.plan.layer_plan import LayerPlan
 from attnc.runtime.aot import ARCHITECTURES
 from attnc.runtime.tiles import Tiles, target_of
 from attnc.runtime.tuned import LibraryCall, ProjectionForm, Slabs, Tuned
@@ -38,7 +40,8 @@ from attnc.tuning.measured import (
     slab_candidates,
     tune,
 )
-from attnc.tuning.report import TRUST, ranking_table, tuned_table
+from attnc.tuning.projections import TunedProjection, entry_of_projection, tune_projections
+from attnc.tuning.report import TRUST, projection_table, ranking_table, tuned_table
 from attnc.tuning.static import Ranking, Target, rank
 
 SURVIVORS = 12
@@ -56,7 +59,7 @@ class TuneRequest:
         gpu: target to rank configurations for without a device; None to measure.
         backward: tune the backward pass as well.
         device: a torch device, or `auto`.
-        budget: seconds for each attention at each length.
+        budget: seconds for each attention at each length, and for the projections of each layer.
         seconds: time to spend on each measurement.
         remember: write what was measured to the user's cache.
         json: file for all figures; `export`: for what `--import` takes; `out`: for the module with its tiles.
@@ -99,6 +102,11 @@ def run_tuning(request: TuneRequest, patterns: Sequence[Compiled]) -> None:
             for length in request.lengths:
                 for measured, row in make(request, compiled, plan, length, console):
                     found.extend([] if measured is None else [measured])
+                    rows.append(row)
+        for layer in compiled.layers if request.gpu is None else ():
+            for length in request.lengths:
+                for measured, row in _projections(request, compiled, layer, length, console):
+                    found.append(measured)
                     rows.append(row)
     if request.gpu is not None:
         console.print(TRUST, soft_wrap=True)
@@ -223,6 +231,37 @@ def _measured(request: TuneRequest, compiled: Compiled, plan: Plan, length: int,
             continue
         seconds = kernel.best.timing.median, kernel.default.timing.median
         yield Measured(entry, *seconds, when=date.today().isoformat()), row
+
+
+def _projections(
+    request: TuneRequest, compiled: Compiled, layer: LayerPlan, length: int, console: Any
+) -> Iterator[tuple[Measured, dict[str, Any]]]:
+    """Measure the forms of a layer's projections; what is best is remembered even where it is the default."""
+    device, dtype = pick(request.device), getattr(torch, request.dtype)
+    mode = Mode.BOTH if request.backward else Mode.FORWARD
+    settings = Settings(device, dtype, (), mode, request.seconds, least=3)
+    made = getattr(import_compiled(compiled), class_name(layer.name))(device=device, dtype=dtype)
+    with terminal.spinner(f"{layer.name} at {length}") as say:
+        shape = request.batch, length
+        tuned = list(tune_projections(made, shape, settings, budget=request.budget, progress=say))
+    if tuned:
+        console.print(projection_table(layer.name, tuned, describe_machine(device), request.dtype, shape))
+        console.print()
+    for one in tuned:
+        times = {trial.name: None if trial.timing is None else trial.timing.median for trial in one.trials}
+        entry = entry_of_projection(one, request.batch * length, settings)
+        measured = Measured(entry, times[one.best.name], times[one.default], when=date.today().isoformat())
+        yield measured, {"layer": layer.name, "length": length} | _projection_json(one)
+
+
+def _projection_json(one: TunedProjection) -> dict[str, Any]:
+    trials = [
+        {"form": trial.name, "seconds": trial.timing.median if trial.timing else None, "problem": trial.problem}
+        for trial in one.trials
+    ]
+    named = {"projections": list(one.names), "identity": one.module.measured_as, "default": one.default}
+    sizes = {"inputs": one.module.in_features, "outputs": one.module.out_features}
+    return {**named, **sizes, "chosen": one.best.name, "trials": trials}
 
 
 def _survivors(rankings: Iterable[Ranking]) -> Candidates:

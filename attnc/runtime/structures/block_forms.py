@@ -1,4 +1,4 @@
-"""Products with block diagonal matrices, and with two of them in a row, as torch operations."""
+"""Forms of products with block diagonal matrices, and with two of them in a row: torch operations, and kernels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from attnc.runtime.structures.forms import CHAINS, ON_CPU, Form, FormTable
+from attnc.runtime.structures.factor_gradients import block_gradient, monarch_gradients
+from attnc.runtime.structures.factor_launch import (
+    launch_blocks,
+    launch_monarch,
+    suits_block_kernel,
+    suits_monarch_kernel,
+)
+from attnc.runtime.structures.factor_operators import blocks_operator, monarch_operator
+from attnc.runtime.structures.forms import CHAINS, ON_CPU, TRACED, Form, FormTable
 
 STRIP_TOKENS = 128
 """Tokens of a strip: what lies between the factors of some hundred features stays in a processor's cache."""
@@ -28,13 +36,6 @@ def multiply_placed(x: Tensor, blocks: Tensor) -> Tensor:
     groups = torch.unflatten(x, 1, (count, inputs)).transpose(0, 1)
     torch.bmm(groups, blocks.transpose(1, 2), out=out.view(-1, count, outputs).transpose(0, 1))
     return out
-
-
-def block_gradient(grad: Tensor, x: Tensor, blocks: Tensor) -> Tensor:
-    """Return the gradient of the blocks of a block diagonal matrix; both factors are read in place."""
-    count, outputs, inputs = blocks.shape
-    left = torch.unflatten(grad, 1, (count, outputs)).permute(1, 2, 0)
-    return torch.bmm(left, torch.unflatten(x, 1, (count, inputs)).transpose(0, 1))
 
 
 def _placed_gradients(wants: Sequence[bool], grad: Tensor, x: Tensor, blocks: Tensor) -> tuple[Tensor | None, ...]:
@@ -95,13 +96,38 @@ def _crossed(rows: Tensor, count: int) -> Tensor:
     return rows.reshape(-1, count, rows.shape[-1]).transpose(0, 1)
 
 
+def _kernel_product(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    return launch_monarch(x, first, second, turned=False)
+
+
+def _block_kernel_gradients(
+    wants: Sequence[bool], grad: Tensor, x: Tensor, blocks: Tensor
+) -> tuple[Tensor | None, ...]:
+    of_x = launch_blocks(grad, blocks.transpose(1, 2)) if wants[0] else None
+    return of_x, block_gradient(grad, x, blocks) if wants[1] else None
+
+
+def _monarch_kernel_gradients(
+    wants: Sequence[bool], grad: Tensor, x: Tensor, first: Tensor, second: Tensor
+) -> tuple[Tensor | None, ...]:
+    of_x = launch_monarch(grad, first, second, turned=True) if wants[0] else None
+    return of_x, *monarch_gradients(wants[1:], grad, x, first, second)
+
+
 BLOCK_FORMS = FormTable(
     CHAINS["block_diagonal"],
-    (Form("placed bmm", multiply_placed, _placed_gradients),),
+    (
+        Form("placed bmm", multiply_placed, _placed_gradients),
+        Form("kernel", launch_blocks, _block_kernel_gradients, blocks_operator, suits_block_kernel),
+    ),
     ON_CPU["block_diagonal"],
 )
 MONARCH_FORMS = FormTable(
     CHAINS["monarch"],
-    (Form("bmms of strips", multiply_in_strips, _strip_gradients),),
+    (
+        Form("bmms of strips", multiply_in_strips, _strip_gradients),
+        Form("kernel", _kernel_product, _monarch_kernel_gradients, monarch_operator, suits_monarch_kernel),
+    ),
     ON_CPU["monarch"],
 )
+TRACED.update({"block_diagonal": BLOCK_FORMS, "monarch": MONARCH_FORMS})

@@ -40,11 +40,17 @@ ON_CPU = {
 }
 """Forms that CPUs take where nothing was measured, in place of the chain: see `docs/results/structures.md`."""
 
+OTHERS = {
+    "block_diagonal": ("placed bmm", "kernel"),
+    "monarch": ("bmms of strips", "kernel"),
+    "banded": ("placed bmm of tiles",),
+    "masked": ("placed bmm of tiles",),
+    "conv": ("taps, matmul",),
+}
+"""The other forms of each structure."""
+
 ALONE = frozenset({"dense", "low_rank", "conv2d"})
 """Structures that have a chain alone: it makes no copy that another order would save."""
-
-TRACED = frozenset({"block_diagonal", "monarch"})
-"""Structures with forms that `torch.compile` can see."""
 
 TRACED_TOKENS = 4096
 """Tokens for which what `torch.compile` traces takes the form: it may not know their number."""
@@ -121,10 +127,30 @@ def measured_form(name: str, like: Tensor, sizes: tuple[int, int], tokens: int) 
     return found.name if isinstance(found, ProjectionForm) else None
 
 
+TRACED: dict[str, FormTable] = {}
+"""Structures with forms that `torch.compile` can see."""
+
+
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _traced_form(name: str, device: str, dtype: str, inputs: int, outputs: int) -> str:
-    like = torch.empty(0, device=device, dtype=getattr(torch, dtype))
-    return measured_form(name, like, (inputs, outputs), TRACED_TOKENS) or ""
+def _traced_form(structure: str, name: str, device: str, dtype: str, shapes: tuple[tuple[int, ...], ...]) -> str:
+    """Return the form of a call that is traced, which knows neither values nor the number of tokens."""
+    sizes = shapes[0][0], shapes[0][1]
+    x = torch.empty((0, sizes[0]), device=device, dtype=getattr(torch, dtype))
+    factors = [torch.empty(shape, device="meta", dtype=x.dtype) for shape in shapes[1:]]
+    table = TRACED[structure]
+    form = table.named(measured_form(name, x, sizes, TRACED_TOKENS) or table.default(x.device.type))
+    return "" if form is None or form.traced is None or not form.suits(x, factors) else form.name
+
+
+def multiply_traced(
+    structure: str, name: str, chain: Chain, sizes: tuple[int, int], x: Tensor, *factors: Tensor
+) -> Tensor:
+    """Do the same as `multiply_by_form` where `torch.compile` traces."""
+    shapes = (sizes, *(tuple(one.shape) for one in factors))
+    dtype = str(x.dtype).removeprefix("torch.")
+    form = TRACED[structure].named(_traced_form(structure, name, str(x.device), dtype, shapes))
+    traced = None if form is None else form.traced
+    return chain(x, *factors) if traced is None else traced(x, *factors)
 
 
 def forms_apply(structure: str, x: Tensor) -> bool:
@@ -147,11 +173,6 @@ def multiply_by_form(
         x: (tokens, inputs), or (batch, positions, inputs) where the structure mixes positions.
         factors: of the matrix.
     """
-    if torch.compiler.is_compiling():
-        dtype = str(x.dtype).removeprefix("torch.")
-        form = table.named(_traced_form(name, str(x.device), dtype, *sizes[:2]))
-        traced = None if form is None or not form.suits(x, factors) else form.traced
-        return (chain if traced is None else traced)(x, *factors)
     if not _can_choose((x, *factors)):
         return chain(x, *factors)
     form = table.named(measured_form(name, x, sizes[:2], sizes[2]) or table.default(x.device.type))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from attnc.runtime.autocast import lower_precision, without_autocast
-from attnc.runtime.structures.forms import FormTable, forms_apply, multiply_by_form, projection_name
+from attnc.runtime.structures.forms import FormTable, forms_apply, multiply_by_form, multiply_traced, projection_name
 
 Product = Callable[[Tensor, Tensor], Tensor]
 """Computes `x @ weight.T` for `x` of shape (..., inputs) and `weight` of shape (outputs, inputs)."""
@@ -63,17 +63,16 @@ class Projection(nn.Module):
             out = self.chain(self._as_forms_take(x), *factors)
         else:
             x, *lowered = lower_precision(x, *factors)
-            sizes, tokens = (self.in_features, self.out_features), x.numel() // self.in_features
             with without_autocast(x.device.type):
-                out = multiply_by_form(
-                    self.measured_as,
-                    self.table(x.device),
-                    self.chain,
-                    (*sizes, tokens),
-                    self._as_forms_take(x),
-                    *lowered,
-                )
+                out = self._multiply_chosen(x, lowered)
         return out if self.keeps_positions else out.reshape(*x.shape[:-1], self.out_features)
+
+    def _multiply_chosen(self, x: Tensor, factors: Sequence[Tensor]) -> Tensor:
+        sizes, given = (self.in_features, self.out_features), self._as_forms_take(x)
+        if torch.compiler.is_compiling():
+            return multiply_traced(self.structure, self.measured_as, self.chain, sizes, given, *factors)
+        tokens, table = x.numel() // self.in_features, self.table(x.device)
+        return multiply_by_form(self.measured_as, table, self.chain, (*sizes, tokens), given, *factors)
 
     def _as_forms_take(self, x: Tensor) -> Tensor:
         return x if self.keeps_positions else x.reshape(-1, self.in_features)

@@ -72,37 +72,44 @@ class TunedProjection:
         return first if first.timing.median < (1 - GAIN) * default.timing.median else default
 
 
+Alike = tuple[tuple[str, ...], Projection]
+"""Names of projections that have one structure and size, and one of them."""
+
+
+def tunable(layer: torch.nn.Module, settings: Settings) -> tuple[Alike, ...]:
+    """Return the projections of a layer that have several forms on its device, those that are alike together."""
+    found: dict[tuple[str, int, int], tuple[list[str], Projection]] = {}
+    for name, module in layer.named_children():
+        if isinstance(module, Projection) and module.product is None and len(_forms_of(module, settings)) > 1:
+            size = module.measured_as, module.in_features, module.out_features
+            found.setdefault(size, ([], module))[0].append(name)
+    return tuple((tuple(names), module) for names, module in found.values())
+
+
 def tune_projections(
-    layer: torch.nn.Module,
+    waiting: Sequence[Alike],
     shape: tuple[int, int],
     settings: Settings,
     *,
     budget: float,
     progress: Callable[[str], None] = lambda what: None,
 ) -> Iterator[TunedProjection]:
-    """Tune the projections of a layer that have several forms, those that are alike together.
+    """Tune projections, at least the first.
 
     Args:
-        layer: on the device, of the type.
+        waiting: on the device, of the type.
         shape: batch and positions.
         settings: device, type, and whether the backward pass is timed as well.
         budget: seconds; what it leaves out is not yielded.
         progress: called with a word on what comes next.
     """
     end = time.monotonic() + budget
-    alike: dict[tuple[str, int, int], list[tuple[str, Projection]]] = {}
-    for name, module in layer.named_children():
-        if isinstance(module, Projection) and module.product is None:
-            size = module.measured_as, module.in_features, module.out_features
-            alike.setdefault(size, []).append((name, module))
-    started = False
-    for group in alike.values():
-        names, module = tuple(name for name, _ in group), group[0][1]
+    for number, (names, module) in enumerate(waiting):
+        if number and time.monotonic() > end:
+            return
         forms = _forms_of(module, settings)
-        if len(forms) > 1 and not (started and time.monotonic() > end):
-            started = True
-            progress(f"{', '.join(names)}: {len(forms)} forms")
-            yield TunedProjection(names, module, _default(module, settings), _trials(module, forms, shape, settings))
+        progress(f"{', '.join(names)}: {len(forms)} forms")
+        yield TunedProjection(names, module, _default(module, settings), _trials(module, forms, shape, settings))
 
 
 def _default(module: Projection, settings: Settings) -> str:
@@ -121,8 +128,9 @@ def _trials(
     module: Projection, forms: Sequence[str], shape: tuple[int, int], settings: Settings
 ) -> tuple[FormTrial, ...]:
     few = min(shape[1], CHECKED_TOKENS)
-    right = _run(copy.deepcopy(module).double(), "", *_case(module, (1, few), settings, torch.float64))
-    plain = _run(module, forms[0], *_case(module, (1, few), settings))
+    chain = module.table(settings.device).chain
+    right = _run(copy.deepcopy(module).double(), chain, *_case(module, (1, few), settings, torch.float64))
+    plain = _run(module, chain, *_case(module, (1, few), settings))
     failed, works = [], []
     for name in forms:
         problem = _problem(module, name, _case(module, (1, few), settings), plain, right)

@@ -40,7 +40,7 @@ from attnc.tuning.measured import (
     slab_candidates,
     tune,
 )
-from attnc.tuning.projections import TunedProjection, entry_of_projection, tune_projections
+from attnc.tuning.projections import TunedProjection, entry_of_projection, tunable, tune_projections
 from attnc.tuning.report import TRUST, projection_table, ranking_table, tuned_table
 from attnc.tuning.static import Ranking, Target, rank
 
@@ -243,9 +243,13 @@ def _projections(
     made = getattr(import_compiled(compiled), class_name(layer.name))(device=device, dtype=dtype)
     with terminal.spinner(f"{layer.name} at {length}") as say:
         shape = request.batch, length
-        tuned = list(tune_projections(made, shape, settings, budget=request.budget, progress=say))
+        waiting = tunable(made, settings)
+        tuned = list(tune_projections(waiting, shape, settings, budget=request.budget, progress=say))
     if tuned:
         console.print(projection_table(layer.name, tuned, describe_machine(device), request.dtype, shape))
+        left = [name for names, _ in waiting[len(tuned) :] for name in names]
+        if left:
+            console.print(f"left out by the budget: {', '.join(left)}", highlight=False)
         console.print()
     for one in tuned:
         times = {trial.name: None if trial.timing is None else trial.timing.median for trial in one.trials}

@@ -41,7 +41,7 @@ def block_diagonal_kernel(
 
 
 @triton.jit
-def monarch_middle(group, block, turn, count, middle):
+def monarch_middle(group, block, turn, count: tl.constexpr, middle: tl.constexpr):
     """Find the number of a middle layer that a group has as `turn`-th of those that it shares with a block.
 
     Returns:
@@ -53,8 +53,8 @@ def monarch_middle(group, block, turn, count, middle):
 
 @triton.jit
 def load_first_factor(
-    pointer, given, inputs, count, middle, stride_p, stride_q, stride_k,
-    TURNED: tl.constexpr, COUNT: tl.constexpr, PAIRS: tl.constexpr,
+    pointer, given, inputs, stride_p, stride_q, stride_k,
+    count: tl.constexpr, middle: tl.constexpr, TURNED: tl.constexpr, COUNT: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
     """Load what `given` inputs of all sources are multiplied with: (sources, inputs, turns * targets)."""
     source = tl.arange(0, COUNT)[:, None, None]
@@ -69,8 +69,8 @@ def load_first_factor(
 
 @triton.jit
 def load_second_factor(
-    pointer, out, outputs, count, middle, stride_u, stride_o, stride_v,
-    TURNED: tl.constexpr, COUNT: tl.constexpr, PAIRS: tl.constexpr,
+    pointer, out, outputs, stride_u, stride_o, stride_v,
+    count: tl.constexpr, middle: tl.constexpr, TURNED: tl.constexpr, COUNT: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
     """Load what leads to outputs `out` of all targets: (targets, sources * turns, outputs)."""
     SHARED: tl.constexpr = PAIRS // COUNT  # noqa: N806
@@ -88,8 +88,9 @@ def load_second_factor(
 def monarch_kernel(
     x_ptr, first_ptr, second_ptr, out_ptr, x_stride, out_stride,
     first_stride_p, first_stride_q, first_stride_k, second_stride_u, second_stride_o, second_stride_v,
-    tokens, count, middle, inputs, outputs,
-    TURNED: tl.constexpr, DOT: tl.constexpr, COUNT: tl.constexpr, PAIRS: tl.constexpr,
+    tokens, inputs, outputs,
+    count: tl.constexpr, middle: tl.constexpr, TURNED: tl.constexpr, DOT: tl.constexpr,
+    COUNT: tl.constexpr, PAIRS: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
     """Multiply a tile of tokens with both factors.
@@ -114,8 +115,8 @@ def monarch_kernel(
             places = one * inputs + at
         x = tl.load(x_rows + places, mask=exists & (at < inputs), other=0.0)
         weights = load_first_factor(
-            first_ptr, given, inputs, count, middle, first_stride_p, first_stride_q, first_stride_k,
-            TURNED, COUNT, PAIRS,
+            first_ptr, given, inputs, first_stride_p, first_stride_q, first_stride_k,
+            count, middle, TURNED, COUNT, PAIRS,
         )  # fmt: skip
         middle_layer = tl.dot(x.to(DOT), weights.to(DOT), middle_layer, input_precision="ieee")
     by_source = tl.reshape(middle_layer.to(DOT), (COUNT, BLOCK_T, SHARED, COUNT))
@@ -124,8 +125,8 @@ def monarch_kernel(
         out = start + tl.arange(0, BLOCK_O)
         at = out[None, None, :]
         weights = load_second_factor(
-            second_ptr, out, outputs, count, middle, second_stride_u, second_stride_o, second_stride_v,
-            TURNED, COUNT, PAIRS,
+            second_ptr, out, outputs, second_stride_u, second_stride_o, second_stride_v,
+            count, middle, TURNED, COUNT, PAIRS,
         )  # fmt: skip
         sums = tl.dot(by_target, weights.to(DOT), input_precision="ieee")
         if TURNED:

@@ -79,8 +79,8 @@ def test_costs_of_projections():
     assert (found["kind"], found["name"], found["attention"]) == ("layer", "l", "a")
     assert found["projections"][1] | {"bytes": 0} == {
         "name": "key", "structure": "monarch", "arguments": {"blocks": "4"}, "rows": 32, "columns": 64,
-        "form": "2 bmms", "via": None, "kernels": None, "parameters": 768, "dense_parameters": 2048, "flops": 153600,
-        "bytes": 0,
+        "form": "2 bmms", "taken": {"form": "bmms of strips", "reason": "default: not measured"},
+        "via": None, "kernels": None, "parameters": 768, "dense_parameters": 2048, "flops": 153600, "bytes": 0,
     }  # fmt: skip
 
 

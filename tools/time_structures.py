@@ -29,6 +29,8 @@ from attnc.runtime.structures.projection import Projection
 from attnc.runtime.structures.sparse import BandedProjection, MaskedProjection
 from attnc.runtime.tuned import ProjectionForm, try_tiles
 
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "processor": time.process_time}
+
 ABOUT = """# Structures of projections
 
 Each form of each structure, forward and with the gradients of its input and parameters, in units of the
@@ -38,7 +40,8 @@ where `attnc tune` has measured nothing. Outputs are contiguous: a transposed vi
 `bytes` are the floors, both in units of the dense matrix's: multiplications, and parameters, inputs and
 outputs that have to be moved once. Convolutions do all of the dense matrix's work, and more.
 
-Written by `python tools/time_structures.py`: the least of {rounds} rounds in which all forms take turns, {dtype}.
+Written by `python tools/time_structures.py`: the least of {rounds} rounds in which all forms take turns, {dtype},
+{clock} time.
 
 {machine}
 """
@@ -89,18 +92,20 @@ def main() -> None:
     parser.add_argument("--width", default="512,1024,2048")
     parser.add_argument("--tokens", default="1024,4096")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall", help="processor time counts all threads")
     parser.add_argument("--markdown", type=Path, help="write the tables to this file as well")
     options = parser.parse_args()
     machine = describe(torch.device(options.device))
     facts = ", ".join(f"{name} {value}" for name, value in machine.items() if isinstance(value, str | int))
-    text = ABOUT.format(rounds=options.rounds, dtype=options.dtype, machine=facts)
+    text = ABOUT.format(rounds=options.rounds, dtype=options.dtype, clock=options.clock, machine=facts)
     widths, lengths = ([int(one) for one in given.split(",")] for given in (options.width, options.tokens))
     shapes = [(width, width, tokens) for width in widths for tokens in lengths]
     middle = widths[len(widths) // 2]
     shapes += [(middle, 4 * middle, lengths[0]), (4 * middle, middle, lengths[0])]
     for inputs, outputs, tokens in shapes:
         title = f"\n## {inputs} to {outputs} features, {tokens} tokens\n\n"
-        lines = table(options.device, getattr(torch, options.dtype), (inputs, outputs, tokens), options.rounds)
+        timing = options.rounds, CLOCKS[options.clock]
+        lines = table(options.device, getattr(torch, options.dtype), (inputs, outputs, tokens), timing)
         part = title + "\n".join(lines) + "\n"
         print(part, flush=True)
         text += part
@@ -108,8 +113,10 @@ def main() -> None:
         options.markdown.write_text(text)
 
 
-def table(device: str, dtype: torch.dtype, shape: tuple[int, int, int], rounds: int) -> list[str]:
-    """Measure one size and return its rows."""
+def table(
+    device: str, dtype: torch.dtype, shape: tuple[int, int, int], timing: tuple[int, Callable[[], float]]
+) -> list[str]:
+    """Measure one size by so many rounds and a clock, and return its rows."""
     inputs, outputs, tokens = shape
     x = torch.randn(1, tokens, inputs, device=device, dtype=dtype, requires_grad=True)
     upstream = torch.randn(1, tokens, outputs, device=device, dtype=dtype)
@@ -119,7 +126,7 @@ def table(device: str, dtype: torch.dtype, shape: tuple[int, int, int], rounds: 
         module = case.module.to(device, dtype)
         for form in module.table(x.device).names():
             steps[label, form] = forward_step(module, form, x), both_step(module, form, x, upstream)
-    forward, both = (measure({name: step[which] for name, step in steps.items()}, rounds) for which in (0, 1))
+    forward, both = (measure({name: step[which] for name, step in steps.items()}, *timing) for which in (0, 1))
     lines = ["| structure | form | FLOPs | bytes | forward | and backward |", "|---|---|---|---|---|---|"]
     dense = next(iter(steps))
     for label, form in steps:
@@ -152,17 +159,19 @@ def both_step(module: Projection, form: str, x: Tensor, upstream: Tensor) -> Cal
     return run
 
 
-def measure(steps: dict[tuple[str, str], Callable[[], object]], rounds: int) -> dict[tuple[str, str], float]:
+def measure(
+    steps: dict[tuple[str, str], Callable[[], object]], rounds: int, clock: Callable[[], float]
+) -> dict[tuple[str, str], float]:
     """Return the least seconds of each, called in turns."""
     times: dict[tuple[str, str], list[float]] = {name: [] for name in steps}
     for number in range(rounds + 1):
         for name in list(steps)[:: 1 if number % 2 else -1]:
-            begin = time.perf_counter()
+            begin = clock()
             steps[name]()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if number:
-                times[name].append(time.perf_counter() - begin)
+                times[name].append(clock() - begin)
     return {name: min(found) for name, found in times.items()}
 
 

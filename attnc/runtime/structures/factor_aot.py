@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from attnc.runtime.aot import ARCHITECTURES, LENGTH, KernelReport, Recorded, report_launch
-from attnc.runtime.structures.factor_launch import FactorLaunch, block_launch, monarch_launch
+from attnc.runtime.kernel_launch import KernelLaunch
+from attnc.runtime.structures.factor_launch import block_launch, monarch_launch
 from attnc.runtime.tiles import assume_target
 
 
@@ -43,7 +44,7 @@ def compile_factors(
     return tuple(_report(launch, target, dtype, inputs // blocks) for launch in launches)
 
 
-def _report(launch: FactorLaunch, target: str, dtype: torch.dtype, inputs: int) -> KernelReport:
-    sizes = {"BLOCK_M": launch.arguments["BLOCK_T"], "BLOCK_N": launch.arguments["BLOCK_O"]}  # as reports know them
-    recorded = Recorded(launch.kernel, launch.kernel.__name__, sizes | launch.arguments)
+def _report(launch: KernelLaunch, target: str, dtype: torch.dtype, inputs: int) -> KernelReport:
+    known = {"BLOCK_M": launch.arguments["BLOCK_T"], "BLOCK_N": launch.arguments["BLOCK_O"]}  # as reports know tiles
+    recorded = Recorded(launch.kernel, launch.kernel.__name__, known | launch.arguments)
     return report_launch(recorded, target, dtype, inputs)

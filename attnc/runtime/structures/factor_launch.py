@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnc.runtime.kernel_launch import launchable
+from attnc.runtime.kernel_launch import KernelCall, KernelLaunch, launchable
 from attnc.runtime.kernel_math import tl  # type: ignore[attr-defined]
 from attnc.runtime.structures.factor_kernels import block_diagonal_kernel, monarch_kernel
 from attnc.runtime.tiles import Tiles, target_of
@@ -22,11 +22,27 @@ FACTOR_TYPES = (torch.float16, torch.bfloat16, torch.float32)
 LEAST_TILE = 16
 """Rows, columns and inner size of a product: the least that matrix instructions take."""
 
-LARGEST_MIDDLE = {"sm_80": 2048, "sm_86": 1024, "sm_90": 2048, "sm_100": 2048, "gfx942": 2048, "cpu": 4096}
-"""Numbers of the middle layer of a token, padded, up to which a tile of 16-bit numbers fits into shared memory."""
+LARGEST_MIDDLE = 1024
+"""Numbers of the middle layer of a token, padded, for which a tile of 16-bit numbers stays on every target's chip."""
 
-MOST_NUMBERS = {2: 64, 4: 32}
-"""Numbers of the middle layer of a tile that a thread keeps in registers, by bytes of an input's number."""
+MOST_NUMBERS = {
+    ("sm_80", 2): 64,
+    ("sm_86", 2): 64,
+    ("sm_90", 2): 128,
+    ("sm_100", 2): 128,
+    ("gfx942", 2): 128,
+    ("sm_80", 4): 32,
+    ("sm_86", 4): 32,
+    ("sm_90", 4): 64,
+    ("sm_100", 4): 64,
+    ("gfx942", 4): 64,
+    ("cpu", 2): 128,
+    ("cpu", 4): 128,
+}
+"""Numbers of the middle layer of a tile that a thread keeps in registers, by target and bytes of an input's number."""
+
+MOST_WARPS = 8
+"""Warps of a program whose threads may have as many registers as there are."""
 
 MOST_TOKENS = 64
 """Tokens of a tile of the kernel of Monarch matrices."""
@@ -60,24 +76,6 @@ BLOCK_TILES = {
 """Tiles of block diagonal products by target and bytes of a number, of what is compiled without spills."""
 
 
-@dataclass(slots=True)
-class FactorCall:
-    """One launch, as `launchable` wants to know it."""
-
-    query: Tensor
-    tiles: Tiles
-    all_registers: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class FactorLaunch:
-    """A kernel and what it is launched with."""
-
-    kernel: Any
-    programs: int
-    arguments: dict[str, Any]
-
-
 def kernels_run_here(x: Tensor) -> bool:
     """Tell whether kernels compute tensors on a device: GPUs, and CPUs where `ATTNC_TARGET=triton` interprets them."""
     wanted = x.is_cuda or (x.device.type == "cpu" and os.environ.get("ATTNC_TARGET", "auto") == "triton")
@@ -94,9 +92,7 @@ def suits_monarch_kernel(x: Tensor, factors: Sequence[Tensor]) -> bool:
     if not suits_block_kernel(x, factors):
         return False
     count, middle, _ = factors[0].shape
-    size, width = padded_count(count) * pairs_of(count, middle), max(2, x.dtype.itemsize)
-    fits = size * width <= 2 * LARGEST_MIDDLE[target_of(x.device)]
-    return fits and monarch_tokens(padded_count(count), size, width) >= LEAST_TILE
+    return padded_count(count) * pairs_of(count, middle) * max(2, x.dtype.itemsize) <= 2 * LARGEST_MIDDLE
 
 
 def padded_count(count: int) -> int:
@@ -132,16 +128,16 @@ def with_rows(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
 
 
-def _start(launch: FactorLaunch, x: Tensor, out: Tensor) -> None:
+def _start(launch: KernelLaunch, x: Tensor, out: Tensor) -> None:
     if not out.numel():
         return
     with torch.cuda.device(x.device) if x.is_cuda else nullcontext():  # Triton launches on the current one
         tokens, warps, stages = (launch.arguments[name] for name in ("BLOCK_T", "num_warps", "num_stages"))
-        call = FactorCall(x, Tiles(tokens, tokens, warps, stages))
+        call = KernelCall(x, Tiles(tokens, tokens, warps, stages))
         launchable(launch.kernel, call)[(launch.programs,)](**launch.arguments)
 
 
-def block_launch(x: Tensor, blocks: Tensor, out: Tensor) -> FactorLaunch:
+def block_launch(x: Tensor, blocks: Tensor, out: Tensor) -> KernelLaunch:
     """Return the launch of a product with a block diagonal matrix."""
     count, outputs, inputs = blocks.shape
     tiles = BLOCK_TILES[target_of(x.device), max(2, x.dtype.itemsize)]
@@ -154,17 +150,17 @@ def block_launch(x: Tensor, blocks: Tensor, out: Tensor) -> FactorLaunch:
         **_tile_arguments(x, tiles),
     }  # fmt: skip
     programs = -(-x.shape[0] // tiles.tokens) * count * -(-outputs // tiles.outputs)
-    return FactorLaunch(block_diagonal_kernel, programs, arguments)
+    return KernelLaunch(block_diagonal_kernel, programs, arguments)
 
 
-def monarch_launch(x: Tensor, first: Tensor, second: Tensor, out: Tensor, turned: bool) -> FactorLaunch:
+def monarch_launch(x: Tensor, first: Tensor, second: Tensor, out: Tensor, turned: bool) -> KernelLaunch:
     """Return the launch of a product with a Monarch matrix or its transpose."""
     count, middle, _ = first.shape
     # [source, number, input] of the factor that is met first, and [target, output, number] of the other one
     met = second.transpose(1, 2) if turned else first
     left = first.transpose(1, 2) if turned else second
     pairs = pairs_of(count, middle)
-    tiles = monarch_tiles(padded_count(count), pairs, max(2, x.dtype.itemsize))
+    tiles = monarch_tiles(x, padded_count(count), pairs)
     arguments = {
         "x_ptr": x, "first_ptr": met, "second_ptr": left, "out_ptr": out,
         "x_stride": x.stride(0), "out_stride": out.stride(0),
@@ -174,23 +170,19 @@ def monarch_launch(x: Tensor, first: Tensor, second: Tensor, out: Tensor, turned
         "TURNED": turned, "COUNT": padded_count(count), "PAIRS": pairs,
         **_tile_arguments(x, tiles),
     }  # fmt: skip
-    return FactorLaunch(monarch_kernel, -(-x.shape[0] // tiles.tokens), arguments)
+    return KernelLaunch(monarch_kernel, -(-x.shape[0] // tiles.tokens), arguments)
 
 
-def monarch_tiles(count: int, pairs: int, width: int) -> FactorTiles:
-    """Return tiles with as many tokens as registers have room for, of numbers of so many bytes."""
-    tokens = max(LEAST_TILE, monarch_tokens(count, count * pairs, width))
+def monarch_tiles(x: Tensor, count: int, pairs: int) -> FactorTiles:
+    """Return tiles with as many tokens as registers have room for."""
+    numbers = MOST_NUMBERS[target_of(x.device), max(2, x.dtype.itemsize)] * 32 * monarch_warps(count)
+    tokens = min(MOST_TOKENS, max(LEAST_TILE, numbers // (count * pairs)))
     return FactorTiles(tokens, LEAST_TILE, LEAST_TILE, monarch_warps(count), 1)
-
-
-def monarch_tokens(count: int, size: int, width: int) -> int:
-    """Return for how many tokens registers have room, of a middle layer of a size."""
-    return min(MOST_TOKENS, MOST_NUMBERS[width] * 32 * monarch_warps(count) // size)
 
 
 def monarch_warps(count: int) -> int:
     """Return the warps of a program: each has sources of its own."""
-    return min(16, max(4, count))
+    return min(MOST_WARPS, max(4, count))
 
 
 def tile_for(size: int) -> int:

@@ -1,5 +1,6 @@
 """The GPU bundle, made here and run on the CPU at tiny sizes, in Triton's interpreter."""
 
+import dataclasses
 import json
 import os
 import re
@@ -201,6 +202,28 @@ def test_causal_scans_are_checked(bundle):
     assert wrong["wrong"] == ["output", "state", "gradient of x", "gradient of y", "gradient of z"]
     jobs = list(plan.Steps("cuda", ["causal_scan"]).checks())
     assert [job.kind for job in jobs] == ["scan"] * len(plan.SCANS)
+
+
+def test_structured_projections_are_checked(bundle):
+    from bundle import plan, structures
+
+    (asked,) = plan.DRY_STRUCTURES
+    dtype, kind, *sizes = asked
+    found = structures.check(dtype, kind, sizes, "cpu")
+    assert found["ok"], found
+    projection = structures.module().MonarchProjection
+    right = projection.table(None, None)
+    form = right.others[0]
+    broken = dataclasses.replace(
+        form,
+        product=lambda *given: 1.1 * form.product(*given),
+        gradients=lambda *given: [1.1 * one for one in form.gradients(*given)],
+    )
+    projection.table = lambda self, device: dataclasses.replace(right, others=(broken,))
+    wrong = structures.check(dtype, kind, sizes, "cpu")
+    assert wrong["wrong"] == ["output", "gradient of x", "gradient of first", "gradient of second"]
+    jobs = list(plan.Steps("cuda", ["projections"]).checks())
+    assert [job.kind for job in jobs] == ["structure"] * len(plan.STRUCTURES)
 
 
 def test_what_a_kernel_leaves_out_is_not_a_number(bundle):
@@ -410,4 +433,4 @@ def test_whole_bundle_is_right_and_small(tools, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     wanted = {one["key"] for one in json.loads((folder / "manifest.json").read_text())["patterns"]}
     checked = {key.split()[0] for key in json.loads((out / "results.json").read_text())["parts"]["correct"]}
-    assert checked == {key for key in wanted if key.startswith("examples/")} | {"causal_scan"}
+    assert checked == {key for key in wanted if key.startswith("examples/")} | {"causal_scan", "projections"}

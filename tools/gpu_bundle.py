@@ -138,13 +138,14 @@ def write_bundle(out: Path, only: list[str] | None = None, rank: float | None = 
     shutil.copytree(ROOT / "tools" / "gpu", out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copyfile(Path(measure.__file__), out / "bundle" / "measure.py")
     write_gluon(out, only)
-    (out / "causal_scan.py").write_text(scan_source())
+    (out / "causal_scan.py").write_text(runtime_text("scan"))
+    (out / "projections.py").write_text(runtime_text("structures.factors"))
     return sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
 
 
-def scan_source() -> str:
-    """Return a module that has causal scans and needs torch and Triton alone."""
-    runtime = read_runtime(("scan",))
+def runtime_text(root: str) -> str:
+    """Return a module of the runtime with all that it needs of others; it needs torch and Triton alone."""
+    runtime = read_runtime((root,))
     return "\n".join(["from __future__ import annotations", "", *runtime.imports, "", "", runtime.text, ""])
 
 

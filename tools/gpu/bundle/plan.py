@@ -9,6 +9,8 @@ from typing import Any
 
 from bundle.results import Results
 from bundle.scans import DRY_SCANS, MODULE, SCANS
+from bundle.structures import DRY_STRUCTURES, STRUCTURES
+from bundle.structures import MODULE as PROJECTIONS
 from bundle.workers import Job
 
 HERE = Path(__file__).resolve().parent.parent
@@ -86,6 +88,10 @@ class Steps:
             if self._is_wanted(MODULE):
                 given = {"dtype": dtype, "sizes": list(sizes), "weights": weights, "reverse": reverse}
                 yield Job("correct", f"{MODULE} {' '.join(str(value) for value in given.values())}", "scan", given)
+        for dtype, kind, *sizes in DRY_STRUCTURES if self.dry else STRUCTURES:
+            if self._is_wanted(PROJECTIONS):
+                given = {"dtype": dtype, "kind": kind, "sizes": sizes}
+                yield Job("correct", f"{PROJECTIONS} {' '.join(map(str, given.values()))}", "structure", given)
 
     def captures(self) -> Iterator[Job]:
         """Yield captures of all examples in CUDA graphs, where there are such."""

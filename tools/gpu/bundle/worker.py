@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from bundle import checks, machine, profiles, scans, suite, tuning
+from bundle import checks, machine, profiles, scans, structures, suite, tuning
 from bundle.data import Shape, patterns
 
 
@@ -35,6 +35,7 @@ STEPS: dict[str, Callable[..., dict[str, Any]]] = {
     "check": check,
     "capture": capture,
     "scan": scans.check,
+    "structure": structures.check,
     "case": suite.measure_case,
     "prepare": suite.prepare_case,
     "profile": profiles.profile_calls,

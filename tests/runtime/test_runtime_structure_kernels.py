@@ -80,6 +80,7 @@ SIZES = (
     (MonarchProjection, 35, 56, 7),
     (MonarchProjection, 20, 12, 4),
     (MonarchProjection, 48, 48, 1),
+    (MonarchProjection, 16, 16, 16),
 )
 
 
@@ -97,13 +98,30 @@ def test_tokens(kind, tokens, launched):
     check(kind(24, 32, 4), torch.randn(tokens, 24), launched)
 
 
+LARGER = (
+    (512, 512, 8, TOLERANCE),
+    (768, 768, 16, [torch.float16]),
+    (128, 512, 32, [torch.float16]),
+    (96, 24, 12, TOLERANCE),
+)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("inputs", "outputs", "blocks"), [(512, 512, 8), (768, 768, 16), (128, 512, 32), (96, 24, 12)])
-def test_larger_sizes(inputs, outputs, blocks, launched):
+@pytest.mark.parametrize(("inputs", "outputs", "blocks", "dtypes"), LARGER)
+def test_larger_sizes(inputs, outputs, blocks, dtypes, launched):
     torch.manual_seed(0)
     for kind in (BlockDiagonalProjection, MonarchProjection):
-        for dtype in TOLERANCE:
+        for dtype in dtypes:
             check(kind(inputs, outputs, blocks).to(dtype), torch.randn(1, 65, inputs).to(dtype), launched)
+
+
+def test_one_by_one():
+    for module in (BlockDiagonalProjection(1, 1, 1), MonarchProjection(1, 1, 1)):
+        x, upstream = torch.randn(5, 1, requires_grad=True), torch.randn(5, 1)
+        right = gradients(module, x, upstream)
+        with by_kernel(module):
+            for one, other in zip(gradients(module, x, upstream), right, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [BlockDiagonalProjection, MonarchProjection])

@@ -35,11 +35,11 @@ def _multiply_placed_tiles(tiling: Tiling, x: Tensor, values: Tensor) -> Tensor:
         size = batch.count * batch.rows * batch.width
         flat = padded.index_select(0, batch.sources) if batch.held is None else values.narrow(0, batch.held, size)
         tiles = flat.reshape(batch.count, batch.rows, batch.width)
-        read = read_tiles(x, batch)
+        read = _gather_tiles(x, batch)
         if batch.written is None:
             found = torch.bmm(read, tiles.transpose(1, 2)).transpose(0, 1).reshape(tokens, -1)
-            exists = batch.outputs < tiling.rows
-            out[:, batch.outputs[exists]] = found[:, exists]
+            at = batch.outputs.index_select(0, batch.present)
+            out.index_copy_(1, at, found.index_select(1, batch.present))
         elif batch.written[2] == 1:
             torch.bmm(read, tiles.transpose(1, 2), out=_columns_of(out, batch))
         else:
@@ -60,10 +60,11 @@ def _sample_placed_tiles(tiling: Tiling, left: Tensor, right: Tensor) -> Tensor:
     found = []
     for batch in tiling.batches:
         if batch.written is None:
-            rows = left[:, batch.outputs.clamp(max=tiling.rows - 1)].view(-1, batch.count, batch.rows).transpose(0, 1)
+            gathered = left.index_select(1, batch.outputs.clamp(max=tiling.rows - 1))
+            rows = gathered.view(-1, batch.count, batch.rows).transpose(0, 1)
         else:
             rows = _columns_of(left, batch)
-        products = torch.bmm(rows.transpose(1, 2), read_tiles(right, batch)).flatten()
+        products = torch.bmm(rows.transpose(1, 2), _gather_tiles(right, batch)).flatten()
         found.append(products if batch.held is not None else products.index_select(0, batch.places))
     return torch.cat(found).index_select(0, tiling.entry_places)
 
@@ -74,6 +75,13 @@ def _columns_of(out: Tensor, batch: TileBatch) -> Tensor:
     first, tile, row = batch.written
     shape, strides = (batch.count, out.shape[0], batch.rows), (tile, out.stride(0), row)
     return out.as_strided(shape, strides, out.storage_offset() + first)
+
+
+def _gather_tiles(x: Tensor, batch: TileBatch) -> Tensor:
+    """Do the same as `read_tiles` for what nobody differentiates."""
+    if batch.columns is None:
+        return read_tiles(x, batch)
+    return x.index_select(1, batch.columns.flatten()).view(-1, batch.count, batch.width).transpose(0, 1)
 
 
 def read_tiles(x: Tensor, batch: TileBatch) -> Tensor:

@@ -36,6 +36,7 @@ class TileBatch:
     Attributes:
         outputs: the matrix's row of each row of each tile, (count * rows,); the number of rows where there is none.
         columns: (count, width); None where they are `first + number * step + 0 .. width - 1`.
+        present: which elements of `outputs` are rows of the matrix.
         entries: numbers of the matrix's entries that lie in these tiles.
         places: where those lie among the count * rows * width elements.
         sources: the other way round: which entry each of the elements is, one behind the last where it is none; int32.
@@ -50,6 +51,7 @@ class TileBatch:
     columns: Tensor | None
     first: int
     step: int
+    present: Tensor
     entries: Tensor
     places: Tensor
     sources: Tensor
@@ -85,6 +87,7 @@ class Tiling:
                 one,
                 outputs=one.outputs.to(device),
                 columns=None if one.columns is None else one.columns.to(device),
+                present=one.present.to(device),
                 entries=one.entries.to(device),
                 places=one.places.to(device),
                 sources=one.sources.to(device),
@@ -261,6 +264,7 @@ def _batch(tiles: list[_RowTile], read: list[tuple[Tensor, Tensor]], rows: int, 
         columns=None if stretch else gathered,
         first=tiles[0].first if stretch else 0,
         step=tiles[1].first - tiles[0].first if stretch and len(tiles) > 1 else 0,
+        present=(outputs.flatten() < rows).nonzero()[:, 0],
         entries=held,
         places=at,
         sources=sources,

@@ -124,7 +124,9 @@ def table(
     every = {one.label: one for one in cases(inputs, outputs)}
     for label, case in every.items():
         module = case.module.to(device, dtype)
-        for form in module.table(x.device).names():
+        forms = module.table(x.device)
+        suitable = [form.name for form in forms.others if form.suits(x, tuple(module.parameters()))]
+        for form in (forms.chain, *suitable):
             steps[label, form] = forward_step(module, form, x), both_step(module, form, x, upstream)
     forward, both = (measure({name: step[which] for name, step in steps.items()}, *timing) for which in (0, 1))
     lines = ["| structure | form | FLOPs | bytes | forward | and backward |", "|---|---|---|---|---|---|"]

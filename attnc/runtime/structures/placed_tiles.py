@@ -11,6 +11,9 @@ from torch import Tensor
 from attnc.runtime.structures.forms import CHAINS, ON_CPU, Form, FormTable
 from attnc.runtime.structures.tiling import TileBatch, Tiling
 
+TILE_STRIP = 1024
+"""Tokens of a strip: what all tiles read of some thousand features stays in a processor's cache."""
+
 
 def tile_forms(plain: Tiling, swapped: Tiling) -> FormTable:
     """Return the forms of products with a sparse matrix.
@@ -26,25 +29,35 @@ def tile_forms(plain: Tiling, swapped: Tiling) -> FormTable:
 
 def _multiply_placed_tiles(tiling: Tiling, x: Tensor, values: Tensor) -> Tensor:
     """Return the product of (tokens, columns) with the transpose of a sparse matrix: (tokens, rows)."""
-    tokens = x.shape[0]
     written = sum(batch.count * batch.rows for batch in tiling.batches)
     make: Callable[..., Tensor] = x.new_empty if written == tiling.rows else x.new_zeros
-    out = make((tokens, tiling.rows))
+    out = make((x.shape[0], tiling.rows))
     padded = torch.cat([values, values.new_zeros(1)]) if any(one.held is None for one in tiling.batches) else values
-    for batch in tiling.batches:
-        size = batch.count * batch.rows * batch.width
-        flat = padded.index_select(0, batch.sources) if batch.held is None else values.narrow(0, batch.held, size)
-        tiles = flat.reshape(batch.count, batch.rows, batch.width)
-        read = _gather_tiles(x, batch)
-        if batch.written is None:
-            found = torch.bmm(read, tiles.transpose(1, 2)).transpose(0, 1).reshape(tokens, -1)
-            at = batch.outputs.index_select(0, batch.present)
-            out.index_copy_(1, at, found.index_select(1, batch.present))
-        elif batch.written[2] == 1:
-            torch.bmm(read, tiles.transpose(1, 2), out=_columns_of(out, batch))
-        else:
-            _columns_of(out, batch).copy_(torch.bmm(read, tiles.transpose(1, 2)))
+    tiles = [_tiles_of(batch, padded).transpose(1, 2) for batch in tiling.batches]
+    for start in range(0, x.shape[0], TILE_STRIP):
+        for batch, factor in zip(tiling.batches, tiles, strict=True):
+            read = _gather_tiles(x[start : start + TILE_STRIP], batch)
+            _write_tiles(out[start : start + TILE_STRIP], read, factor, batch)
     return out
+
+
+def _tiles_of(batch: TileBatch, padded: Tensor) -> Tensor:
+    """Return the tiles of a batch, (tiles, rows, width); `padded` are the entries, and a zero where one is needed."""
+    size = batch.count * batch.rows * batch.width
+    flat = padded.index_select(0, batch.sources) if batch.held is None else padded.narrow(0, batch.held, size)
+    return flat.reshape(batch.count, batch.rows, batch.width)
+
+
+def _write_tiles(out: Tensor, read: Tensor, factor: Tensor, batch: TileBatch) -> None:
+    """Write the products of a batch into the columns of (tokens, all rows) that they have."""
+    if batch.written is None:
+        found = torch.bmm(read, factor).transpose(0, 1).reshape(out.shape[0], -1)
+        at = batch.outputs.index_select(0, batch.present)
+        out.index_copy_(1, at, found.index_select(1, batch.present))
+    elif batch.written[2] == 1:
+        torch.bmm(read, factor, out=_columns_of(out, batch))
+    else:
+        _columns_of(out, batch).copy_(torch.bmm(read, factor))
 
 
 def _placed_tile_gradients(
@@ -57,16 +70,25 @@ def _placed_tile_gradients(
 
 def _sample_placed_tiles(tiling: Tiling, left: Tensor, right: Tensor) -> Tensor:
     """Return `left.T @ right` at the entries of a sparse matrix: (tokens, rows) and (tokens, columns) to (entries,)."""
-    found = []
-    for batch in tiling.batches:
-        if batch.written is None:
-            gathered = left.index_select(1, batch.outputs.clamp(max=tiling.rows - 1))
-            rows = gathered.view(-1, batch.count, batch.rows).transpose(0, 1)
-        else:
-            rows = _columns_of(left, batch)
-        products = torch.bmm(rows.transpose(1, 2), _gather_tiles(right, batch)).flatten()
-        found.append(products if batch.held is not None else products.index_select(0, batch.places))
-    return torch.cat(found).index_select(0, tiling.entry_places)
+    wide = torch.promote_types(left.dtype, torch.float32)
+    sums = [left.new_zeros((one.count, one.rows, one.width), dtype=wide) for one in tiling.batches]
+    for start in range(0, left.shape[0], TILE_STRIP):
+        of_left, of_right = left[start : start + TILE_STRIP], right[start : start + TILE_STRIP]
+        for batch, total in zip(tiling.batches, sums, strict=True):
+            total += torch.bmm(_gather_rows(of_left, batch).transpose(1, 2), _gather_tiles(of_right, batch))
+    found = [
+        total.flatten() if batch.held is not None else total.flatten().index_select(0, batch.places)
+        for batch, total in zip(tiling.batches, sums, strict=True)
+    ]
+    return torch.cat(found).index_select(0, tiling.entry_places).to(left.dtype)
+
+
+def _gather_rows(left: Tensor, batch: TileBatch) -> Tensor:
+    """Return the columns of (tokens, all rows) that the tiles of a batch have, (tiles, tokens, rows)."""
+    if batch.written is not None and batch.written[2] == 1:
+        return _columns_of(left, batch)
+    gathered = left.index_select(1, batch.outputs.clamp(max=left.shape[1] - 1))
+    return gathered.view(-1, batch.count, batch.rows).transpose(0, 1)
 
 
 def _columns_of(out: Tensor, batch: TileBatch) -> Tensor:

@@ -9,7 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from attnc.runtime.autocast import lower_precision, without_autocast
-from attnc.runtime.structures.forms import FormTable, forms_apply, multiply_by_form, multiply_traced, projection_name
+from attnc.runtime.structures.forms import (
+    CHAINS,
+    FormTable,
+    forms_apply,
+    multiply_by_form,
+    multiply_traced,
+    projection_name,
+)
 
 Product = Callable[[Tensor, Tensor], Tensor]
 """Computes `x @ weight.T` for `x` of shape (..., inputs) and `weight` of shape (outputs, inputs)."""
@@ -51,7 +58,7 @@ class Projection(nn.Module):
 
     def table(self, device: torch.device) -> FormTable:
         """Return the forms in which the product is computed on a device."""
-        return FormTable("matmul")
+        return FormTable(CHAINS[self.structure])
 
     def chain(self, x: Tensor, *factors: Tensor) -> Tensor:
         """Return the product of (tokens, in_features) with a matrix of such factors, by torch operations."""

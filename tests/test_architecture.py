@@ -44,8 +44,13 @@ ALLOWED = {
         "ir", "algebra", "plan", "explanation", "explanation_gradients", "explanation_plan", "explanation_plan_text",
     },
     "explanation_plan_text": {"ir", "algebra", "plan", "explanation", "explanation_plan"},
-    "explanation_layers": {"ir", "algebra", "plan", "blockwise", "explanation", "explanation_counts", "schemes"},
-    "explanation_layers_text": {"ir", "explanation_layers", "explanation_plan_text", "schemes"},
+    "explanation_latents": {"ir", "plan", "explanation_forms"},
+    "explanation_layers": {
+        "ir", "algebra", "plan", "blockwise", "explanation", "explanation_counts", "explanation_latents", "schemes",
+    },
+    "explanation_layers_text": {
+        "ir", "explanation_latents", "explanation_layers", "explanation_plan_text", "schemes",
+    },
     "comparison": {*BASE, "syntax", "ir", "sema", "algebra"},
     "stage_text": {*BASE, "syntax", "ir", "plan", "codegen", "checking", "compiler"},
     "machine_code": {"diagnostics", "runtime", "compiler"},

@@ -1,9 +1,9 @@
 """Low-rank keys and values of a layer: whether the factor behind their latents may be taken on the side of queries.
 
-With latents `c = down x`, scores are the chain `query up c^T` and sums of values the chain `weights c up^T`, where
-`up` has a part for each head of keys and values. Taken from the right, latents are *expanded* to heads; from the left,
-`up` is *absorbed* into queries and results, and all heads attend to the latents themselves. The runtime decides by the
-same costs at the lengths of each call (`runtime/structures/latents.py`).
+With latents `c = down x`, scores are the chain `q up c^T` of queries, and sums of values the chain `w c up^T` of
+weights, where `up` has a part for each head of keys and values. Taken from the right, latents are *expanded* to heads;
+from the left, `up` is *absorbed* into queries and results, and all heads attend to the latents themselves. The runtime
+decides by the same costs at the lengths of each call (`runtime/structures/latents.py`).
 """
 
 from __future__ import annotations
@@ -126,13 +126,12 @@ def latent_orders(one: LatentPlan, sizes: LayerSizes, growth: Growth, queries: i
     pairs = growth.pairs(queries, keys)
     up = Factor("up", sizes.head_size, one.rank, sizes.kv_heads)
     if one.name == "key":
-        query = Factor("query", queries, sizes.head_size, sizes.heads)
-        factors = (query, up, Factor("latents^T", one.rank, keys))
-        chains = orders(factors, pairs)
+        query = Factor("q", queries, sizes.head_size, sizes.heads)
+        chains = orders((query, up, Factor("c^T", one.rank, keys)), pairs)
     else:
-        weights = Factor("weights", queries, keys, sizes.heads, pairs)
+        weights = Factor("w", queries, keys, sizes.heads, pairs)
         across = Factor("up^T", one.rank, sizes.head_size, sizes.kv_heads)
-        chains = orders((weights, Factor("latents", keys, one.rank), across))
+        chains = orders((weights, Factor("c", keys, one.rank), across))
     found = [Order(_form(chain), str(chain), cost(chain)) for chain in chains]
     expand, absorb = sorted(found, key=lambda order: order.form, reverse=True)
     chosen = one.is_choice and absorb.cost.flops < expand.cost.flops

@@ -9,6 +9,7 @@ from math import prod
 
 from attnc.ir.matrices import LayerSizes, Matrix
 from attnc.ir.program import AlignKind
+from attnc.ir.shortening import ends_at_last_key
 from attnc.plan.kernel_plan import Form, Plan
 from attnc.plan.latents import NAMES, LatentPlan
 
@@ -82,7 +83,7 @@ def _reasons(matrices: tuple[Matrix, ...], plan: Plan) -> Iterator[str]:
             yield f"the kernels of `{matrix.name}` read tokens that an earlier call had; call with all tokens at once"
     if attention.align.kind is AlignKind.START:
         yield "`align start` puts the first query of each call at the first key; `align end` counts on"
-    if attention.align.kind is AlignKind.AT:
+    elif not ends_at_last_key(attention):
         yield "`align at` puts queries elsewhere than behind the keys of earlier calls; `align end` counts on"
     if attention.decompose is not None and attention.decompose.form == "nystrom":
         yield "`decompose nystrom` takes landmarks of all queries; call with all tokens at once"

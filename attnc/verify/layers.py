@@ -62,7 +62,7 @@ def verify_layer(plan: LayerPlan, module: ModuleType) -> Iterator[Outcome]:
     for order in PRODUCT_ORDERS if choice else ("",):
         for topic, dtype in _DTYPES.items():
             check = _check_gradients if topic.endswith("gradients") else _check_output
-            outcome = Outcome(plan.name, "", f"{topic}, {order}" if order else topic)
+            outcome = Outcome(plan.name, "", f"{topic} ({order})" if order else topic)
             with products_in_order(order) if order else nullcontext():
                 outcome = _try_all(outcome, cases, lambda case: check(plan, layer, case, dtype))  # noqa: B023
             yield outcome

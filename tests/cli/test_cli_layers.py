@@ -99,7 +99,7 @@ layer b(width: int = 24) { heads 4; kv_heads 2; key low_rank(5); value low_rank(
         return {one.topic: one.problem for one in verify_layer(plan, module)}
 
     topics = [
-        f"layer {topic}, {order}"
+        f"layer {topic} ({order})"
         for order in ("absorb", "expand")
         for topic in ("output", "output in half precision", "gradients")
     ]
@@ -108,8 +108,8 @@ layer b(width: int = 24) { heads 4; kv_heads 2; key low_rank(5); value low_rank(
     assert not any(found.values())
     monkeypatch.setattr(module, "absorb_up", lambda query, up, heads: 99 * query[..., :1].expand(-1, -1, -1, 5))
     found = problems()
-    assert all(found[f"layer {topic}, absorb"] for topic in ("output", "gradients"))
-    assert not any(found[topic] for topic in topics if topic.endswith("expand"))
+    assert all(found[f"layer {topic} (absorb)"] for topic in ("output", "gradients"))
+    assert not any(found[topic] for topic in topics if topic.endswith("(expand)"))
     monkeypatch.undo()
     monkeypatch.setattr(
         module, "extend_cache", lambda cache, key, value, of_context: module.LayerCache(key, value, of_context)

@@ -34,6 +34,8 @@ attention unit { prepare unit
  mask causal }
 attention mapped { feature relu
  mask causal }
+attention mapped_near { feature relu
+ mask causal and i - j < 4 }
 attention pooled { keys mean_pool(2, 2)
  mask causal }
 attention landmarks { decompose nystrom(3) }
@@ -60,6 +62,7 @@ LAYERS = {
     "reads_group": f"heads 4; kv_heads 2; {BOTH}; attend grouped",
     "at_start": f"heads 4; kv_heads 2; {BOTH}; attend first",
     "by_features": f"heads 4; kv_heads 2; {BOTH}; attend mapped",
+    "by_near_features": f"heads 4; kv_heads 2; {BOTH}; attend mapped_near",
     "shortened": f"heads 4; kv_heads 2; {BOTH}; attend pooled",
     "approximate": f"heads 4; kv_heads 2; {BOTH}; attend landmarks",
     "of_linear_cost": f"heads 4; kv_heads 2; {BOTH}; attend linear_one",
@@ -68,8 +71,8 @@ LAYERS = {
 WIDTH = 24
 CHOICES = {  # of those above that are no choice for both, what is left to choose
     "keys_alone": ("key",), "values_alone": ("value",), "turned": ("value",), "prepared": ("value",),
-    "reads_size": ("value",), "reads_group": ("value",), "by_features": (), "shortened": (), "approximate": (),
-    "of_linear_cost": (), "wide": ("key",),
+    "reads_size": ("value",), "reads_group": ("value",), "by_features": (), "by_near_features": ("value",),
+    "shortened": (), "approximate": (), "of_linear_cost": (), "wide": ("key",),
 }  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Orders of products in chains, and what they cost."""
 
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 import torch
@@ -9,8 +10,7 @@ from attnc.algebra.chains import Cost, Factor, Product, cost, orders
 
 
 def chain(*sizes):
-    pairs = zip(sizes[:-1], sizes[1:], strict=True)
-    return tuple(Factor(f"a{number}", rows, columns) for number, (rows, columns) in enumerate(pairs))
+    return tuple(Factor(f"a{number}", rows, columns) for number, (rows, columns) in enumerate(pairwise(sizes)))
 
 
 def test_every_order_once():

@@ -24,7 +24,7 @@ from attnc.plan.kernel_plan import Plan
 LARGEST_LATENT = 256
 """Numbers of a latent that a head may have: kernels take no larger heads."""
 
-COUNTED_AT = 2048
+COUNTED_AT = 8192
 """Pairs are counted at this length, twice and four times it, to tell how they grow."""
 
 COUNT_OPERATIONS = 2_000_000

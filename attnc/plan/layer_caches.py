@@ -12,6 +12,7 @@ from attnc.ir.program import AlignKind
 from attnc.ir.shortening import ends_at_last_key
 from attnc.plan.kernel_plan import Form, Plan
 from attnc.plan.latents import NAMES, LatentPlan
+from attnc.plan.linear import lengths_read
 
 
 class Kept(Enum):
@@ -68,7 +69,7 @@ def plan_cache(
 
 def _carries_sums(plan: Plan) -> bool:
     """Tell whether the attention can go on from the sums over keys that it has seen."""
-    if plan.linear is None or plan.linear.form is not Form.CHUNKED:
+    if plan.linear is None or plan.linear.form is not Form.CHUNKED or lengths_read(plan.linear.weights, plan.operation):
         return False
     feature = plan.operation.feature
     return feature is None or feature.form != "cosformer"  # whose features depend on the number of all keys

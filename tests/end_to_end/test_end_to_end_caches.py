@@ -35,6 +35,16 @@ attention retention { prepare rotary(100)
  normalize none }
 attention performer { feature favor(8, 0)
  mask causal }
+attention plain_sums { weight 1 / (j + 2)
+ normalize none
+ mask causal }
+attention by_size { feature relu
+ weight 1 + j / M
+ mask causal }
+attention by_table { input gain: float[M]
+ feature relu
+ weight gain[j]
+ mask causal }
 attention cosine { feature cosformer
  mask causal }
 attention first { mask causal
@@ -59,10 +69,13 @@ LAYERS = {
     "shortened": (KEYS, "norm rms; heads 4; kv_heads 2; rotary theta = 100; attend pooled"),
     "pointwise": (KEYS, "norm rms; heads 4; query conv(1, 1); attend causal_one"),
     "recurrent": (SUMS, f"norm rms; heads 4; kv_heads 2; attend retention; {FEEDFORWARD}"),
+    "without_features": (SUMS, "norm rms; heads 4; kv_heads 2; attend plain_sums; value low_rank(3)"),
+    "by_key": (KEYS, "norm rms; heads 4; kv_heads 2; attend by_table"),
     "by_features": (SUMS, "norm rms; heads 4; kv_heads 2; rotary theta = 100; attend performer; key low_rank(3)"),
 }
 OTHERS = {
     "by_length": (KEYS, "norm rms; heads 4; attend cosine"),
+    "by_last": (KEYS, "norm rms; heads 4; attend by_size"),
     "both_ways": (KEYS, "norm rms; heads 4; kv_heads 2; key low_rank(5); value low_rank(5); attend full"),
     "partly": (KEYS, "norm rms; heads 4; kv_heads 2; rotary theta = 100; attend prefix_of"),
     "at_start": (NOTHING, "norm rms; heads 4; attend first; key low_rank(3)"),
@@ -101,6 +114,8 @@ def layer_of(name, dtype=torch.float64):
 
 
 def inputs_of(name, batch, keys):
+    if name == "by_key":
+        return {"gain": 1 + 0.1 * torch.arange(keys, dtype=torch.float64)}
     doc = torch.tensor([0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 2]).expand(batch, -1)
     return {"doc": doc[:, :keys]} if name == "documents" else {}
 
@@ -167,7 +182,7 @@ def test_latents_take_the_place_of_heads():
     }
 
 
-@pytest.mark.parametrize("name", ["by_length", "both_ways", "partly"])
+@pytest.mark.parametrize("name", ["by_length", "by_last", "both_ways", "partly"])
 def test_other_masks_see_what_there_is_so_far(name):
     """Rows are those of all tokens so far; what earlier calls returned knew of no later ones."""
     layer, x = layer_of(name), tokens(9)

@@ -261,6 +261,8 @@ def test_what_does_not_fit_sums_is_told():
         ({"return_cache": True, "context": x}, ValueError, "recurrent: cache has sums over the tokens of x"),
         ({"cache": kept._replace(memory=kept.memory[:1])}, ValueError, "expected 2 batch entries"),
         ({"cache": kept._replace(memory=kept.memory.to("meta"))}, ValueError, "cache is on meta, but x is on cpu"),
+        ({"cache": kept._replace(memory=None)}, TypeError, "cache.memory is NoneType, expected a tensor"),
+        ({"cache": kept._replace(length=-1)}, ValueError, "state has a length of -1"),
         ({"return_cache": None}, TypeError, "return_cache is NoneType"),
     ):
         with pytest.raises(kind, match=words):

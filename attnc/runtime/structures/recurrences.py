@@ -22,6 +22,8 @@ def check_sums(layer: str, x: Tensor, cache: State | None, context: Tensor | Non
         raise ValueError(f"{layer}: cache has sums over the tokens of x, which the keys of a context are no part of")
     if cache is None:
         return
+    if not isinstance(cache.memory, Tensor):
+        raise TypeError(f"{layer}: cache.memory is {type(cache.memory).__name__}, expected a tensor")
     if cache.memory.dim() != 4 or cache.memory.shape[0] != x.shape[0]:
         raise ValueError(
             f"{layer}: cache has sums of shape {tuple(cache.memory.shape)}, expected {x.shape[0]} batch entries"

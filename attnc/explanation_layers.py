@@ -8,6 +8,7 @@ from typing import Any
 
 from attnc.explanation import explain_plan
 from attnc.explanation_counts import call_sizes
+from attnc.explanation_latents import CacheSize, LatentPrices, cache_size, latent_prices
 from attnc.explanation_products import TakenForm, taken_form
 from attnc.ir.evaluate import Environment, evaluate
 from attnc.ir.nodes import SizeName
@@ -68,7 +69,9 @@ class LayerExplanation:
         length: queries, and keys before any are left out.
         others: parameters of norms and what the attention learns.
         attention_flops: of all heads; None where data decides how many pairs are allowed.
-        attention_bytes: least traffic of the attention.
+        attention_bytes: least traffic of the attention, between expanded keys and values.
+        latents: both orders of products around low-rank keys and values.
+        cache: what is kept of the tokens so far.
     """
 
     plan: LayerPlan
@@ -77,6 +80,8 @@ class LayerExplanation:
     others: int
     attention_flops: int | float | None
     attention_bytes: int
+    latents: tuple[LatentPrices, ...]
+    cache: CacheSize
 
     @property
     def parameters(self) -> int:
@@ -116,6 +121,8 @@ class LayerExplanation:
             "attention_bytes": self.attention_bytes,
             "flops": self.flops,
             "bytes": self.bytes,
+            "latents": [one.as_json() for one in self.latents],
+            "cache": self.cache.as_json(),
         }
 
 
@@ -130,7 +137,16 @@ def explain_layer(plan: LayerPlan, *, length: int) -> LayerExplanation:
         flops = 4 * length * keys * sizes.heads * sizes.head_size
     elements = sizes.head_size * (2 * sizes.heads * length + 2 * sizes.kv_heads * keys)
     costs = tuple(_cost(one, length) for one in plan.projections)
-    return LayerExplanation(plan, length, costs, _others(plan), flops, elements * ELEMENT_SIZE)
+    return LayerExplanation(
+        plan,
+        length,
+        costs,
+        _others(plan),
+        flops,
+        elements * ELEMENT_SIZE,
+        latent_prices(plan, length),
+        cache_size(plan),
+    )
 
 
 def _cost(one: ProjectionPlan, length: int) -> ProjectionCost:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from attnc.explanation_latents import CacheSize
 from attnc.explanation_layers import LayerExplanation, ProjectionCost
 from attnc.explanation_plan_text import plain_table
 from attnc.explanation_products import ONLY_FORM, TakenForm
@@ -36,6 +37,10 @@ def lay_out_layer(explanation: LayerExplanation) -> Iterator[RenderableType]:
     yield _projections(explanation)
     yield from COUNTED
     yield from _forms(explanation)
+    yield from _latents(explanation)
+    yield ""
+    yield Text("Cache", style="bold")
+    yield f"  {_cache(explanation.cache)}"
     for scheme in dict.fromkeys(one.scheme for one in plan.projections if one.scheme is not None):
         yield ""
         title, *rest = describe_scheme(scheme, brief=True)
@@ -61,6 +66,58 @@ def _projections(explanation: LayerExplanation) -> Table:
     table.add_row("attention", called, "", "", "", work[0], _millions(explanation.attention_bytes), "")
     table.add_row("layer", "", "", f"{explanation.parameters:,}", "", work[1], _millions(explanation.bytes), "")
     return table
+
+
+def _latents(explanation: LayerExplanation) -> Iterator[RenderableType]:
+    """Yield both orders of products around low-rank keys and values, and why there is but one."""
+    from rich.text import Text
+
+    if not explanation.latents:
+        return
+    yield ""
+    yield Text("Order of products around low-rank keys and values", style="bold")
+    if any(one.whole for one in explanation.latents):
+        yield _orders(explanation)
+        yield "  q are queries, c latents, w the weights of pairs, up maps latents to heads; a cache has the latents."
+    for one in explanation.latents:
+        if one.plan.expanded_because:
+            yield f"  `{one.plan.name}` is always expanded: {one.plan.expanded_because}."
+
+
+def _orders(explanation: LayerExplanation) -> Table:
+    length = f"{explanation.length:,}"
+    table = plain_table("", "", "", f"{length} tokens: MFLOP", "MB", "one token: MFLOP", "MB", "taken for")
+    for one in explanation.latents:
+        step = {price.form: price for price in one.step}
+        for place, price in enumerate(sorted(one.whole, key=lambda price: price.form)):
+            other = step[price.form]
+            calls = [name for name, found in ((f"{length} tokens", price), ("one", other)) if found.chosen]
+            table.add_row(
+                one.plan.name if place == 0 else "",
+                price.form,
+                price.products,
+                _millions(price.flops),
+                _millions(price.bytes),
+                _millions(other.flops),
+                _millions(other.bytes),
+                " and ".join(calls),
+            )
+    return table
+
+
+def _cache(cache: CacheSize) -> str:
+    match cache.kept:
+        case "keys" if cache.per_token < cache.of_heads:
+            return f"{cache.per_token:,} numbers of each token; keys and values of heads would be {cache.of_heads:,}"
+        case "keys":
+            return f"{cache.per_token:,} numbers of each token: keys and values of heads"
+        case "sums":
+            return (
+                f"{cache.once:,} numbers however many tokens: sums over keys; keys and values would be "
+                f"{cache.of_heads:,} of each token"
+            )
+        case _:
+            return f"none: {cache.refused_because}"
 
 
 def _row(one: ProjectionCost) -> tuple[str, ...]:

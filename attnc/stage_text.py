@@ -13,6 +13,7 @@ from attnc.ir.nodes import Expr
 from attnc.ir.show import show, show_attention
 from attnc.ir.show_layer import show_layer, show_projection, show_sizes
 from attnc.plan.kernel_plan import Pass, Plan
+from attnc.plan.layer_caches import Kept
 from attnc.plan.layer_plan import LayerPlan
 from attnc.source import SourceFile, Span
 from attnc.syntax.parse import parse_source
@@ -122,6 +123,11 @@ def layer_plan_text(plan: LayerPlan) -> str:
         lines.append(
             f"{INDENT}{matrix.name}: {show_projection(matrix.projection)}, {size}: {one.product.value}{direction}"
         )
+    for latent in plan.latents:
+        how = "absorbed or expanded, by lengths" if latent.is_choice else f"expanded: {latent.expanded_because}"
+        lines.append(f"{INDENT}latents of {latent.name}, rank {latent.rank}: {how}")
+    kept = plan.cache.refused_because or f"{plan.cache.numbers} numbers of a token"
+    lines.append(f"{INDENT}cache: {plan.cache.kept.value}{'' if plan.cache.kept is Kept.SUMS else f', {kept}'}")
     return "\n".join(lines)
 
 

@@ -44,12 +44,14 @@ ALLOWED = {
         "ir", "algebra", "plan", "explanation", "explanation_gradients", "explanation_plan", "explanation_plan_text",
     },
     "explanation_plan_text": {"ir", "algebra", "plan", "explanation", "explanation_plan"},
+    "explanation_latents": {"ir", "plan", "explanation_forms"},
     "explanation_layers": {
-        "ir", "algebra", "plan", "blockwise", "explanation", "explanation_counts", "explanation_products", "schemes",
+        "ir", "algebra", "plan", "blockwise", "explanation", "explanation_counts", "explanation_latents",
+        "explanation_products", "schemes",
     },
     "explanation_products": {"plan", "runtime"},
     "explanation_layers_text": {
-        "ir", "explanation_layers", "explanation_plan_text", "explanation_products", "schemes",
+        "ir", "explanation_latents", "explanation_layers", "explanation_plan_text", "explanation_products", "schemes",
     },
     "comparison": {*BASE, "syntax", "ir", "sema", "algebra"},
     "stage_text": {*BASE, "syntax", "ir", "plan", "codegen", "checking", "compiler"},

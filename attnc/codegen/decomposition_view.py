@@ -8,11 +8,9 @@ from attnc.algebra.separable import split_score
 from attnc.codegen.expr_torch import quoted
 from attnc.codegen.formulas import Field, Formulas
 from attnc.codegen.layout import Bracket, call, sequence
-from attnc.ir.nodes import Expr, Index, IndexName, Size, SizeName
 from attnc.ir.program import AlignKind, Attention, Deferred, Tensor
-from attnc.ir.show import show
-from attnc.ir.walk import tables, walk
 from attnc.plan.kernel_plan import LinearForm, Plan
+from attnc.plan.linear import lengths_read
 
 
 def decomposition(plan: Plan, formulas: Formulas, describe: Callable[[Tensor], Bracket]) -> Bracket | None:
@@ -88,28 +86,13 @@ def _feature(one: Deferred) -> Bracket:
     return call("FeatureMap", *fields)
 
 
-def _lengths(form: LinearForm, declared: Attention) -> str:
-    """Return what the factors of a form depend on that is of one call alone: `M`, `N`, `r`, or nothing.
-
-    A table with an element for each key or query has the length of that call as well.
-    """
-    weights = form.weights
-    stated = (weights.query_factor, weights.key_factor, weights.query_exponent, weights.key_exponent, declared.scale)
-    parts = [part for part in stated if part is not None]
-    read = {name for part in parts for name in tables(part)}
-    dims = [dim for one in declared.tensors if one.name in read for dim in one.dims if dim is not None]
-    nodes = {node for expr in (*parts, *dims) for node in walk(expr)}
-    known: tuple[Expr, ...] = (Size(SizeName.KEYS), Size(SizeName.QUERIES), Index(IndexName.ROW))
-    return next((show(node) for node in known if node in nodes), "")
-
-
 def _linear(form: LinearForm, declared: Attention, formulas: Formulas) -> Bracket:
     fields: list[Field] = [("chunk", str(form.chunk))]
     if form.asked:
         fields.append(("asked", "True"))
     if declared.align.kind is not AlignKind.END:
         fields.append(("at_end", "False"))
-    lengths = _lengths(form, declared)
+    lengths = lengths_read(form.weights, declared)
     if lengths:
         fields.append(("lengths", quoted(lengths)))
     weights = form.weights

@@ -8,6 +8,15 @@ from dataclasses import dataclass
 from attnc.algebra.bilinear.scheme import Scheme
 from attnc.codegen.expr_torch import printable, torch_body
 from attnc.codegen.formulas import FormulaView
+from attnc.codegen.layer_keys import (
+    CacheView,
+    SideView,
+    cache_view,
+    chain_lines,
+    chain_names,
+    scale_argument,
+    side_view,
+)
 from attnc.codegen.layer_schemes import product_text
 from attnc.codegen.layout import Bracket, lay_out
 from attnc.codegen.names import class_name
@@ -18,6 +27,7 @@ from attnc.ir.matrices import Matrix
 from attnc.ir.program import AlignKind
 from attnc.ir.show import show
 from attnc.plan.convolutions import Direction
+from attnc.plan.layer_caches import Kept
 from attnc.plan.layer_plan import LayerPlan, ProjectionPlan
 
 _FACTORS, _SPARSE, _CONVOLUTIONS = "structures.factors", "structures.sparse", "structures.convolutions"
@@ -55,7 +65,7 @@ _PLACE = (("device", "device"), ("dtype", "dtype"))
 LAYER_NAMES = frozenset({"functional", "Mapping"})
 """What modules with layers import besides what others do and the runtime has."""
 
-OWN_ARGUMENTS = frozenset({"x", "context"})
+OWN_ARGUMENTS = frozenset({"x", "context", "cache", "return_cache"})
 """Arguments of `forward` that no input can have the name of."""
 
 
@@ -65,11 +75,13 @@ class RotaryView:
 
     Attributes:
         first: position of the first query, as Python; None where `align at` decides it.
+        first_key: that of the first key of `source`.
         step: positions from one key to the next.
     """
 
     theta: str
     first: str | None
+    first_key: str
     step: int
 
 
@@ -87,6 +99,10 @@ class LayerView:
         inputs: of the attention, arguments of `forward`.
         learned: names of the attention's learned tensors.
         formulas: conditions of masked matrices.
+        constants: lines that define what chooses between orders of products.
+        key, value: how they are made, and in which orders they are multiplied with.
+        scale: what follows the arguments of the attention, where that must be told its scale.
+        cache: what is kept of the tokens so far.
     """
 
     name: str
@@ -104,11 +120,16 @@ class LayerView:
     learned: tuple[str, ...]
     rotary: RotaryView | None
     formulas: tuple[FormulaView, ...]
+    constants: tuple[str, ...]
+    key: SideView
+    value: SideView
+    scale: str
+    cache: CacheView
 
     @property
     def call(self) -> str:
         """What follows query, key and value where the attention is called."""
-        return "".join(f", {one.name}={one.name}" for one in self.inputs)
+        return "".join(f", {one.name}={one.name}" for one in self.inputs) + self.scale
 
 
 def layer_view(
@@ -143,14 +164,23 @@ def layer_view(
         learned=tuple(one.name for one in attention.learned),
         rotary=_rotary(plan),
         formulas=tuple(_formulas(plan)),
+        constants=chain_lines(plan),
+        key=side_view(plan, "key"),
+        value=side_view(plan, "value"),
+        scale=scale_argument(plan),
+        cache=cache_view(plan),
     )
 
 
 def layer_roots(plans: Iterable[LayerPlan]) -> tuple[str, ...]:
     """Return the modules of the runtime that layers need."""
-    structures = [one.matrix.projection.structure for plan in plans for one in plan.projections]
-    found = sorted({_CLASSES[structure][1] for structure in structures})
-    return (*found, "structures.layer_parts") if structures else ()
+    found: set[str] = set()
+    for plan in plans:
+        found |= {_CLASSES[one.matrix.projection.structure][1] for one in plan.projections}
+        found |= {"structures.layer_parts", "structures.caches"}
+        found |= {"structures.latents"} if chain_names(plan) else set()
+        found |= {"structures.recurrences", "linear"} if plan.cache.kept is Kept.SUMS else set()
+    return tuple(sorted(found))
 
 
 def layer_imports(runtime: RuntimeSource) -> frozenset[str]:
@@ -161,7 +191,7 @@ def layer_imports(runtime: RuntimeSource) -> frozenset[str]:
 
 def layer_names(plan: LayerPlan) -> tuple[str, ...]:
     """Return what a module defines for a layer, the class first."""
-    return class_name(plan.name), *(formula.name for formula in _formulas(plan))
+    return class_name(plan.name), *(formula.name for formula in _formulas(plan)), *chain_names(plan)
 
 
 def layer_title(plan: LayerPlan) -> str:
@@ -232,9 +262,14 @@ def _formulas(plan: LayerPlan) -> list[FormulaView]:
 def _rotary(plan: LayerPlan) -> RotaryView | None:
     if plan.theta is None:
         return None
-    align = plan.attention.operation.align.kind
+    align, kept = plan.attention.operation.align.kind, plan.cache.kept
     first = {AlignKind.END: "source.shape[1] - x.shape[1]", AlignKind.START: "0"}.get(align)
-    return RotaryView(repr(plan.theta), first, plan.projection("key").matrix.stride)
+    if kept is Kept.KEYS:
+        first = "key.shape[2] - x.shape[1]"
+    elif kept is Kept.SUMS:
+        first = "before + source.shape[1] - x.shape[1]"
+    step = plan.projection("key").matrix.stride
+    return RotaryView(repr(plan.theta), first, "before" if kept is Kept.SUMS else "0", step)
 
 
 def _require_free_names(plan: LayerPlan, attention: AttentionView) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from attnc.ir.nodes import Binary, BinaryOp, Call, Cast, Const, Expr, Function, Index, IndexName, Read, Size, SizeName
-from attnc.ir.program import ORIGINAL_KEYS, Attention, Deferred, Tensor, TensorKind, map_expressions
+from attnc.ir.program import ORIGINAL_KEYS, AlignKind, Attention, Deferred, Tensor, TensorKind, map_expressions
 from attnc.ir.types import Type
 from attnc.ir.walk import substitute, transform
 from attnc.source import Span
@@ -28,6 +28,16 @@ def stand_in(function: str, key: Expr, span: Span | None) -> Expr:
 def original_keys(span: Span | None = None) -> Expr:
     """Return `K`."""
     return Read(ORIGINAL_KEYS, (), Type.INT, inside=True, span=span)
+
+
+def end_shift() -> Expr:
+    """Return `K - N`, which puts the last query at the last original key."""
+    return Binary(BinaryOp.SUB, original_keys(), Size(SizeName.QUERIES), Type.INT)
+
+
+def ends_at_last_key(attention: Attention) -> bool:
+    """Tell whether the last query stands at the last key, before keys are shortened."""
+    return attention.align.kind is AlignKind.END or attention.align.shift == end_shift()
 
 
 def resolve(expr: Expr, keys: Deferred) -> Expr:

@@ -15,6 +15,8 @@ from attnc.ir.program import Align, AlignKind, Attention, Layer, Normalize, Norm
 from attnc.ir.types import Type
 from attnc.plan.convolutions import Direction, direction_of, stride_mistakes
 from attnc.plan.kernel_plan import Plan
+from attnc.plan.latents import Growth, LatentPlan, growth_of, plan_latents
+from attnc.plan.layer_caches import CachePlan, plan_cache
 
 ELEMENT_SIZE = 2
 """Bytes of an element of activations and parameters: float16 or bfloat16."""
@@ -100,14 +102,19 @@ class LayerPlan:
     Attributes:
         layer: as it was checked; `attention` is the name of its attention in the module.
         attention: the plan of that.
-        projections: in the order in which the layer multiplies with them; chains of products that are reordered would
-            be other projections here.
+        projections: in the order in which the layer multiplies with them.
+        latents: the low-rank ones of its keys and values, whose factors may be multiplied with in another order.
+        growth: how the pairs of its attention grow, by which that order is chosen.
+        cache: what it can keep of the tokens so far.
     """
 
     layer: Layer
     sizes: LayerSizes
     attention: Plan
     projections: tuple[ProjectionPlan, ...]
+    latents: tuple[LatentPlan, ...]
+    growth: Growth
+    cache: CachePlan
 
     @property
     def name(self) -> str:
@@ -122,6 +129,10 @@ class LayerPlan:
     def projection(self, name: str) -> ProjectionPlan:
         """Return a projection by its name in the state dict."""
         return next(one for one in self.projections if one.matrix.name == name)
+
+    def latent(self, name: str) -> LatentPlan | None:
+        """Return what is known of low-rank keys or values between whose orders of products lengths decide."""
+        return next((one for one in self.latents if one.name == name and one.is_choice), None)
 
 
 def plan_layer(layer: Layer, attention: Plan, schemes: Mapping[Via, LeveledScheme] | None = None) -> LayerPlan:
@@ -156,7 +167,10 @@ def plan_layer(layer: Layer, attention: Plan, schemes: Mapping[Via, LeveledSchem
         projections.append(ProjectionPlan(matrix, _PRODUCTS[structure], parameters, direction, scheme))
     if mistakes:
         raise CompileError(*dict.fromkeys(mistakes))
-    return LayerPlan(layer, sizes, attention, tuple(projections))
+    latents = plan_latents(layer, sizes, matrices, attention)
+    growth = growth_of(attention) if any(one.is_choice for one in latents) else Growth()
+    cache = plan_cache(matrices, sizes, attention, latents)
+    return LayerPlan(layer, sizes, attention, tuple(projections), latents, growth, cache)
 
 
 def _parameters(matrix: Matrix, entries: int | None) -> int | None:

@@ -11,11 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from attnc.algebra.facts import Facts
-from attnc.algebra.separable import grows, separate, split_score
+from attnc.algebra.separable import Separable, grows, separate, split_score
 from attnc.diagnostics import CompileError, Diagnostic, Label
-from attnc.ir.nodes import Binary, BinaryOp, Const, Expr
+from attnc.ir.nodes import Binary, BinaryOp, Const, Expr, Index, IndexName, Size, SizeName
 from attnc.ir.program import AlignKind, Attention, Deferred, NormalizeKind
+from attnc.ir.show import show
 from attnc.ir.types import Type
+from attnc.ir.walk import tables, walk
 from attnc.plan.kernel_plan import Form, LinearForm
 
 CHUNK = 64
@@ -74,6 +76,20 @@ def linear_work(form: LinearForm, queries: int, keys: int, features: int, value_
 def pair_work(form: LinearForm, queries: int, keys: int, features: int, value_size: int) -> float:
     """Return the work of the pairs of one head."""
     return queries * keys / (2 if form.form is Form.CHUNKED else 1) * (features + value_size)
+
+
+def lengths_read(weights: Separable, declared: Attention) -> str:
+    """Return what the factors of a linear form depend on that is of one call alone: `M`, `N`, `r`, or nothing.
+
+    A table with an element for each key or query has the length of that call as well.
+    """
+    stated = (weights.query_factor, weights.key_factor, weights.query_exponent, weights.key_exponent, declared.scale)
+    parts = [part for part in stated if part is not None]
+    read = {name for part in parts for name in tables(part)}
+    dims = [dim for one in declared.tensors if one.name in read for dim in one.dims if dim is not None]
+    nodes = {node for expr in (*parts, *dims) for node in walk(expr)}
+    known: tuple[Expr, ...] = (Size(SizeName.KEYS), Size(SizeName.QUERIES), Index(IndexName.ROW))
+    return next((show(node) for node in known if node in nodes), "")
 
 
 def _find(attention: Attention, facts: Facts) -> LinearForm | str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
+import torch
 from torch import Tensor
 
 from attnc.runtime.bands import Band
@@ -22,6 +23,12 @@ class Inner(Enum):
     BLOCKS = auto()
     MEMBERS = auto()
     HEADS = auto()
+    ONE = auto()
+    """Nothing: the single rows of all query heads of a key head are the rows of the call, which reads keys once."""
+
+
+ROW_GAIN = 3
+"""How much less time the rows of several heads take as rows of one call: so many threads may go idle for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +41,9 @@ class FlashCall:
         groups: key heads, all of the part.
         inner: what the inner dimension is.
         size: its length.
-        member: of the query heads of each key head, unless `inner` is `MEMBERS`.
+        member: of the query heads of each key head, unless `inner` is `MEMBERS` or `ONE`.
         block: which of the blocks that masks are made for the band is, unless `inner` is `BLOCKS`.
+        members: query heads of each key head, where `inner` is `ONE`.
     """
 
     band: Band
@@ -45,10 +53,13 @@ class FlashCall:
     size: int
     member: int
     block: int = 0
+    members: int = 1
 
     def rows(self, tensor: Tensor) -> Tensor:
         """View rows `[X, G, g, rows, D]`, or numbers of rows, as the operator takes them."""
         strides = tensor.stride()
+        if self.inner is Inner.ONE:
+            return self._joined(tensor.select(3, self.band.row), 0, 2, tensor.shape[2], self._first_row(tensor))
         return self._joined(tensor, self._row_step(strides), 3, self.band.rows, self._first_row(tensor))
 
     def keys(self, tensor: Tensor) -> Tensor:
@@ -62,6 +73,8 @@ class FlashCall:
 
     def spread_rows(self, tensor: Tensor) -> Tensor:
         """View rows `[X, G, g, rows, ...]` as `[X, G, inner, R, ...]`, in whichever order they lie in memory."""
+        if self.inner is Inner.ONE:
+            return tensor[slice(*self.entries), :, :, self.band.row].unsqueeze(2)
         strides = tensor.stride()
         inner = 1 if self.inner is Inner.HEADS else self.size
         size = (self.entries[1] - self.entries[0], self.groups, inner, self.band.rows, *tensor.shape[4:])
@@ -79,6 +92,9 @@ class FlashCall:
             tensor = tensor[slice(*self.entries)]
         if self.inner is Inner.MEMBERS:
             return tensor[:, :, 0].flatten(0, 1)
+        if self.inner is Inner.ONE:
+            members = tensor[:, :, 0].expand(-1, -1, self.members, *(-1,) * (tensor.dim() - 4))
+            return members.flatten(0, 1).transpose(1, 2)
         tensor = tensor[:, :, :, min(self.member, tensor.shape[3] - 1)]
         if self.inner is Inner.HEADS:
             return tensor[:, :, min(self.block, tensor.shape[2] - 1)]
@@ -130,6 +146,10 @@ def flash_calls(
     together = are_joined(tensors)
     if mask is not None and entries > 1:
         together = together and mask.shape[0] == mask.shape[1] == 1
+    threads = min(torch.get_num_threads(), entries * groups * members)
+    if together and band.count == band.rows == 1 < members and threads <= ROW_GAIN * entries * groups:
+        yield FlashCall(band, (0, entries), groups, Inner.ONE, 1, 0, members=members)
+        return
     if together and band.count == 1 and members > 1:
         yield FlashCall(band, (0, entries), groups, Inner.MEMBERS, members, 0)
         return

@@ -18,7 +18,7 @@ from attnc.ir.program import (
     Tensor,
     map_expressions,
 )
-from attnc.ir.shortening import implied_tensors, original_keys, resolve
+from attnc.ir.shortening import end_shift, implied_tensors, resolve
 from attnc.ir.types import Type
 from attnc.sema import errors, expression_errors, form_errors
 from attnc.sema.context import Context
@@ -221,8 +221,7 @@ def _shortened(attention: Attention, keys: Deferred) -> Attention:
     """Say in terms of the shortened keys what is said of original positions."""
     align = attention.align
     if align.kind is AlignKind.END:
-        shift = Binary(BinaryOp.SUB, original_keys(), Size(SizeName.QUERIES), Type.INT)
-        attention = replace(attention, align=Align(AlignKind.AT, shift, span=align.span))
+        attention = replace(attention, align=Align(AlignKind.AT, end_shift(), span=align.span))
     return map_expressions(attention, lambda expr: resolve(expr, keys))
 
 

@@ -1,9 +1,15 @@
-"""Compiled layers against their dense meaning: outputs and gradients of x, the context and every parameter."""
+"""Compiled layers against their dense meaning: outputs and gradients of x, the context and every parameter.
+
+Where the products around low-rank keys or values have two orders, both are tried. A layer that can go on from a cache
+is called stretch by stretch as well.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from types import ModuleType
 
 import torch
@@ -12,8 +18,10 @@ from torch import Tensor, nn
 from attnc.bench.cases import Data, Shape, Style, make_data
 from attnc.bench.checking import BACKWARD_FACTOR, FORWARD_FACTOR
 from attnc.plan.convolutions import Direction
+from attnc.plan.layer_caches import Kept
 from attnc.plan.layer_plan import LayerPlan
 from attnc.reference import layer_reference
+from attnc.runtime.structures.latents import PRODUCT_ORDERS, products_in_order
 from attnc.verify.outcome import Mismatch, Outcome
 from attnc.verify.programs import REDUCED_UNITS, Judge
 
@@ -25,8 +33,12 @@ _DTYPES = {
     "layer output in half precision": torch.bfloat16,
     "layer gradients": torch.float32,
 }
-LAYER_TOPICS = len(_DTYPES)
-"""Outcomes of one layer."""
+_STEPS = "layer output by steps"
+LAYER_TOPICS = 2 * len(_DTYPES) + 1
+"""Most outcomes of one layer."""
+
+STRETCHES = (3, 1, 1)
+"""Positions of the first calls that go on from a cache; the last one has what is left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +58,17 @@ def verify_layer(plan: LayerPlan, module: ModuleType) -> Iterator[Outcome]:
     """Try a layer, with fixed parameters, on a few lengths."""
     layer = _layer(plan, module)
     cases = [_case(plan, number, lengths) for number, lengths in enumerate(LENGTHS)]
-    for topic, dtype in _DTYPES.items():
-        check = _check_gradients if topic.endswith("gradients") else _check_output
-        yield _try_all(Outcome(plan.name, "", topic), cases, lambda case: check(plan, layer, case, dtype))  # noqa: B023
+    choice = any(one.is_choice for one in plan.latents)
+    for order in PRODUCT_ORDERS if choice else ("",):
+        for topic, dtype in _DTYPES.items():
+            check = _check_gradients if topic.endswith("gradients") else _check_output
+            outcome = Outcome(plan.name, "", f"{topic} ({order})" if order else topic)
+            with products_in_order(order) if order else nullcontext():
+                outcome = _try_all(outcome, cases, lambda case: check(plan, layer, case, dtype))  # noqa: B023
+            yield outcome
+    if plan.cache.kept is not Kept.NOTHING:
+        own = [case for case in cases if case.context is None]
+        yield _try_all(Outcome(plan.name, "", _STEPS), own, lambda case: _check_steps(plan, layer, case))
 
 
 def _try_all(outcome: Outcome, cases: list[_Case], check: Callable[[_Case], float]) -> Outcome:
@@ -87,14 +107,18 @@ def _case(plan: LayerPlan, seed: int, lengths: tuple[int, int, int | None]) -> _
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(batch, queries, plan.sizes.width, generator=generator)
     context = None if keys is None else torch.randn(batch, keys, plan.sizes.width, generator=generator)
-    sizes, attention = plan.sizes, plan.attention.operation
+    sizes = plan.sizes
     outputs = plan.projection("key").outputs
     shape = Shape(
         batch, sizes.heads, sizes.kv_heads, queries, -(-(keys or queries) // outputs), sizes.head_size, sizes.head_size
     )
+    return _Case(x, context, _attention_inputs(plan, shape, seed=seed))
+
+
+def _attention_inputs(plan: LayerPlan, shape: Shape, *, seed: int) -> Data:
+    attention = plan.attention.operation
     data = make_data(attention, shape, seed=seed, style=Style.WILD, dtype=torch.float32)
-    inputs = {one.name: data[one.name] for one in attention.inputs if not one.hidden}
-    return _Case(x, context, inputs)
+    return {one.name: data[one.name] for one in attention.inputs if not one.hidden}
 
 
 Leaves = Mapping[str, Tensor]
@@ -145,6 +169,36 @@ def _check_output(plan: LayerPlan, layer: nn.Module, case: _Case, dtype: torch.d
         exact = _exact(plan, case, leaves, torch.float64)
         plain = _exact(plan, case, leaves, dtype)
     return Judge(FORWARD_FACTOR, dtype, REDUCED_UNITS).ratio("output", found, exact, plain)
+
+
+def _check_steps(plan: LayerPlan, layer: nn.Module, case: _Case) -> float:
+    """Compare what stretches of a sequence give that go on from a cache, each with all tokens so far.
+
+    Raises:
+        Mismatch: it is wrong.
+    """
+    dtype, worst, kept, start = torch.float32, 0.0, None, 0
+    leaves = _leaves(layer, case, dtype)
+    length = case.x.shape[1]
+    ends = sorted({*(min(end, length) for end in accumulate(STRETCHES)), length})
+    for end in ends:
+        part = _stretch(plan, case, start, end)
+        with torch.no_grad():
+            layer_out, kept = layer(part.x, cache=kept, return_cache=True, **_inputs(part.inputs, dtype))
+            own = {**leaves, "x": part.x, "context": case.x[:, :end]}
+            exact = _exact(plan, part, own, torch.float64)
+            plain = _exact(plan, part, own, dtype)
+        judge = Judge(FORWARD_FACTOR, dtype, REDUCED_UNITS)
+        worst = max(worst, judge.ratio(f"output of positions {start} to {end - 1}", layer_out, exact, plain))
+        start = end
+    return worst
+
+
+def _stretch(plan: LayerPlan, case: _Case, start: int, end: int) -> _Case:
+    """Return the call of some positions behind others, with inputs made for its lengths."""
+    sizes, batch = plan.sizes, case.x.shape[0]
+    shape = Shape(batch, sizes.heads, sizes.kv_heads, end - start, end, sizes.head_size, sizes.head_size)
+    return _Case(case.x[:, start:end], None, _attention_inputs(plan, shape, seed=end))
 
 
 def _check_gradients(plan: LayerPlan, layer: nn.Module, case: _Case, dtype: torch.dtype) -> float:

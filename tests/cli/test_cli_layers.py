@@ -14,6 +14,7 @@ from attnc.source import SourceFile
 from attnc.verify.layers import verify_layer
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "monarch_ffn.attn"
+LATENTS = EXAMPLE.with_name("mla.attn")
 TEXT = """attention near(reach: int = 40) {
     input gain: float
     mask causal and i - j < reach
@@ -84,6 +85,79 @@ def test_verify_finds_what_is_wrong_with_a_layer(monkeypatch):
     assert all(one.cases == 4 and one.worst <= 1 for one in outcomes)
     monkeypatch.setattr(module, "rotate_pairs", lambda x, positions, theta: x)
     assert "output: error" in next(iter(verify_layer(plan, module))).problem
+
+
+def test_verify_tries_both_orders_and_steps(monkeypatch):
+    text = """attention a { input doc: int[B, M] sorted
+ mask causal and same(doc) }
+layer b(width: int = 24) { heads 4; kv_heads 2; key low_rank(5); value low_rank(4); attend a }"""
+    compiled = plan_source(SourceFile("b.attn", text))
+    module = import_compiled(compiled)
+    (plan,) = compiled.layers
+
+    def problems():
+        return {one.topic: one.problem for one in verify_layer(plan, module)}
+
+    topics = [
+        f"layer {topic} ({order})"
+        for order in ("absorb", "expand")
+        for topic in ("output", "output in half precision", "gradients")
+    ]
+    found = problems()
+    assert list(found) == [*topics, "layer output by steps"]
+    assert not any(found.values())
+    monkeypatch.setattr(module, "absorb_up", lambda query, up, heads: 99 * query[..., :1].expand(-1, -1, -1, 5))
+    found = problems()
+    assert all(found[f"layer {topic} (absorb)"] for topic in ("output", "gradients"))
+    assert not any(found[topic] for topic in topics if topic.endswith("(expand)"))
+    monkeypatch.undo()
+    monkeypatch.setattr(
+        module, "extend_cache", lambda cache, key, value, of_context: module.LayerCache(key, value, of_context)
+    )
+    found = problems()
+    assert "doc has shape" in found.pop("layer output by steps")
+    assert not any(found.values())
+
+
+def test_explain_has_the_prices_of_both_orders(place):
+    layer = json.loads(run("explain", LATENTS, "--json", "-n", 4096).stdout)[-1]
+    key, value = layer["latents"]
+    assert (key["name"], key["rank"], value["name"], value["rank"]) == ("key", 128, "value", 128)
+    pairs, factor = 16 * 4096 * 4097 // 2, 2 * 128 * 64 * 16
+    for one in (key, value):
+        assert [(price["form"], price["flops"], price["chosen"]) for price in one["whole"]] == [
+            ("expand", factor * 4096 + 2 * pairs * 64, True),
+            ("absorb", factor * 4096 + 2 * pairs * 128, False),
+        ]
+        assert [(price["form"], price["flops"], price["chosen"]) for price in one["step"]] == [
+            ("absorb", factor + 2 * 16 * 4096 * 128, True),
+            ("expand", factor * 4096 + 2 * 16 * 4096 * 64, False),
+        ]
+        latents, up, query = 128 * 4096, 16 * 64 * 128, 16 * 64  # each is read; what lies between is written and read
+        assert [price["bytes"] for price in one["step"]] == [
+            2 * (latents + up + query + 2 * 16 * 128), 2 * (latents + up + query + 2 * 16 * 64 * 4096)
+        ]  # fmt: skip
+    assert layer["cache"] == {
+        "kept": "keys", "numbers_per_token": 256, "numbers_of_heads": 2048, "numbers": 0, "refused_because": "",
+    }  # fmt: skip
+    text = run("explain", LATENTS, "-n", 4096).stdout
+    assert "256 numbers of each token; keys and values of heads would be 2,048" in text
+    (row,) = [line for line in text.splitlines() if "(q up) c^T" in line]
+    assert row.split()[:2] == ["key", "absorb"]
+    assert row.split()[-1] == "one"
+    own = json.loads(run("explain", "block.attn", "--json").stdout)[-1]
+    assert own["latents"] == []
+    assert own["cache"]["refused_because"].startswith("the kernels of `value` read tokens")
+    assert "none: the kernels of `value`" in run("explain", "block.attn").stdout
+    Path("turned.attn").write_text(
+        "attention a { mask causal }\nattention b { feature relu\n mask causal }\n"
+        "layer turned(width: int = 24) { heads 2; key low_rank(3); rotary theta = 100; attend a }\n"
+        "layer summed(width: int = 24) { heads 2; attend b }"
+    )
+    text = run("explain", "turned.attn").stdout
+    assert "`key` is always expanded: `rotary` turns the keys of heads." in text
+    assert "48 numbers of each token: keys and values of heads" in text
+    assert "312 numbers however many tokens: sums over keys" in text
 
 
 @pytest.mark.slow

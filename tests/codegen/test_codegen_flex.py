@@ -25,7 +25,7 @@ ROOT = Path(attnc.__file__).parent.parent
 FILES = sorted([*ROOT.glob("examples/*.attn"), *ROOT.glob("attnc/bench/patterns/*.attn")])
 OTHERS = {
     "sigmoid", "sink_softmax", "performer", "linear_transformer", "retention", "linformer", "nystrom", "pooled",
-    "monarch_ffn", "ssnn_block", "strassen_projection", "cvt",
+    "monarch_ffn", "ssnn_block", "strassen_projection", "cvt", "mla",
 }  # fmt: skip
 """Examples that FlexAttention has no form for, and those of layers."""
 EXPRESSIBLE = [file for file in FILES if file.stem not in OTHERS]

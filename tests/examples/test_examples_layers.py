@@ -37,6 +37,8 @@ def layer_of(name):
                 return attnc.load(EXAMPLES / "strassen_projection.attn", width=WIDTH).StrassenProjection
         case "cvt":
             return attnc.load(EXAMPLES / "cvt.attn", columns=6).Cvt
+        case "mla":
+            return attnc.load(EXAMPLES / "mla.attn", width=WIDTH, rank=8, query_rank=24).Mla
         case "performer":
             module = attnc.load(EXAMPLES / "performer.attn", features=32)
             return lambda: OfAttention(module.Performer())
@@ -55,7 +57,7 @@ def layer_of(name):
 @pytest.mark.parametrize(
     "name",
     ["ssnn_block", pytest.param("strassen_projection", marks=pytest.mark.slow), "cvt", "performer",
-     "linear_transformer", "retention", "linformer", "nystrom", "pooled"],
+     "linear_transformer", "retention", "linformer", "nystrom", "pooled", "mla"],
 )  # fmt: skip
 def test_a_stack_learns_which_token_is_the_most_frequent(name):
     make = layer_of(name)

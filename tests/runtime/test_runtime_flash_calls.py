@@ -18,6 +18,10 @@ attention windowed {
 attention blocks {
     mask i // 50 == j // 50
 }
+attention sloped {
+    mask causal
+    score s - 0.1 * (h + 1) * (i - j)
+}
 """
 
 
@@ -161,3 +165,28 @@ def test_a_store_lets_go_of_what_was_not_used_for_longest():
     assert [store.get(name) for name in "abcd"] == ["long", None, None, None]
     store.put("e", "too long", 11)
     assert [store.get(name) for name in "ae"] == [None, None]
+
+
+@pytest.mark.parametrize("layout", ["plain", "rows outside", "expanded"])
+@pytest.mark.parametrize("heads", [(1, 4, 2), (3, 4, 1), (2, 6, 3), (1, 4, 1)])
+@pytest.mark.parametrize("name", ["packed", "windowed", "blocks", "sloped"])
+def test_one_row_of_several_heads(module, shapes, name, heads, layout):
+    """The heads that share keys are the rows of a call, where each has one row."""
+    query, key, value = tensors(*heads, 203, layout)
+    doc = torch.arange(203)[None] // 61 + torch.tensor([[0], [0], [7]])[: heads[0]] * (torch.arange(203) > 100)
+    check(module, name, (query[:, :, :1], key, value), **({"doc": doc} if name == "packed" else {}))
+    assert shapes
+    joined = 1 in (heads[0], heads[2]) or (layout == "plain" and name != "sloped")  # whose key heads have biases
+    if joined and name != "packed":  # whose entries have different keys
+        assert {shape[:3] for shape, _ in shapes} == {(heads[0] * heads[2], 1, heads[1] // heads[2])}
+        assert {shape[1] for _, shape in shapes} == {1}
+
+
+def test_threads_are_not_left_without_heads(module, shapes, monkeypatch):
+    query, key, value = tensors(1, 32, 1, 203)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    module.windowed(query[:, :, :1], key, value)
+    assert {shape[:3] for shape, _ in shapes} == {(1, 32, 1)}
+    shapes.clear()
+    module.windowed(query[:, :, :1].expand(3, -1, -1, -1), key.expand(3, -1, -1, -1), value.expand(3, -1, -1, -1))
+    assert {shape[:3] for shape, _ in shapes} == {(3, 1, 32)}

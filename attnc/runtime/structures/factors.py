@@ -76,7 +76,15 @@ class LowRankProjection(Projection):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in_features) to (..., out_features)."""
-        return self.multiply(self.multiply(x, self.down), self.up)
+        return self.expand(self.compress(x))
+
+    def compress(self, x: Tensor) -> Tensor:
+        """Map (..., in_features) to latents (..., rank)."""
+        return self.multiply(x, self.down)
+
+    def expand(self, latents: Tensor) -> Tensor:
+        """Map latents (..., rank) to (..., out_features)."""
+        return self.multiply(latents, self.up)
 
     def approximate(self, weight: Tensor) -> None:
         """Keep the largest singular values."""

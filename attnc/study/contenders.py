@@ -114,7 +114,7 @@ def contender(pattern: Pattern, task: Task, size: Size, name: str) -> Contender:
         what = f"layer {pattern.name} with {what}"
     if task.causal and _sees_later(attention, task.length, size):
         return Contender(name, what, Fraction(0), lambda seed: nn.Identity(), "it sees later positions")
-    pairs = _count(attention, task.length, size)
+    pairs = _count(attention, task.length, size, _keys(pattern.whole, task.length))
     return Contender(name, what, pairs, lambda seed: build(task, size, _patterned(pattern, task, size), seed))
 
 
@@ -179,7 +179,9 @@ def _standard(task: Task, size: Size) -> Callable[[], nn.Module]:
 def _patterned(pattern: Pattern, task: Task, size: Size) -> Callable[[], nn.Module]:
     if pattern.whole is not None:
         own, plan = pattern.whole.sizes, pattern.whole
-        kind, elements = pattern.layer, sum(count_free(one) for one in plan.projections)
+        # of a convolution with a stride, the part that each position that goes in takes
+        kind = pattern.layer
+        elements = sum((Fraction(count_free(one), one.outputs) for one in plan.projections), Fraction(0))
         return lambda: LayerStack(own.width, [kind() for _ in range(size.layers)], elements, own.heads * own.head_size)
     sizes = {"H": size.heads, "D": size.head_size}
     wanted = {name: value for name, value in sizes.items() if name in inspect.signature(pattern.layer).parameters}
@@ -190,10 +192,22 @@ def _patterned(pattern: Pattern, task: Task, size: Size) -> Callable[[], nn.Modu
     return lambda: Layers(size, task.length, causal=False, attend=attend)
 
 
-def _count(attention: Attention, length: int, size: Size) -> Fraction:
+def _keys(plan: LayerPlan | None, length: int) -> int:
+    """Return how many keys a layer's projections leave of so many positions."""
+    if plan is None:
+        return length
+    matrix = plan.projection("key").matrix
+    if matrix.projection.structure != "conv2d":
+        return -(-length // matrix.stride)
+    width = matrix.number("width")
+    return -(-(length // width) // matrix.stride) * -(-width // matrix.stride)
+
+
+def _count(attention: Attention, length: int, size: Size, keys: int) -> Fraction:
     """Count allowed pairs of one head: by sets where they can, else by looking at each."""
-    counted = count_pairs_by_sets(attention, length, length, size.heads, head_size=size.head_size)
-    return count_pairs(attention, _sizes(length, size)) if counted is None else counted
+    counted = count_pairs_by_sets(attention, length, keys, size.heads, head_size=size.head_size)
+    sizes = {**_sizes(length, size), SizeName.KEYS: keys}
+    return count_pairs(attention, sizes) if counted is None else counted
 
 
 def _sees_later(attention: Attention, length: int, size: Size) -> bool:

@@ -21,13 +21,14 @@ PAIR_PRODUCTS = 2 + 5
 """Products over the head size of each allowed pair: forward and backward."""
 
 
-def matrix_elements(model: nn.Module) -> int:
+def matrix_elements(model: nn.Module) -> Fraction:
     """Count the elements of matrices that every token is multiplied with; of structured ones, the free parameters.
 
-    Embeddings are looked up, and what a pattern has learned is read pair by pair: neither is one.
+    A convolution that leaves positions out counts with the part of them that it keeps. Embeddings are looked up, and
+    what a pattern has learned is read pair by pair: neither is one.
     """
     others: set[int] = set()
-    structured = 0
+    structured = Fraction(0)
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             others.update(map(id, module.parameters()))
@@ -53,7 +54,7 @@ def step_flops(model: nn.Module, size: Size, pairs: Fraction, length: int, batch
     stack = next((one for one in model.modules() if isinstance(one, LayerStack)), None)
     features = size.layers * size.heads * size.head_size if stack is None else stack.features
     attention = PAIR_PRODUCTS * 2 * batch * pairs * features
-    return matrices + round(attention)
+    return round(matrices + attention)
 
 
 def dense_pairs(length: int, *, causal: bool) -> Fraction:

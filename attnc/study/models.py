@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -92,11 +93,11 @@ class LayerStack(nn.Module):
     Args:
         width: of the residual stream.
         layers: each made from scratch.
-        elements: of all matrices of one layer, free ones alone.
+        elements: of all matrices of one layer, free ones alone, that each position is multiplied with.
         features: of queries, over all heads of one layer.
     """
 
-    def __init__(self, width: int, layers: list[nn.Module], elements: int, features: int) -> None:
+    def __init__(self, width: int, layers: list[nn.Module], elements: Fraction, features: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(*layers)
         self.norm = nn.LayerNorm(width)

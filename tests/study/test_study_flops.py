@@ -79,3 +79,50 @@ def test_what_a_pattern_learns_is_no_matrix():
     assert matrix_elements(model) == matrix_elements(plain)
     learned = sum(one.numel() for one in model.parameters()) - sum(one.numel() for one in plain.parameters())
     assert learned == 2 * 2 * 9
+
+
+def structured(weight, length, two_sided):
+    """Return a model of two layers whose matrices all have a structure, and the pairs of its attention."""
+    names = ("query", "key", "value", "output")
+    text = f"attention a(all: bool = {str(two_sided).lower()}) {{ mask all or causal }}\n"
+    text += f"layer b(width: int = 16) {{ heads 2; attend a; feedforward gelu(hidden = 32, {weight})\n"
+    text += "".join(f"{name} {weight}\n" for name in names) + "}"
+    (pattern,) = planned_patterns(plan_source(SourceFile("layer.attn", text)))
+    one = contender(pattern, recall(length, 2, 4, 4, 4, 1.0), Size(16, 2, 2), "b")
+    return one.make(0), one.pairs
+
+
+@pytest.mark.parametrize("weight", ["dense", "low_rank(4)", "block_diagonal(4)", "monarch(4)", "monarch(2)"])
+def test_products_with_structured_matrices_counted_by_torch(weight):
+    model, pairs = structured(weight, 24, two_sided=False)
+    x = torch.zeros(3, 24, 16, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        model.layers.layers(x).sum().backward()
+    elements = matrix_elements(model) - model.head.weight.numel()
+    assert elements == sum(one.numel() for one in model.layers.layers.parameters())
+    counts = counter.get_flop_counts()["Global"]  # the attention is one operator, neither mm nor bmm
+    assert sum(counts.get(one, 0) for one in (torch.ops.aten.mm, torch.ops.aten.bmm)) == 6 * 72 * elements
+    assert step_flops(model, Size(16, 2, 2), pairs, 24, 3) == 6 * 72 * matrix_elements(model) + 14 * 8 * 300 * 4 * 3
+
+
+@pytest.mark.parametrize("weight", ["banded(3)", "masked(hash(i, j) % 4 == 0)"])
+def test_of_sparse_matrices_the_free_parameters_count(weight):
+    model, _ = structured(weight, 24, two_sided=False)
+    free = sum(one.numel() for one in model.layers.layers.parameters())
+    assert matrix_elements(model) == free + model.head.weight.numel()
+    assert free < 0.5 * 2 * (4 * 256 + 2 * 512)
+
+
+@pytest.mark.parametrize(("kernel", "keys"), [("conv(3, 2)", 13), ("conv2d(5, 3, 2)", 9)])
+def test_convolutions_that_leave_positions_out(kernel, keys):
+    text = f"attention a {{ }}\nlayer b(width: int = 16) {{ heads 2; attend a; key {kernel}; value {kernel} }}"
+    (pattern,) = planned_patterns(plan_source(SourceFile("layer.attn", text)))
+    task, size = listops(25, 2, 3, 0.2), Size(16, 1, 2)
+    one = contender(pattern, task, size, "b")
+    model = one.make(0)
+    assert one.pairs == 25 * keys
+    (layer,) = model.layers.layers
+    assert layer.key(torch.zeros(1, 25, 16)).shape[1] == keys
+    taps, stride = layer.key.kernel[0].numel(), 2 if kernel.startswith("conv(") else 4
+    assert matrix_elements(model) == Fraction(2 * 16 * (16 + taps), stride) + 2 * 256 + model.head.weight.numel()
+    assert isinstance(step_flops(model, size, one.pairs, 25, 3), int)

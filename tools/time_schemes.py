@@ -13,14 +13,16 @@ are measured as well: the library's product, and sums of matrices that no cache 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from results.store import same_machine
 from torch import Tensor
 
 from attnc.algebra.bilinear.leveled import LeveledScheme
@@ -61,26 +63,47 @@ def main() -> None:
         torch.set_num_threads(1)
         CLOCK.append(time.process_time)
     data: dict[str, Any] = {"rates": [], "rows": {}}
+    device, dtype = torch.device(options.device), getattr(torch, options.dtype)
+    now = {"machine": describe(device), "dtype": options.dtype, "clock": options.clock}
     if options.json.exists():
         data = json.loads(options.json.read_text())
-    device, dtype = torch.device(options.device), getattr(torch, options.dtype)
-    data |= {"machine": describe(device), "dtype": options.dtype, "clock": options.clock}
-    for size in options.sizes:
-        for name in options.schemes:
-            for levels in options.levels:
-                found = load(name, levels)
-                key = f"{name} {levels} {size}"
-                if size // max(found.divisors) >= LEAST_BLOCK:
-                    row = measure(found, size, device, dtype, options.rounds)
-                    before = data["rows"].get(key, row)
-                    data["rows"][key] = row | {"seconds": list(map(min, before["seconds"], row["seconds"]))}
-                    print(key, data["rows"][key], flush=True)
-                    options.json.write_text(json.dumps(data, indent=1) + "\n")
-    rates = measure_rates(device, dtype)
-    data["rates"] = list(map(max, data["rates"] or rates, rates))
+        if not is_same(data, now):
+            parser.error(f"{options.json} is of another machine, type or clock: write to another file")
+    data |= now
+    for key, found, size in cases(options.sizes, options.schemes, options.levels):
+        add(data, key, measure(found, size, device, dtype, options.rounds))
+        print(key, data["rows"][key], flush=True)
+        options.json.write_text(json.dumps(data, indent=1) + "\n")
+    add_rates(data, measure_rates(device, dtype))
     options.json.write_text(json.dumps(data, indent=1) + "\n")
     if options.markdown is not None:
         options.markdown.write_text(page(data))
+
+
+def is_same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Tell whether figures of two files may stand in one."""
+    return same_machine(one, other) and all(one[name] == other[name] for name in ("dtype", "clock"))
+
+
+def cases(
+    sizes: Iterable[int], schemes: Iterable[str], levels: Iterable[int]
+) -> Iterator[tuple[str, LeveledScheme, int]]:
+    """Yield what is measured, by its key in files."""
+    for size, name, count in itertools.product(sizes, schemes, levels):
+        found = load(name, count)
+        if size // max(found.divisors) >= LEAST_BLOCK:
+            yield f"{name} {count} {size}", found, size
+
+
+def add(data: dict[str, Any], key: str, row: dict[str, list[float]]) -> None:
+    """Take a row up: of its times the least ones, of its errors the new ones, which are the same."""
+    before = data["rows"].get(key, row)
+    data["rows"][key] = row | {"seconds": list(map(min, before["seconds"], row["seconds"]))}
+
+
+def add_rates(data: dict[str, Any], rates: Sequence[float]) -> None:
+    """Take rates up, the greatest ones."""
+    data["rates"] = list(map(max, data["rates"] or rates, rates))
 
 
 def load(name: str, levels: int) -> LeveledScheme:

@@ -114,15 +114,15 @@ def random_directions(count: int, size: int, seed: int) -> Tensor:
     arguments alone, and not on torch's generators: the same on every device and in every version.
     """
     blocks = -(-count // size)
-    rotations, upper = torch.linalg.qr(_gaussians(seed, 0, blocks, size))
+    rotations, upper = torch.linalg.qr(hashed_gaussians(seed, 0, blocks, size))
     signs = torch.where(upper.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0)
-    lengths = _gaussians(seed, 1, blocks, size).norm(dim=-1)
+    lengths = hashed_gaussians(seed, 1, blocks, size).norm(dim=-1)
     directions: Tensor = (rotations * signs.unsqueeze(-2)).transpose(-2, -1) * lengths.unsqueeze(-1)
     return directions.reshape(blocks * size, size)[:count].contiguous()
 
 
-def _gaussians(seed: int, stream: int, blocks: int, size: int) -> Tensor:
-    """Return normal numbers `(blocks, size, size)`, by Box and Muller's transform of hashed places."""
+def hashed_gaussians(seed: int, stream: int, blocks: int, size: int) -> Tensor:
+    """Return independent normal numbers `(blocks, size, size)`, by Box and Muller's transform of hashed places."""
     block, row, column = (
         torch.arange(length, device="cpu").view(shape)
         for length, shape in ((blocks, (-1, 1, 1)), (size, (-1, 1)), (size, (-1,)))

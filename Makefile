@@ -1,6 +1,7 @@
 # make run    compile an example, run it and compare it with its peers
 # make test   the tests (quick ones); `make check` adds the slow ones, `make lint` the linters
 # make bench  a suite (SUITE=sparsity, standard) against its peers, for BUDGET seconds; again goes on where it stopped
+# make study  measure what docs/results.md shows (PARTS=performer efficiency schemes structures), likewise, and write it
 # Each sets up its own virtual environment in .venv first, and does nothing there when nothing changed.
 
 SHELL := /bin/bash
@@ -12,12 +13,13 @@ WORKERS ?= auto
 BUDGET ?= 3600
 SUITE ?= sparsity
 RANK ?= 120
+PARTS ?=
 
-.PHONY: run bench test check lint format wheel gpu-bundle clean setup
+.PHONY: run bench study test check lint format wheel gpu-bundle clean setup
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '1,4s/^# //p' Makefile
+	@sed -n '1,5s/^# //p' Makefile
 
 setup: $(READY)
 
@@ -34,6 +36,9 @@ bench: $(READY)
 	@mkdir -p build/bench
 	$(BIN)/attnc bench --suite $(SUITE) --budget $(BUDGET) --json build/bench/$(SUITE).json \
 		--markdown build/bench/$(SUITE).md
+
+study: $(READY)
+	$(BIN)/python tools/reproduce.py $(PARTS) --budget $(BUDGET)
 
 test: $(READY)
 	@$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal

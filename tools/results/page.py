@@ -21,8 +21,8 @@ TEXTS = {
 FILES = {"schemes": ONE_THREAD}
 """Parts whose files have another name."""
 
-MINUTES = 20
-"""What `make study` takes at most, on the machine that the pages are from."""
+MINUTES = 25
+"""What `make study` takes, about, on the machine that the pages are from while it does nothing else."""
 
 
 def write(docs: Path) -> None:
@@ -56,7 +56,7 @@ def page(docs: Path) -> str:
         *paragraph(
             "What papers say of forms that attnc compiles, held against measurements. `make study` measures "
             "everything "
-            f"anew, in at most {MINUTES} minutes of two cores that have nothing else to do, and writes this page, "
+            f"anew, in about {MINUTES} minutes of one core, and writes this page, "
             "tables and "
             "pictures from what it found (`tools/reproduce.py` has its parts: performer, efficiency, schemes, "
             "structures). An "

@@ -76,14 +76,17 @@ def relative_errors(left: Tensor, right: Tensor, x: Tensor, y: Tensor) -> Tensor
 
 
 def measure_estimates(chosen: dict[str, Any], seeds: range) -> dict[str, Any]:
-    """Return, for each seed, the mean over pairs of squared relative errors, by draw: `[length][features][seed]`."""
+    """Return, by draw, sums over seeds of the mean over pairs of squared relative errors, and of its square.
+
+    Both are `[length][features]`.
+    """
     x, y = draw_pairs(chosen["lengths"], chosen["pairs"], chosen["size"])
     found: dict[str, list[Any]] = {}
     for draw in DRAWS:
         every = [[DRAWS[draw](x, y, features, seed) for seed in seeds] for features in chosen["features"]]
         squares = torch.stack([torch.stack(one) for one in every]).square()  # features, seeds, lengths and pairs
         means = squares.unflatten(-1, (len(chosen["lengths"]), -1)).mean(-1)
-        found[draw] = means.permute(2, 0, 1).tolist()
+        found[draw] = [means.pow(power).sum(1).T.tolist() for power in (1, 2)]
     return found
 
 

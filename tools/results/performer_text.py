@@ -52,8 +52,10 @@ def estimates(data: Mapping[str, Any]) -> Iterator[Estimate]:
     for i, length in enumerate(chosen["lengths"]):
         for k, features in enumerate(chosen["features"]):
             square = length**2
-            samples = {draw: [one for part in parts for one in part[draw][i][k]] for draw in parts[0]}
-            count = chosen["pairs"] * chosen["seeds"]
+            sums = {draw: [sum(part[draw][power][i][k] for part in parts) for power in (0, 1)] for draw in parts[0]}
+            seeds = chosen["seeds"]
+            means = {draw: one / seeds for draw, (one, _) in sums.items()}
+            variances = {draw: (two - one**2 / seeds) / (seeds - 1) for draw, (one, two) in sums.items()}
             yield Estimate(
                 length,
                 features,
@@ -61,9 +63,9 @@ def estimates(data: Mapping[str, Any]) -> Iterator[Estimate]:
                     "independent": independent(square, features),
                     "orthogonal": orthogonal(square, features, chosen["size"]),
                 },
-                {draw: statistics.fmean(values) for draw, values in samples.items()},
-                {draw: statistics.stdev(values) / math.sqrt(len(values)) for draw, values in samples.items()},
-                math.sqrt((math.exp(4 * square) / features + 2) / count),
+                means,
+                {draw: math.sqrt(variance / seeds) for draw, variance in variances.items()},
+                math.sqrt((math.exp(4 * square) / features + 2) / (chosen["pairs"] * seeds)),
             )
 
 
@@ -249,7 +251,7 @@ def attention_verdict(data: Mapping[str, Any]) -> str:
 
 def number(value: float) -> str:
     """Write three digits."""
-    return f"{value:.3g}" if 1e-3 <= abs(value) < 1e4 or value == 0 else f"{value:.1e}"
+    return f"{value:.3g}" if 1e-3 <= abs(value) < 1e4 or value == 0 else f"{value:.2e}"
 
 
 def draw(data: Mapping[str, Any]) -> bytes:
@@ -294,4 +296,7 @@ def draw(data: Mapping[str, Any]) -> bytes:
     for panel in (left, right):
         panel.grid(alpha=0.25)
         panel.legend(fontsize=7, frameon=False)
+    for panel, name in ((left, "features"), (right, "attention_features")):
+        panel.set_xticks(data["settings"][name], [f"{one}" for one in data["settings"][name]])
+        panel.minorticks_off()
     return png(figure)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ import time_schemes
 import torch
 
 from attnc.files import write_text
+from attnc.runtime.bilinear import BilinearScheme, scheme_matmul
+from attnc.schemes import float_rows
+from results.efficiency import share_of_products
 from results.store import Store, write_json
 
 NAME = "schemes"
@@ -21,9 +25,10 @@ SETTINGS: dict[str, Any] = {
     "rounds": 2,
     "sizes": [512, 768, 1024, 1536, 2048, 3072, 4096],
     "levels": {"strassen": [1, 2, 3], "winograd": [1, 2, 3], "strassen_twice": [1]},
+    "profiled": 2048,
 }
 
-QUICK = SETTINGS | {"rounds": 1, "sizes": [128, 256], "levels": {"strassen": [1]}}
+QUICK = SETTINGS | {"rounds": 1, "sizes": [128, 256], "levels": {"strassen": [1]}, "profiled": 256}
 
 ONE_THREAD, TWO_THREADS = "strassen_one_thread", "strassen"
 """Files of `time_schemes`: the first is what is measured here."""
@@ -50,8 +55,27 @@ def measure(store: Store) -> None:
                         ),
                     )
         store.add("rates", lambda: time_schemes.measure_rates(device, dtype))
+        store.add("products", lambda: measure_shares(chosen))
     finally:
         time_schemes.CLOCK.pop()
+
+
+def measure_shares(chosen: dict[str, Any]) -> dict[str, float]:
+    """Return the part of the time that products of blocks take, by the levels of Strassen's scheme."""
+    size = chosen["profiled"]
+    a, b, _ = time_schemes.factors(size, torch.device("cpu"), getattr(torch, chosen["dtype"]))
+    found = {}
+    for levels in chosen["levels"]["strassen"]:
+        leveled = time_schemes.load("strassen", levels)
+        rows = (leveled.scheme.m, leveled.scheme.k, leveled.scheme.n, *float_rows(leveled.scheme))
+        scheme = BilinearScheme(*rows)
+
+        def call(scheme: BilinearScheme = scheme, levels: int = levels) -> object:
+            return scheme_matmul(a, b, scheme, levels)
+
+        call()
+        found[f"{levels}"] = statistics.median(share_of_products(call) for _ in range(3))
+    return {"size": size} | found
 
 
 def publish(store: Store, folder: Path) -> None:
@@ -64,7 +88,9 @@ def publish(store: Store, folder: Path) -> None:
         earlier = json.loads(path.read_text(encoding="utf-8"))
         data = earlier if time_schemes.is_same(earlier, data) else data
     for key, row in store.rows.items():
-        if key == "rates":
+        if key == "products":
+            data[key] = row
+        elif key == "rates":
             time_schemes.add_rates(data, row)
         else:
             time_schemes.add(data, key, row)

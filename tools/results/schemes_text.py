@@ -11,7 +11,7 @@ import torch
 from attnc.algebra.bilinear.prices import Rates
 from attnc.pictures import figure_class
 from results.schemes import SETTINGS
-from results.text import paragraph, png, table
+from results.text import listed, paragraph, png, table
 
 TITLE = "Products by Strassen's scheme and others"
 
@@ -140,12 +140,29 @@ def verdict(data: Mapping[str, Any]) -> str:
             f"{found.gain((max(own),) * 3, rates(data)):.2f}), with {error:.1f} times its error"
         )
     return (
-        f"Strassen's scheme is faster than the library: {'; '.join(parts)}. The model has products of blocks at the "
-        "rate of "
-        f"one product of {largest:,}, and additions at full bandwidth; products of smaller blocks run below that "
-        "rate, and "
-        f"additions of blocks with longer rows than their own below that bandwidth, so that the gain is a part of "
-        f"what it says. Errors grow by less than the bound's factor of about 3 a level."
+        f"Strassen's scheme is faster than the library: {'; '.join(parts)}. The model takes products of blocks at the "
+        f"rate of a product of {largest:,} and additions at the bandwidth of large sums. {explanation(data)}Errors "
+        "grow by "
+        f"less than the bound's factor of about 3 a level."
+    )
+
+
+def explanation(data: Mapping[str, Any]) -> str:
+    """Say where the time goes that the model does not know of, where a profile was taken."""
+    shares = data.get("products")
+    if shares is None:
+        return ""
+    size = shares["size"]
+    parts = []
+    for levels in (key for key in shares if key != "size"):
+        found = time_schemes.load(SHOWN[0], int(levels))
+        ratio = (found.scheme.rank / (found.scheme.m * found.scheme.k * found.scheme.n)) ** int(levels)
+        expected = ratio * found.gain((size,) * 3, rates(data))
+        parts.append(f"{1 - shares[levels]:.1%} by {levels} ({1 - expected:.1%} in the model)")
+    return (
+        f"Profiled at {size:,}, additions and what surrounds them take {listed(parts)} of a product's time: what the "
+        "gain "
+        f"falls short of. "
     )
 
 

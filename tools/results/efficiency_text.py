@@ -10,7 +10,7 @@ from attnc.bench.report import duration
 from attnc.bench.report import size as size_text
 from attnc.pictures import figure_class
 from results.efficiency import FLASH, VANILLA
-from results.text import machine_line, paragraph, png, table
+from results.text import load_line, machine_line, paragraph, png, table
 
 TITLE = "Time and memory against length"
 
@@ -32,22 +32,15 @@ def section(data: Mapping[str, Any]) -> list[str]:
     return [
         *paragraph(
             "The shape of the efficiency table of Long Range Arena (Tay et al., 2021): training steps a second and "
-            "peak "
-            "memory of a bidirectional encoder over bytes, relative to the vanilla transformer, which forms the "
-            "matrix of "
-            "all pairs; with flash attention beside it, which the original lacks. The model is PyTorch's pre-norm "
-            "layer "
-            f"with the attention exchanged: {chosen['layers']} layers of width {chosen['width']}, {chosen['heads']} "
-            "heads, "
-            "one sequence a step; a step is forward, backward and AdamW's update (`attnc/study/training.py`). "
-            "`softmax` is "
-            f"attnc's own full attention, `local window` sees {RADIUS - 1} positions to either side, Linformer has "
-            f"{RANK} projected "
-            f"keys, Performer {FEATURES} features, the linear transformer `elu + 1`. Seconds are those of one thread "
-            "on the "
-            f"processor, medians of {chosen['rounds']} rounds in which all took turns; memory is what a step needs "
-            "at most "
-            f"beside parameters, gradients and the optimiser's state, as torch's allocator gave it out."
+            "peak memory of a bidirectional encoder over bytes, relative to the vanilla transformer, which forms the "
+            "matrix of all pairs; with flash attention beside it, which the original lacks. The model is PyTorch's "
+            f"pre-norm layer with the attention exchanged: {chosen['layers']} layers of width {chosen['width']}, "
+            f"{chosen['heads']} heads, one sequence a step; a step is forward, backward and AdamW's update "
+            f"(`attnc/study/training.py`). `softmax` is attnc's own full attention, `local window` sees {RADIUS - 1} "
+            f"positions to either side, Linformer has {RANK} projected keys, Performer {FEATURES} features, the "
+            "linear transformer `elu + 1`. Seconds are those of one thread on the processor, medians of "
+            f"{chosen['rounds']} rounds in which all took turns; memory is what a step needs at most beside "
+            f"parameters, gradients and the optimiser's state, as torch's allocator gave it out.{load_line(data)}"
         ),
         *model_table(data),
         "",
@@ -56,11 +49,9 @@ def section(data: Mapping[str, Any]) -> list[str]:
         "",
         *paragraph(
             f"Attention alone, forward and backward, {chosen['alone_heads']} heads of {size}, at "
-            f"{chosen['alone'][-1]:,} "
-            "positions. `operations` are those that the form needs (a multiply-add being two), `expected` is their "
-            "ratio "
-            f"to flash attention's, and `products` the part of the time in which matrices are multiplied. "
-            f"[All lengths, and causal attention](results/efficiency.md)."
+            f"{chosen['alone'][-1]:,} positions. `operations` are those that the form needs (a multiply-add being "
+            "two), `expected` is their ratio to flash attention's, and `products` the part of the time in which "
+            "matrices are multiplied. [All lengths, and causal attention](results/efficiency.md)."
         ),
         *work_table(data),
         "",
@@ -205,17 +196,27 @@ def work_verdict(data: Mapping[str, Any]) -> str:
             missed.append(
                 f"{name} {measured:.1f} instead of {expected:.1f} times ({1 - one['products']:.0%} outside of products)"
             )
-    if not missed:
-        return "All are as fast as their operations let expect, within 30 %."
+    text = "All are as fast as their operations let expect, within 30 %."
+    if missed:
+        text = (
+            f"Operations do not tell the time of the cheap forms: {'; '.join(missed)}. Flash attention does "
+            "thousands of operations for each number that it reads. The others read and write arrays of all "
+            "positions and features once for every exponential, sum, scaling, copy and gradient, so that much of "
+            "their time is that of memory; `products` is the part of it in which matrices are multiplied."
+        )
+    return f"{text} {causal_verdict(data)}"
+
+
+def causal_verdict(data: Mapping[str, Any]) -> str:
+    """Say what a causal mask does to each form."""
+    length = data["settings"]["alone"][-1]
+    full, causal = (data["rows"][f"alone {side} {length}"] for side in ("full", "causal"))
+    parts = [f"{name} {causal[name]['seconds'] / full[name]['seconds']:.2f}" for name in causal if name in full]
     return (
-        f"Operations do not tell the time of the cheap forms: {'; '.join(missed)}. Flash attention multiplies tiles "
-        "that "
-        f"stay in the caches. The others walk through arrays of {length:,} rows once for each exponential, sum, "
-        "scaling, "
-        f"copy and gradient of a map, several operations for each number and not the thousands of a pair's row, and "
-        f"products with {chosen['head_size']} columns run at less than the full rate; `products` has the part of the "
-        "time that "
-        f"is left for them. New arrays of this size also come from the system page by page."
+        f"A causal mask takes {', '.join(parts)} times as long: pairs are halved, but a scan in chunks does more "
+        "than one product of all keys and values. There Performer takes "
+        f"{causal['Performer']['seconds'] / causal[FLASH]['seconds']:.2f} of flash attention's time and the linear "
+        f"transformer {causal['linear transformer']['seconds'] / causal[FLASH]['seconds']:.2f}."
     )
 
 

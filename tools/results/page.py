@@ -21,7 +21,7 @@ TEXTS = {
 FILES = {"schemes": ONE_THREAD}
 """Parts whose files have another name."""
 
-MINUTES = 25
+MINUTES = 20
 """What `make study` takes, about, on the machine that the pages are from while it does nothing else."""
 
 
@@ -55,12 +55,9 @@ def page(docs: Path) -> str:
         "",
         *paragraph(
             "What papers say of forms that attnc compiles, held against measurements. `make study` measures "
-            "everything "
-            f"anew, in about {MINUTES} minutes of one core, and writes this page, "
-            "tables and "
-            "pictures from what it found (`tools/reproduce.py` has its parts: performer, efficiency, schemes, "
-            "structures). An "
-            f"interrupted run goes on where it stopped. Sentences about figures are written from the figures as well."
+            f"everything anew, in about {MINUTES} minutes of one core, and writes this page, tables and pictures "
+            "from what it found (`tools/reproduce.py` has its parts: performer, efficiency, schemes, structures). An "
+            "interrupted run goes on where it stopped. Sentences about figures are written from the figures as well."
         ),
     ]
     for name, data in results(docs).items():

@@ -78,39 +78,32 @@ def section(data: Mapping[str, Any]) -> list[str]:
     return [
         *paragraph(
             "One estimate of `SM = exp(x . y)` by `m` positive features (Choromanski et al., 2021) has for "
-            "independent "
-            "directions the mean squared error `exp(|x + y|^2) SM^2 (1 - exp(-|x + y|^2)) / m`: lemma 2 of the "
-            "paper, and "
-            "the variance of a log-normal number. Directions that are orthogonal in blocks of the head size `d`, "
-            "which "
-            f"`feature favor` takes, have a smaller one. The paper bounds the difference (theorem 2); it can be "
-            f"written down exactly, from the moments of a sum of two orthogonal directions (derived in "
-            f"`tools/results/closed_forms.py`): of the pairs of features in one block each takes off "
+            "independent directions the mean squared error `exp(|x + y|^2) SM^2 (1 - exp(-|x + y|^2)) / m`: lemma 2 "
+            "of the paper, and the variance of a log-normal number. Directions that are orthogonal in blocks of the "
+            "head size `d`, which `feature favor` takes, have a smaller one. The paper bounds the difference "
+            "(theorem 2); it can be written down exactly, from the moments of a sum of two orthogonal directions "
+            "(derived in `tools/results/closed_forms.py`): of the pairs of features in one block each takes off "
             f"`SM^2 (1 - exp(-z) 1F1(d; d / 2; z / 2)) / m^2`, with `z = |x + y|^2`. Measured with `d = {size}`, "
-            f"{chosen['pairs']} pairs `x, y` for each length and {chosen['seeds']:,} seeds, in float64; mean "
-            f"squares over `SM^2`, with the standard error of the mean."
+            f"{chosen['pairs']} pairs `x, y` for each length and {chosen['seeds']:,} seeds, in float64; mean squares "
+            "over `SM^2`, with the standard error of the mean."
         ),
         *estimates_table(shown),
         "",
         *paragraph(
             f"{verdict(rows)} Rows with a \\* are no measurement: the square of an error there has a mean that is "
-            "carried by "
-            "draws rarer than those that were taken (its variance grows like `exp(4 |x + y|^2)`), so that the mean "
-            "of a "
-            f"sample lies below it most of the time, and its standard error is too small as well. "
-            f"[All numbers of features](results/performer.md)."
+            "carried by draws rarer than those that were taken (its variance grows like `exp(4 |x + y|^2)`), so that "
+            "the mean of a sample lies below it most of the time, and its standard error is too small as well. [All "
+            "numbers of features](results/performer.md)."
         ),
         "![squared errors of estimates, and errors of the whole output](results/performer.png)",
         "",
         *paragraph(
             "The whole output of [`examples/performer.attn`](../examples/performer.attn), causal, against exact "
-            "softmax "
-            f"attention: {chosen['positions']} positions, {chosen['heads']} heads of {size}, normally distributed "
-            "queries "
-            f"and keys of one standard deviation, values of 1, float64; the root of the mean squared error over the "
-            f"root of the mean square of the exact output, over {chosen['attention_seeds']} seeds. `expected` is the "
-            "first "
-            f"order in `1 / m` for independent directions (`attention_error` in the same file)."
+            f"softmax attention: {chosen['positions']} positions, {chosen['heads']} heads of {size}, normally "
+            "distributed queries and keys of one standard deviation, values of 1, float64; the root of the mean "
+            f"squared error over the root of the mean square of the exact output, over {chosen['attention_seeds']} "
+            "seeds. `expected` is the first order in `1 / m` for independent directions (`attention_error` in the "
+            "same file)."
         ),
         *attention_table(data),
         "",
@@ -175,10 +168,9 @@ def verdict(rows: list[Estimate]) -> str:
     lower = sum(row.measured["orthogonal"] < row.measured["independent"] for row in sure)
     return (
         f"Of {len(sure)} of {count} rows there were draws enough. Their means are at most {far['independent']:.1f} "
-        "standard "
-        f"errors from the closed form for independent directions and {far['orthogonal']:.1f} from that for orthogonal "
-        f"ones ({beyond} of {2 * len(sure)} are more than 3 away), and orthogonal directions had the smaller error in "
-        f"{lower} of them."
+        f"standard errors from the closed form for independent directions and {far['orthogonal']:.1f} from that for "
+        f"orthogonal ones ({beyond} of {2 * len(sure)} are more than 3 away), and orthogonal directions had the "
+        f"smaller error in {lower} of them."
     )
 
 
@@ -226,12 +218,9 @@ def attention_verdict(data: Mapping[str, Any]) -> str:
     useless = sorted({deviation for deviation, _, found, _ in rows if found["orthogonal"] > 1})
     text = (
         "The first order is right where the relative variance of denominators is far below 1 (no figure is given "
-        "above it). "
-        "What grows with the lengths of queries and keys is `exp(|x + y|^2)`: weights and their sums are then "
-        "carried by "
-        "the few features that happen to point their way, typical draws are nearer than the mean of rare ones, and "
-        "more "
-        "features help little."
+        "above it). What grows with the lengths of queries and keys is `exp(|x + y|^2)`: weights and their sums are "
+        "then carried by the few features that happen to point their way, typical draws are nearer than the mean of "
+        "rare ones, and more features help little."
     )
     if ratios:
         text += f" Where that variance is below 0.02, measured over expected is {min(ratios):.2f} to {max(ratios):.2f}."
@@ -239,10 +228,8 @@ def attention_verdict(data: Mapping[str, Any]) -> str:
         last = rows[-1]
         text += (
             f" At a standard deviation of {last[0]:g}, {last[1]:,} features leave an error of "
-            f"{last[2]['orthogonal']:.2f}, "
-            "where answering 0 to everything has 1: `prepare unit` or `prepare rms` with a small `scale`, or "
-            "training with "
-            f"the features in place, must keep queries and keys short."
+            f"{last[2]['orthogonal']:.2f}, where answering 0 to everything has 1: `prepare unit` or `prepare rms` "
+            "with a small `scale`, or training with the features in place, must keep queries and keys short."
             if last[2]["orthogonal"] > 1
             else f" With a deviation of {useless[0]:g} some are worse than answering 0 to everything, whose error is 1."
         )

@@ -87,6 +87,7 @@ def publish(store: Store, folder: Path) -> None:
     if path.exists():
         earlier = json.loads(path.read_text(encoding="utf-8"))
         data = earlier if time_schemes.is_same(earlier, data) else data
+    data["load"] = max(data.get("load", 0.0), store.data["load"])
     for key, row in store.rows.items():
         if key == "products":
             data[key] = row

@@ -11,7 +11,7 @@ import torch
 from attnc.algebra.bilinear.prices import Rates
 from attnc.pictures import figure_class
 from results.schemes import SETTINGS
-from results.text import listed, paragraph, png, table
+from results.text import listed, load_line, paragraph, png, table
 
 TITLE = "Products by Strassen's scheme and others"
 
@@ -37,16 +37,13 @@ def section(data: Mapping[str, Any], two_threads: Mapping[str, Any] | None) -> l
     flops, bandwidth = data["rates"]
     lines = [
         *paragraph(
-            "Square products of float32 numbers, the library's and by `L` levels of a scheme, in turns; "
-            "milliseconds of one "
-            "thread on the processor, the least of all rounds, and the greatest error over the greatest entries of "
-            "both "
-            f"factors. `model` is the speedup that the cost model lets expect at {flops / 1e9:.0f} GFLOP/s in "
-            "products and "
-            f"{bandwidth / 1e9:.0f} GB/s in sums of matrices, `bound` the proven one ([how](bilinear.md#the-error)). "
-            f"`make study` takes {SETTINGS['rounds']} rounds for each row and keeps the least of earlier runs on the "
-            "same "
-            f"machine. [All schemes, sizes and levels](results/strassen_one_thread.md)."
+            "Square products of float32 numbers, the library's and by `L` levels of a scheme, in turns; milliseconds "
+            "of one thread on the processor, the least of all rounds, and the greatest error over the greatest "
+            f"entries of both factors. `model` is the speedup that the cost model lets expect at {flops / 1e9:.0f} "
+            f"GFLOP/s in products and {bandwidth / 1e9:.0f} GB/s in sums of matrices, `bound` the proven one "
+            f"([how](bilinear.md#the-error)). `make study` takes {SETTINGS['rounds']} rounds for each row and keeps "
+            f"the least of earlier runs on the same machine.{load_line(data)} [All schemes, sizes and "
+            "levels](results/strassen_one_thread.md)."
         ),
         *times_table(data),
         "",
@@ -59,9 +56,8 @@ def section(data: Mapping[str, Any], two_threads: Mapping[str, Any] | None) -> l
         lines += paragraph(
             f"With two threads and wall time ([all rows](results/strassen.md)) the best of these is {found[0]} with "
             f"{found[1]} level{'' if found[1] == 1 else 's'} at {found[2]:,}: {found[3]:.2f} times the library's "
-            "speed. One "
-            f"long product shares the cores better than many short ones, and other programs on the machine cost the "
-            f"latter more."
+            "speed. One long product shares the cores better than many short ones, and other programs on the machine "
+            "cost the latter more."
         )
     return lines
 
@@ -135,15 +131,13 @@ def verdict(data: Mapping[str, Any]) -> str:
         error = last["errors"][1] / last["errors"][0]
         parts.append(
             f"{levels} level{'' if levels == 1 else 's'} {start} (the model says "
-            f"{found.break_even(rates(data)):,.0f}), "
-            f"{gain:.2f} times the library's speed at {max(own):,} (the model: "
-            f"{found.gain((max(own),) * 3, rates(data)):.2f}), with {error:.1f} times its error"
+            f"{found.break_even(rates(data)):,.0f}), {gain:.2f} times the library's speed at {max(own):,} (the "
+            f"model: {found.gain((max(own),) * 3, rates(data)):.2f}), with {error:.1f} times its error"
         )
     return (
-        f"Strassen's scheme is faster than the library: {'; '.join(parts)}. The model takes products of blocks at the "
-        f"rate of a product of {largest:,} and additions at the bandwidth of large sums. {explanation(data)}Errors "
-        "grow by "
-        f"less than the bound's factor of about 3 a level."
+        f"Strassen's scheme is faster than the library: {'; '.join(parts)}. The model takes products of blocks at "
+        f"the rate of a product of {largest:,} and additions at the bandwidth of large sums. "
+        f"{explanation(data)}Errors grow by less than the bound's factor of about 3 a level."
     )
 
 
@@ -161,8 +155,7 @@ def explanation(data: Mapping[str, Any]) -> str:
         parts.append(f"{1 - shares[levels]:.1%} by {levels} ({1 - expected:.1%} in the model)")
     return (
         f"Profiled at {size:,}, additions and what surrounds them take {listed(parts)} of a product's time: what the "
-        "gain "
-        f"falls short of. "
+        "gain falls short of. "
     )
 
 

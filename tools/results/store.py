@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -42,10 +43,10 @@ class Store:
         redo: bool = False,
     ) -> None:
         self.path, self.deadline = path, deadline
-        self.data: dict[str, Any] = {"machine": dict(machine), "settings": plain(settings), "rows": {}}
+        self.data: dict[str, Any] = {"machine": dict(machine), "settings": plain(settings), "rows": {}, "load": 0.0}
         earlier = None if redo else read(path)
         if earlier is not None and same_machine(earlier, self.data) and earlier["settings"] == self.data["settings"]:
-            self.data["rows"] = earlier["rows"]
+            self.data |= {name: earlier[name] for name in ("rows", "load") if name in earlier}
 
     @property
     def rows(self) -> dict[str, Any]:
@@ -65,6 +66,7 @@ class Store:
             raise OutOfTimeError
         begin = time.monotonic()
         self.rows[key] = plain(measure())
+        self.data["load"] = max(self.data["load"], round(os.getloadavg()[0], 1))
         print(f"{key}: {time.monotonic() - begin:.1f} s", flush=True)
         write_json(self.path, self.data)
 

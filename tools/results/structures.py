@@ -24,7 +24,7 @@ NAME = "structures"
 
 PATTERN = Path(__file__).parent / "structures.attn"
 
-SETTINGS: dict[str, Any] = {"tasks": ["copying", "recall"], "seeds": 3, "preset": "tiny", "narrow": 32, "budget": 0.67}
+SETTINGS: dict[str, Any] = {"tasks": ["copying", "recall"], "seeds": 2, "preset": "tiny", "narrow": 32, "budget": 0.67}
 """`narrow` is the width of the second dense contender, `budget` the part of the dense layers' operations that all are
 compared at, beside equal steps."""
 

@@ -18,7 +18,7 @@ NAMES = {
     "block_diagonal": "`block_diagonal(4)`",
     "monarch": "`monarch(8)`",
     "banded": "`banded(9)`",
-    "scattered": "`masked(hash(...) % 4 == 0)`",
+    "scattered": "`masked`, a random quarter",
 }
 """How contenders are called in tables."""
 
@@ -39,18 +39,15 @@ def section(data: Mapping[str, Any]) -> list[str]:
     chosen = data["settings"]
     steps = {task: trials(data, task)[0]["steps"] for task in chosen["tasks"]}
     lines = paragraph(
-        f"Layers of `tools/results/structures.attn` in the models and tasks of `attnc study --preset tiny` "
-        "([what they are](study.md)): two layers of width 64 with two heads, in which all matrices of the attention "
-        "and of the "
-        "feed-forward network have one structure with about a quarter of the dense parameters, beside dense layers "
-        "and "
-        f"dense layers of width {chosen['narrow']}, which have as few. All see the same examples, in {chosen['seeds']} "
-        f"trainings from {chosen['seeds']} seeds; mean and standard deviation. `equal steps` is after "
-        f"{' and '.join(f'{count} ({task})' for task, count in steps.items())}, `equal operations` after as many "
-        f"steps as {chosen['budget']:.0%} "
-        "of the dense layers' operations pay for. `in layers` counts the free elements of their matrices; MFLOP are "
-        "those of "
-        f"a step by the rule of `attnc study`, and `time` is that of a step, over the dense layers'."
+        "Layers of `tools/results/structures.attn` in the models and tasks of `attnc study --preset tiny` ([what "
+        "they are](study.md)): two layers of width 64 with two heads, in which all matrices of the attention and of "
+        "the feed-forward network have one structure with about a quarter of the dense parameters, beside dense "
+        f"layers and dense layers of width {chosen['narrow']}, which have about as few. All see the same examples, "
+        f"in {chosen['seeds']} trainings from {chosen['seeds']} seeds; mean and standard deviation. `equal steps` is "
+        f"after {' and '.join(f'{count} ({task})' for task, count in steps.items())}, `equal operations` after as "
+        f"many steps as {chosen['budget']:.0%} of the dense layers' operations pay for. `in layers` counts the free "
+        "elements of their matrices; MFLOP are those of a step by the rule of `attnc study`, and `time` is that of a "
+        "step, over the dense layers'."
     )
     for task in chosen["tasks"]:
         chance = statistics.fmean(trial["chance"] for trial in trials(data, task))
@@ -138,20 +135,23 @@ def verdict(data: Mapping[str, Any]) -> str:
         ]
         better = [NAMES[name] for name, loss in operations.items() if loss < operations["dense"] and name != "dense"]
         parts.append(
-            f"On {task}, {NAMES[best['steps']]} has the least loss after equal steps ({steps[best['steps']]:.2f}) and "
-            f"{NAMES[best['flops']]} after equal operations ({operations[best['flops']]:.2f}). After equal steps, "
-            f"{', '.join(ahead) or 'no structure'} {'are' if len(ahead) > 1 else 'is'} ahead of dense layers with as "
-            "few "
-            f"parameters; after equal operations, {', '.join(better) or 'nothing'} "
-            f"{'are' if len(better) > 1 else 'is'} ahead "
-            f"of the dense ones of full width."
+            f"On {task}, {NAMES[best['steps']]} has the least loss after equal steps ({steps[best['steps']]:.2f}) "
+            f"and {NAMES[best['flops']]} after equal operations ({operations[best['flops']]:.2f}). After equal "
+            f"steps, {', '.join(ahead) or 'no structure'} {'are' if len(ahead) > 1 else 'is'} ahead of dense layers "
+            f"with as few parameters; after equal operations, {', '.join(better) or 'nothing'} "
+            f"{'are' if len(better) > 1 else 'is'} ahead of the dense ones of full width."
         )
+    ratios = [
+        statistics.median(one["seconds"] / own["seconds"] for one, own in zip(results, found["dense"], strict=True))
+        for found in (every(data, task) for task in data["settings"]["tasks"])
+        for name, results in found.items()
+        if not name.startswith("dense")
+    ]
     return " ".join(parts) + (
-        " Time is another matter: at width 64 a product with a structure takes no less than a dense one, and more "
-        "where it "
-        "is many small ones. Differences within a standard deviation are none, and what holds for two layers of this "
-        "size "
-        "need not hold for larger ones."
+        f" Time is another matter: with a quarter of the operations, steps with structures take {min(ratios):.2f} to "
+        f"{max(ratios):.2f} of the dense layers' time at this width, the most where a product is many small ones. "
+        "Differences within a standard deviation are none, and what holds for two layers of this size need not hold "
+        "for larger ones."
     )
 
 

@@ -28,6 +28,14 @@ def machine_line(machine: Mapping[str, Any]) -> str:
     return f"{machine['device']}, {', '.join(facts)}"
 
 
+def load_line(data: Mapping[str, Any]) -> str:
+    """Say what else the machine did; nothing where it did nothing."""
+    load, cores = data.get("load", 0.0), data["machine"]["cores"]
+    if load <= cores:
+        return ""
+    return f" Other programs ran at the same time: the load was up to {load:g} on {cores} cores."
+
+
 def listed(names: Sequence[str]) -> str:
     """Write names with commas and an `and`."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

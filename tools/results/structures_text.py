@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from attnc.pictures import figure_class
-from results.text import machine_line, paragraph, png, table
+from results.text import listed, machine_line, paragraph, png, table
 
 TITLE = "Structured projections: parameters, operations, loss"
 
@@ -119,28 +119,49 @@ def losses(data: Mapping[str, Any], task: str, budget: str) -> dict[str, float]:
     }
 
 
+SOLVED = 0.05
+"""A mean loss below this is as good as any other."""
+
+
+def leaders(found: Mapping[str, float]) -> str:
+    """Say who has the least loss, or who has none to speak of."""
+    solved = [name for name, loss in found.items() if loss < SOLVED]
+    if 1 < len(solved) <= len(found) / 2:
+        return f"{listed([NAMES[name] for name in solved])} have a loss below {SOLVED:g}"
+    if len(solved) > 1:
+        others = [NAMES[name] for name in found if name not in solved]
+        return f"all have a loss below {SOLVED:g}" + (f" but {listed(others)}" if others else "")
+    best = min(found, key=lambda name: found[name])
+    return f"{NAMES[best]} has the least loss ({found[best]:.2f})"
+
+
+def ahead(found: Mapping[str, float], of: str) -> str:
+    """Say which structures have less loss than a dense contender, unless both have solved the task."""
+    bound = max(found[of], SOLVED)
+    names = [NAMES[name] for name, loss in found.items() if loss < bound and not name.startswith("dense")]
+    return listed(names) if names else "no structure"
+
+
 def verdict(data: Mapping[str, Any]) -> str:
     """Say who learned most at each budget, and how structures stand to dense layers with as few parameters."""
     parts = []
     for task in data["settings"]["tasks"]:
         steps, operations = losses(data, task, "steps"), losses(data, task, "flops")
-        best = {
-            budget: min(found, key=lambda name: found[name])
-            for budget, found in (("steps", steps), ("flops", operations))
-        }
-        ahead = [
-            NAMES[name]
-            for name, loss in steps.items()
-            if loss < steps["dense, narrow"] and name not in ("dense", "dense, narrow")
-        ]
-        better = [NAMES[name] for name, loss in operations.items() if loss < operations["dense"] and name != "dense"]
         parts.append(
-            f"On {task}, {NAMES[best['steps']]} has the least loss after equal steps ({steps[best['steps']]:.2f}) "
-            f"and {NAMES[best['flops']]} after equal operations ({operations[best['flops']]:.2f}). After equal "
-            f"steps, {', '.join(ahead) or 'no structure'} {'are' if len(ahead) > 1 else 'is'} ahead of dense layers "
-            f"with as few parameters; after equal operations, {', '.join(better) or 'nothing'} "
-            f"{'are' if len(better) > 1 else 'is'} ahead of the dense ones of full width."
+            f"On {task}, after equal steps {leaders(steps)}; dense layers with as few parameters are behind "
+            f"{ahead(steps, 'dense, narrow')}. After equal operations {leaders(operations)}"
+            + (
+                "."
+                if operations["dense"] < SOLVED
+                else f"; dense layers of full width are behind {ahead(operations, 'dense')}."
+            )
         )
+    saved = [
+        one["flops"] / found["dense"][0]["flops"]
+        for found in (every(data, task) for task in data["settings"]["tasks"])
+        for name, (one, *_) in found.items()
+        if not name.startswith("dense")
+    ]
     ratios = [
         statistics.median(one["seconds"] / own["seconds"] for one, own in zip(results, found["dense"], strict=True))
         for found in (every(data, task) for task in data["settings"]["tasks"])
@@ -148,10 +169,10 @@ def verdict(data: Mapping[str, Any]) -> str:
         if not name.startswith("dense")
     ]
     return " ".join(parts) + (
-        f" Time is another matter: with a quarter of the operations, steps with structures take {min(ratios):.2f} to "
-        f"{max(ratios):.2f} of the dense layers' time at this width, the most where a product is many small ones. "
-        "Differences within a standard deviation are none, and what holds for two layers of this size need not hold "
-        "for larger ones."
+        f" Time is another matter: with {min(saved):.0%} to {max(saved):.0%} of the operations, steps with "
+        f"structures take {min(ratios):.2f} to {max(ratios):.2f} of the dense layers' time at this width, the most "
+        "where a product is many small ones. Differences within a standard deviation are none, and what holds for "
+        "two layers of this size need not hold for larger ones."
     )
 
 

@@ -154,8 +154,8 @@ def explanation(data: Mapping[str, Any]) -> str:
         expected = ratio * found.gain((size,) * 3, rates(data))
         parts.append(f"{1 - shares[levels]:.1%} by {levels} ({1 - expected:.1%} in the model)")
     return (
-        f"Profiled at {size:,}, additions and what surrounds them take {listed(parts)} of a product's time: what the "
-        "gain falls short of. "
+        f"Profiled at {size:,}, additions and what surrounds them take {listed(parts)} of a product's time, which is "
+        "where the gain falls short. "
     )
 
 

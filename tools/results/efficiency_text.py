@@ -104,9 +104,7 @@ def seconds_table(data: Mapping[str, Any], kind: str, lengths: Sequence[int]) ->
         powers = [f"{power(known, what):.2f}" for what in ("seconds", "bytes")]
         cells.append([name, *times, powers[0], *memory, powers[1]])
     shown = [f"{length:,}" for length in lengths]
-    return table(
-        ["", *shown, "power of the length", *(f"memory, {one}" for one in shown), "power of the length"], cells
-    )
+    return table(["", *shown, "power", *(f"memory, {one}" for one in shown), "power"], cells)
 
 
 def power(known: Sequence[tuple[int, Mapping[str, float]]], what: str) -> float:

@@ -90,7 +90,7 @@ def measure(name: str, options: argparse.Namespace, deadline: float) -> bool:
     if part is schemes:
         schemes.publish(store, options.docs / "results")
     else:
-        publish(store, options.docs / "results" / f"{name}.json")
+        publish(store, options.docs / "results" / f"{page.FILES.get(name, name)}.json")
     return True
 
 

@@ -101,7 +101,10 @@ def test_products_with_structured_matrices_counted_by_torch(weight):
     elements = matrix_elements(model) - model.head.weight.numel()
     assert elements == sum(one.numel() for one in model.layers.layers.parameters())
     counts = counter.get_flop_counts()["Global"]  # the attention is one operator, neither mm nor bmm
-    assert sum(counts.get(one, 0) for one in (torch.ops.aten.mm, torch.ops.aten.bmm)) == 6 * 72 * elements
+    more = sum(counts.get(one, 0) for one in (torch.ops.aten.mm, torch.ops.aten.bmm)) - 6 * 72 * elements
+    # some forms compute what lies between two factors once more on the way back, instead of keeping it
+    first = sum(one.numel() for name, one in model.named_parameters() if name.endswith(".first"))
+    assert more in (0, 2 * 72 * first)
     assert step_flops(model, Size(16, 2, 2), pairs, 24, 3) == 6 * 72 * matrix_elements(model) + 14 * 8 * 300 * 4 * 3
 
 

@@ -18,8 +18,8 @@ TEXTS = {
     "structures": structures_text,
 }
 
-FILES = {"schemes": ONE_THREAD}
-"""Parts whose files have another name."""
+FILES = {"schemes": ONE_THREAD, "structures": "structured_layers"}
+"""Files of parts that have another name: that of `structures` belongs to `tools/time_structures.py`."""
 
 MINUTES = 20
 """What `make study` takes, about, on the machine that the pages are from while it does nothing else."""
@@ -30,9 +30,10 @@ def write(docs: Path) -> None:
     found = results(docs)
     for name, data in found.items():
         text = TEXTS[name]
-        write_bytes(docs / "results" / f"{name}.png", text.draw(data))
+        place = docs / "results" / (name if name == "schemes" else FILES.get(name, name))
+        write_bytes(place.with_suffix(".png"), text.draw(data))
         if name != "schemes":
-            write_text(docs / "results" / f"{name}.md", joined(text.details(data)))
+            write_text(place.with_suffix(".md"), joined(text.details(data)))
     write_text(docs / "results.md", page(docs))
 
 

@@ -47,12 +47,12 @@ def section(data: Mapping[str, Any]) -> list[str]:
         f"after {' and '.join(f'{count} ({task})' for task, count in steps.items())}, `equal operations` after as "
         f"many steps as {chosen['budget']:.0%} of the dense layers' operations pay for. `in layers` counts the free "
         "elements of their matrices; MFLOP are those of a step by the rule of `attnc study`, and `time` is that of a "
-        "step, over the dense layers'."
+        "step, over the dense layers'. [Every training](results/structured_layers.md)."
     )
     for task in chosen["tasks"]:
         chance = statistics.fmean(trial["chance"] for trial in trials(data, task))
         lines += [f"### {task}: chance {chance:.1%}", "", *task_table(data, task), ""]
-    lines += ["![loss against operations and parameters](results/structures.png)", "", *paragraph(verdict(data))]
+    lines += ["![loss against operations and parameters](results/structured_layers.png)", "", *paragraph(verdict(data))]
     return lines
 
 

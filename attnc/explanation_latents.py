@@ -75,6 +75,7 @@ class CacheSize:
         per_token: what each token adds.
         of_heads: what keys and values of all heads would add.
         once: what there is whatever the number of tokens.
+        call_of: as that of a `CachePlan`.
     """
 
     kept: str
@@ -82,6 +83,7 @@ class CacheSize:
     of_heads: int
     once: int
     refused_because: str
+    call_of: str
 
     def as_json(self) -> dict[str, Any]:
         """Return what `explain --json` prints of it."""
@@ -91,6 +93,7 @@ class CacheSize:
             "numbers_of_heads": self.of_heads,
             "numbers": self.once,
             "refused_because": self.refused_because,
+            "call_of": self.call_of,
         }
 
 
@@ -112,7 +115,7 @@ def cache_size(plan: LayerPlan) -> CacheSize:
         operation = plan.attention.operation
         width = sizes.head_size + (operation.normalize.kind is NormalizeKind.ROWS)
         once = prod((sizes.heads, feature_count(operation.feature, sizes.head_size), width))
-    return CacheSize(cache.kept.value, cache.numbers, heads, once, cache.refused_because)
+    return CacheSize(cache.kept.value, cache.numbers, heads, once, cache.refused_because, cache.call_of)
 
 
 def _prices(plan: LayerPlan, one: LatentPlan, queries: int, keys: int) -> tuple[OrderPrice, ...]:

@@ -106,6 +106,13 @@ def _orders(explanation: LayerExplanation) -> Table:
 
 
 def _cache(cache: CacheSize) -> str:
+    """Say what a layer keeps, and whether stretches are the whole sequence."""
+    if not cache.call_of:
+        return _kept(cache)
+    return f"{_kept(cache)}; rows depend on `{cache.call_of}` of their call, so stretches are not the whole sequence"
+
+
+def _kept(cache: CacheSize) -> str:
     match cache.kept:
         case "keys" if cache.per_token < cache.of_heads:
             return f"{cache.per_token:,} numbers of each token; keys and values of heads would be {cache.of_heads:,}"

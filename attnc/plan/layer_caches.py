@@ -8,8 +8,11 @@ from enum import Enum
 from math import prod
 
 from attnc.ir.matrices import LayerSizes, Matrix
-from attnc.ir.program import AlignKind
+from attnc.ir.nodes import Expr, Index, IndexName, Size, SizeName
+from attnc.ir.program import AlignKind, Attention
 from attnc.ir.shortening import ends_at_last_key
+from attnc.ir.show import show
+from attnc.ir.walk import walk
 from attnc.plan.kernel_plan import Form, Plan
 from attnc.plan.latents import NAMES, LatentPlan
 from attnc.plan.linear import lengths_read
@@ -33,12 +36,15 @@ class CachePlan:
         key: sizes of what is kept of a token's key: heads and head size, or the rank of latents.
         value: the same of its value.
         refused_because: why nothing is kept.
+        call_of: what rows depend on that is of one call alone, `M`, `N` or `r`, so that stretches are not the whole
+            sequence; empty where they depend on none.
     """
 
     kept: Kept
     key: tuple[int, ...] = ()
     value: tuple[int, ...] = ()
     refused_because: str = ""
+    call_of: str = ""
 
     @property
     def numbers(self) -> int:
@@ -64,7 +70,18 @@ def plan_cache(
         return CachePlan(Kept.SUMS)
     ranks = {one.name: (one.rank,) for one in latents if one.is_choice}
     key, value = (ranks.get(name, (sizes.kv_heads, sizes.head_size)) for name in NAMES)
-    return CachePlan(Kept.KEYS, key, value)
+    return CachePlan(Kept.KEYS, key, value, call_of=_call_of(plan.operation))
+
+
+def _call_of(attention: Attention) -> str:
+    """Return what an attention reads of one call alone, `M`, `N` or `r`; nothing where that is none of them."""
+    if attention.feature is not None and attention.feature.form == "cosformer":
+        return SizeName.KEYS.value
+    normalize = attention.normalize
+    stated = (attention.mask, attention.score, attention.scale, attention.weight, normalize.sink, normalize.bias)
+    nodes = {node for expr in stated if expr is not None for node in walk(expr)}
+    known: tuple[Expr, ...] = (Size(SizeName.KEYS), Size(SizeName.QUERIES), Index(IndexName.ROW))
+    return next((show(node) for node in known if node in nodes), "")
 
 
 def _carries_sums(plan: Plan) -> bool:
@@ -85,6 +102,6 @@ def _reasons(matrices: tuple[Matrix, ...], plan: Plan) -> Iterator[str]:
     if attention.align.kind is AlignKind.START:
         yield "`align start` puts the first query of each call at the first key; `align end` counts on"
     elif not ends_at_last_key(attention):
-        yield "`align at` puts queries elsewhere than behind the keys of earlier calls; `align end` counts on"
+        yield "`align at` may put queries elsewhere than behind the keys of earlier calls; `align end` counts on"
     if attention.decompose is not None and attention.decompose.form == "nystrom":
         yield "`decompose nystrom` takes landmarks of all queries; call with all tokens at once"

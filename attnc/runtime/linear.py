@@ -36,6 +36,9 @@ class State(NamedTuple):
     length: int
 
 
+torch.serialization.add_safe_globals([State])
+
+
 @dataclass(frozen=True, slots=True)
 class Linear:
     """The form of an attention that is linear in its length.

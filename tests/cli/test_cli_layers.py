@@ -139,6 +139,7 @@ def test_explain_has_the_prices_of_both_orders(place):
         ]  # fmt: skip
     assert layer["cache"] == {
         "kept": "keys", "numbers_per_token": 256, "numbers_of_heads": 2048, "numbers": 0, "refused_because": "",
+        "call_of": "",
     }  # fmt: skip
     text = run("explain", LATENTS, "-n", 4096).stdout
     assert "256 numbers of each token; keys and values of heads would be 2,048" in text
@@ -220,3 +221,13 @@ def test_a_study_trains_a_layer():
     tokens = task.draw(5, torch.Generator().manual_seed(1)).tokens
     assert model(tokens).isfinite().all()
     assert contender(pattern, task, Size(32, 1, 2), "block").missing == "its width is 16, and the study's is 32"
+
+
+@pytest.mark.parametrize(
+    ("line", "reads"), [("scale 1.0 / (r + 1)", "r"), ("weight 1.0 / (M + j)", "M"), ("score s + 1.0 * j", "")]
+)
+def test_explain_says_where_stretches_are_not_the_whole_sequence(tmp_path, line, reads):
+    file = tmp_path / "kept.attn"
+    file.write_text(f"attention a {{ mask causal\n {line} }}\nlayer l(width: int = 32) {{ heads 4\n attend a }}\n")
+    text = CliRunner().invoke(cli.app, ["explain", str(file)]).stdout
+    assert (f"rows depend on `{reads}` of their call, so stretches are not the whole sequence" in text) == bool(reads)

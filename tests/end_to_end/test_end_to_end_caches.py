@@ -216,7 +216,7 @@ def test_what_does_not_fit_is_told():
     x = tokens(3)
     for name, reason in (
         ("at_start", "at_start: cache: `align start` puts the first query of each call at the first key"),
-        ("anywhere", "anywhere: cache: `align at` puts queries elsewhere"),
+        ("anywhere", "anywhere: cache: `align at` may put queries elsewhere"),
         ("approximate", "approximate: cache: `decompose nystrom` takes landmarks of all queries"),
         ("filtered", "filtered: cache: the kernels of `output` read tokens that an earlier call had"),
         ("on_a_grid", "on_a_grid: cache: the kernels of `key`"),

@@ -97,3 +97,6 @@ def refuse_cache(layer: str, cache: object, return_cache: bool, reason: str) -> 
     check_return_cache(layer, return_cache)
     if cache is not None or return_cache:
         raise ValueError(f"{layer}: cache: {reason}")
+
+
+torch.serialization.add_safe_globals([LayerCache])

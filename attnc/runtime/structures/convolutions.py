@@ -125,6 +125,7 @@ class GridConvProjection(Convolution):
     """
 
     structure = "conv2d"
+    keeps_positions = True
 
     def __init__(
         self,
@@ -151,6 +152,7 @@ class GridConvProjection(Convolution):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, N, in_features), N a multiple of the grid's width, to (B, points that are left, out_features)."""
+        self.check_input(x, self.kernel)
         if x.shape[1] % self.width:
             raise ValueError(f"{x.shape[1]} positions are not a grid in rows of {self.width}")
         grid = torch.unflatten(x.transpose(1, 2), 2, (-1, self.width))

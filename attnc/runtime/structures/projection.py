@@ -65,7 +65,12 @@ class Projection(nn.Module):
         raise NotImplementedError
 
     def multiply_measured(self, x: Tensor, *factors: Tensor) -> Tensor:
-        """Map (..., in_features) to (..., out_features) by the form that was measured, or the default one."""
+        """Map (..., in_features) to (..., out_features) by the form that was measured, or the default one.
+
+        Raises:
+            ValueError: `x` has another number of features or dimensions, or another dtype than the parameters.
+        """
+        self.check_input(x, factors[0])
         if self.product is not None or not forms_apply(self.structure, x):
             out = self.chain(self._as_forms_take(x), *factors)
         else:
@@ -73,6 +78,16 @@ class Projection(nn.Module):
             with without_autocast(x.device.type):
                 out = self._multiply_chosen(x, lowered)
         return out if self.keeps_positions else out.reshape(*x.shape[:-1], self.out_features)
+
+    def check_input(self, x: Tensor, factor: Tensor) -> None:
+        """Raise ValueError where `x` has another number of features or dimensions, or dtype, than is multiplied."""
+        wanted = f"(B, N, {self.in_features})" if self.keeps_positions else f"(..., {self.in_features})"
+        if x.dim() == 0 or x.shape[-1] != self.in_features or (self.keeps_positions and x.dim() != 3):
+            raise ValueError(f"x has shape {tuple(x.shape)}, expected {wanted}")
+        lowered, weight = lower_precision(x, factor)
+        if lowered.dtype != weight.dtype:
+            found, needed = (str(one.dtype).removeprefix("torch.") for one in (x, factor))
+            raise ValueError(f"x is {found}, but the parameters of {self.structure} are {needed}: they must agree")
 
     def _multiply_chosen(self, x: Tensor, factors: Sequence[Tensor]) -> Tensor:
         sizes, given = (self.in_features, self.out_features), self._as_forms_take(x)

@@ -15,7 +15,7 @@ from attnc.runtime.structures.forms import FormTable
 from attnc.runtime.structures.placed_tiles import read_tiles, tile_forms
 from attnc.runtime.structures.projection import OUTPUT_VARIANCE, Product, Projection
 from attnc.runtime.structures.tiling import Tiling, band_entries, entries_of, tile_matrix
-from attnc.runtime.transforms import are_transforms_active, have_tangents
+from attnc.runtime.transforms import are_transforms_active, have_tangents, refuse_gradients_in_batches
 
 
 class SparseProjection(Projection):
@@ -222,6 +222,7 @@ class _SparseProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        refuse_gradients_in_batches("a product with a sparse matrix", (grad,))
         x, values = ctx.saved_tensors
         plain, swapped = ctx.tilings
         of_x = _multiply(grad, values, swapped, plain) if ctx.needs_input_grad[0] else None

@@ -41,6 +41,8 @@ def lay_out_layer(explanation: LayerExplanation) -> Iterator[RenderableType]:
     yield ""
     yield Text("Cache", style="bold")
     yield f"  {_cache(explanation.cache)}"
+    if explanation.cache.call_of:
+        yield f"  Rows depend on `{explanation.cache.call_of}` of their call: stretches are not the whole sequence."
     for scheme in dict.fromkeys(one.scheme for one in plan.projections if one.scheme is not None):
         yield ""
         title, *rest = describe_scheme(scheme, brief=True)
@@ -106,13 +108,6 @@ def _orders(explanation: LayerExplanation) -> Table:
 
 
 def _cache(cache: CacheSize) -> str:
-    """Say what a layer keeps, and whether stretches are the whole sequence."""
-    if not cache.call_of:
-        return _kept(cache)
-    return f"{_kept(cache)}; rows depend on `{cache.call_of}` of their call, so stretches are not the whole sequence"
-
-
-def _kept(cache: CacheSize) -> str:
     match cache.kept:
         case "keys" if cache.per_token < cache.of_heads:
             return f"{cache.per_token:,} numbers of each token; keys and values of heads would be {cache.of_heads:,}"

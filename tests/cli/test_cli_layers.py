@@ -230,4 +230,4 @@ def test_explain_says_where_stretches_are_not_the_whole_sequence(tmp_path, line,
     file = tmp_path / "kept.attn"
     file.write_text(f"attention a {{ mask causal\n {line} }}\nlayer l(width: int = 32) {{ heads 4\n attend a }}\n")
     text = CliRunner().invoke(cli.app, ["explain", str(file)]).stdout
-    assert (f"rows depend on `{reads}` of their call, so stretches are not the whole sequence" in text) == bool(reads)
+    assert (f"Rows depend on `{reads}` of their call: stretches are not the whole sequence" in text) == bool(reads)

@@ -60,9 +60,9 @@ def preparation_launch(
         "out_ptr": out,
         "cosine_ptr": rows if cosine is None else cosine,
         "sine_ptr": rows if sine is None else sine,
-        **_strides("rows", rows),
-        **_strides("grad", given),
-        **_strides("out", out),
+        **_row_strides("rows", rows),
+        **_row_strides("grad", given),
+        **_row_strides("out", out),
         **{f"turn_stride_{axis}": stride for axis, stride in zip("bhn", turn, strict=True)},
         "heads": heads,
         "length": length,
@@ -83,5 +83,5 @@ def _with_rows_in_one(rows: Tensor) -> Tensor:
     return rows if rows.stride(3) == 1 or rows.shape[3] == 1 else rows.contiguous()
 
 
-def _strides(name: str, tensor: Tensor) -> dict[str, int]:
+def _row_strides(name: str, tensor: Tensor) -> dict[str, int]:
     return {f"{name}_stride_{axis}": stride for axis, stride in zip("bhn", tensor.stride()[:3], strict=True)}

@@ -8,14 +8,12 @@ from enum import Enum
 from math import prod
 
 from attnc.ir.matrices import LayerSizes, Matrix
-from attnc.ir.nodes import Expr, Index, IndexName, Size, SizeName
+from attnc.ir.nodes import SizeName
 from attnc.ir.program import AlignKind, Attention
 from attnc.ir.shortening import ends_at_last_key
-from attnc.ir.show import show
-from attnc.ir.walk import walk
 from attnc.plan.kernel_plan import Form, Plan
 from attnc.plan.latents import NAMES, LatentPlan
-from attnc.plan.linear import lengths_read
+from attnc.plan.linear import lengths_read, read_of_one_call
 
 
 class Kept(Enum):
@@ -79,9 +77,7 @@ def _call_of(attention: Attention) -> str:
         return SizeName.KEYS.value
     normalize = attention.normalize
     stated = (attention.mask, attention.score, attention.scale, attention.weight, normalize.sink, normalize.bias)
-    nodes = {node for expr in stated if expr is not None for node in walk(expr)}
-    known: tuple[Expr, ...] = (Size(SizeName.KEYS), Size(SizeName.QUERIES), Index(IndexName.ROW))
-    return next((show(node) for node in known if node in nodes), "")
+    return read_of_one_call(expr for expr in stated if expr is not None)
 
 
 def _carries_sums(plan: Plan) -> bool:

@@ -8,6 +8,7 @@ it is a function of the query times one of the key.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from attnc.algebra.facts import Facts
@@ -87,7 +88,12 @@ def lengths_read(weights: Separable, declared: Attention) -> str:
     parts = [part for part in stated if part is not None]
     read = {name for part in parts for name in tables(part)}
     dims = [dim for one in declared.tensors if one.name in read for dim in one.dims if dim is not None]
-    nodes = {node for expr in (*parts, *dims) for node in walk(expr)}
+    return read_of_one_call((*parts, *dims))
+
+
+def read_of_one_call(parts: Iterable[Expr]) -> str:
+    """Return what expressions read that is of one call alone, `M`, `N` or `r`; nothing where that is none of them."""
+    nodes = {node for expr in parts for node in walk(expr)}
     known: tuple[Expr, ...] = (Size(SizeName.KEYS), Size(SizeName.QUERIES), Index(IndexName.ROW))
     return next((show(node) for node in known if node in nodes), "")
 

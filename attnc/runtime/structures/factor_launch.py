@@ -11,16 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnc.runtime.kernel_launch import KernelCall, KernelLaunch, launchable
+from attnc.runtime.kernel_launch import LEAST_BLOCK, KernelCall, KernelLaunch, launchable
 from attnc.runtime.kernel_math import tl  # type: ignore[attr-defined]
 from attnc.runtime.structures.factor_kernels import block_diagonal_kernel, monarch_kernel
 from attnc.runtime.tiles import Tiles, target_of
 
 FACTOR_TYPES = (torch.float16, torch.bfloat16, torch.float32)
 """Types of numbers that the kernels multiply."""
-
-LEAST_TILE = 16
-"""Rows, columns and inner size of a product: the least that matrix instructions take."""
 
 LARGEST_MIDDLE = 1024
 """Numbers of the middle layer of a token, padded, for which a tile of 16-bit numbers stays on every target's chip."""
@@ -103,7 +100,7 @@ def padded_count(count: int) -> int:
 def pairs_of(count: int, middle: int) -> int:
     """Return how many numbers a source has for all targets, padded."""
     shared = -(-middle // count)
-    return max(LEAST_TILE, padded_count(count) * (1 << (shared - 1).bit_length()))
+    return max(LEAST_BLOCK, padded_count(count) * (1 << (shared - 1).bit_length()))
 
 
 def launch_blocks(x: Tensor, blocks: Tensor) -> Tensor:
@@ -176,8 +173,8 @@ def monarch_launch(x: Tensor, first: Tensor, second: Tensor, out: Tensor, turned
 def monarch_tiles(x: Tensor, count: int, pairs: int) -> FactorTiles:
     """Return tiles with as many tokens as registers have room for."""
     numbers = MOST_NUMBERS[target_of(x.device), max(2, x.dtype.itemsize)] * 32 * monarch_warps(count)
-    tokens = min(MOST_TOKENS, max(LEAST_TILE, numbers // (count * pairs)))
-    return FactorTiles(tokens, LEAST_TILE, LEAST_TILE, monarch_warps(count), 1)
+    tokens = min(MOST_TOKENS, max(LEAST_BLOCK, numbers // (count * pairs)))
+    return FactorTiles(tokens, LEAST_BLOCK, LEAST_BLOCK, monarch_warps(count), 1)
 
 
 def monarch_warps(count: int) -> int:
@@ -187,7 +184,7 @@ def monarch_warps(count: int) -> int:
 
 def tile_for(size: int) -> int:
     """Return the least tile that holds so many."""
-    return max(LEAST_TILE, 1 << (size - 1).bit_length())
+    return max(LEAST_BLOCK, 1 << (size - 1).bit_length())
 
 
 def _tile_arguments(x: Tensor, tiles: FactorTiles) -> dict[str, Any]:
